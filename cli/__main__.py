@@ -1,0 +1,5 @@
+"""`python -m pyrexport.cli` is `pyrexport`."""
+
+from . import main
+
+main()

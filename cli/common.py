@@ -1,0 +1,93 @@
+"""What several commands share: options, opening a checkpoint, progress, and the two forms of output."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ..runtime.checkpoint import Checkpoint, read_checkpoint
+from ..runtime.pyramid import Resolution
+
+__all__ = [
+    "ResolutionType",
+    "output_options",
+    "print_json",
+    "print_table",
+    "progress",
+    "resolve_checkpoint",
+    "sampling_options",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class ResolutionType(click.ParamType):
+    """FRAMESxHEIGHTxWIDTH."""
+
+    name = "FxHxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Resolution:
+        return value if isinstance(value, Resolution) else Resolution.parse(str(value))
+
+
+def output_options(command: F) -> F:
+    """`--json` and `--quiet`."""
+    command = click.option("--quiet", is_flag=True, help="No progress bars.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else there.")(command)
+
+
+def sampling_options(command: F) -> F:
+    """Options that choose a schedule, guidance and a seed."""
+    for option in (
+        click.option("--seed", type=int, default=0, show_default=True),
+        click.option("--levels", help="Natural levels in place of a schedule: 1,0.9863/0.9412,0.8645/0.5858"),
+        click.option("--schedule", help="A schedule of the model, or steps per stage, coarsest first: 10-10-10"),
+        click.option("--guidance-scale", type=float, help="In place of the schedule's own."),
+        click.option("--negative-prompt", help="In place of the model's own."),
+    ):
+        command = option(command)
+    return command
+
+
+def resolve_checkpoint(folder: Path, resolution: Resolution | None = None) -> Checkpoint:
+    """Read a checkpoint; diffusers is imported only if the tensors carry Wan's original names."""
+
+    def rename(names: list[str]) -> Mapping[str, str]:
+        if not any(".self_attn." in name for name in names):
+            return {name: name for name in names}
+        from ..export.names import to_diffusers
+
+        return to_diffusers(names)
+
+    return read_checkpoint(folder, resolution=resolution, rename=rename)
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(document, indent=2))
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A table for people on stdout."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column == columns[0] else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if Console().is_terminal else 110).print(table)
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Progress]:
+    """A progress bar on stderr, with an estimate."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
+        yield bar

@@ -1,0 +1,164 @@
+"""`pyrexport inspect`: what a checkpoint holds and what sampling it costs, from headers alone."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..runtime.checkpoint import ModelDescription, bare_model
+from ..runtime.documents import read_json
+from ..runtime.errors import UsageError
+from ..runtime.pyramid import Resolution
+from ..runtime.wan import WanConfig, flops_per_forward, transformer_tensors
+from .common import ResolutionType, output_options, print_json, print_table, resolve_checkpoint
+
+PLAIN_STEPS = (50, 4, 2)
+"""Plain Wan's schedules in the paper's cost table."""
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--resolution", type=ResolutionType(), help="In place of the model's own; needed for a bare config.json.")
+@output_options
+def command(model: Path, resolution: Resolution | None, as_json: bool, quiet: bool) -> None:
+    """Show a CHECKPOINT folder, or a bare transformer config.json with --resolution."""
+    document = describe(model, resolution)
+    if as_json:
+        print_json(document)
+    else:
+        show(document)
+
+
+def describe(model: Path, resolution: Resolution | None) -> dict[str, Any]:
+    """The JSON document of a checkpoint or a configuration.
+
+    Raises:
+        UsageError: the path is neither, or what it holds is malformed.
+    """
+    bare = model / "config.json" if model.is_dir() else model
+    if not (model / "model_index.json").is_file() and bare.is_file():
+        return _describe_config(bare, resolution)
+    if not model.is_dir():
+        raise UsageError(f"{model} does not exist: expected a checkpoint folder or a transformer's config.json")
+    checkpoint = resolve_checkpoint(model, resolution)
+    components = {
+        name: {
+            "parameters": sum(tensor.elements for tensor in tensors.values()),
+            "bytes": sum(tensor.nbytes for tensor in tensors.values()),
+            "dtypes": sorted({tensor.dtype for tensor in tensors.values()}),
+        }
+        for name, tensors in checkpoint.components.items()
+    }
+    transformer = components["transformer"]
+    return {
+        "model": str(model),
+        "assumed": None,
+        **_costs(checkpoint.model, checkpoint.config),
+        "parameters": transformer["parameters"],
+        "bytes": transformer["bytes"],
+        "components": components,
+    }
+
+
+def _describe_config(source: Path, resolution: Resolution | None) -> dict[str, Any]:
+    if resolution is None:
+        raise UsageError(f"{source} says nothing of a resolution: give one, such as --resolution 81x448x832")
+    config = WanConfig.from_json(read_json(source), str(source))
+    model = bare_model(config, resolution)
+    parameters = 0
+    for shape in transformer_tensors(config, "pyramidal").values():
+        count = 1
+        for size in shape:
+            count *= size
+        parameters += count
+    costs = _costs(model, config)
+    plain = flops_per_forward(config, model.pyramid.stages[0].tokens, model.text_length) / 1e12
+    for steps in PLAIN_STEPS:
+        costs["schedules"][f"0-0-{steps}"] = {
+            "steps": [0, 0, steps], "guidance_scale": 5.0 if steps == 50 else 1.0, "tflop": steps * plain,
+            "passes": 2 if steps == 50 else 1,
+        }  # fmt: skip
+    return {
+        "model": str(source),
+        "assumed": "pyramidal, three stages, Haar, first frame apart, the paper's schedules (0-0-n: plain Wan), float32",
+        **costs,
+        "parameters": parameters,
+        "bytes": 4 * parameters,
+        "components": {"transformer": {"parameters": parameters, "bytes": 4 * parameters, "dtypes": ["F32"]}},
+    }
+
+
+def _costs(model: ModelDescription, config: WanConfig) -> dict[str, Any]:
+    pyramid = model.pyramid
+    tflop = [
+        flops_per_forward(config, stage.tokens, model.text_length, stage.patch_size) / 1e12 for stage in pyramid.stages
+    ]
+    schedules = {}
+    for name, entry in model.schedules.items():
+        plan = entry.schedule(name, pyramid)
+        schedules[name] = {
+            "steps": list(plan.steps),
+            "levels": [list(levels) for levels in plan.levels],
+            "guidance_scale": plan.guidance_scale,
+            "tflop": sum(n * cost for n, cost in zip(plan.steps, reversed(tflop), strict=True)),
+            "passes": 2 if plan.guided else 1,
+        }
+    return {
+        "kind": pyramid.kind,
+        "resolution": str(pyramid.resolution),
+        "wavelet": model.wavelet if pyramid.axes else None,
+        "text_length": model.text_length,
+        "stages": [
+            {
+                "stage": stage.index,
+                "latent": list(stage.latent),
+                "patch_size": list(stage.patch_size),
+                "grid": list(stage.grid),
+                "tokens": stage.tokens,
+                "levels": [stage.noisy, stage.clean],
+                "tflop": cost,
+            }
+            for stage, cost in zip(pyramid.stages, tflop, strict=True)
+        ],
+        "schedules": schedules,
+        "default_schedule": model.default_schedule,
+    }
+
+
+def show(document: Mapping[str, Any]) -> None:
+    """Print the document as tables."""
+    click.echo(f"{document['model']}: {document['kind']} at {document['resolution']}")
+    if document["assumed"]:
+        click.echo(f"assumed: {document['assumed']}")
+    print_table(
+        "stages",
+        ["stage", "latent C,T,H,W", "patch", "tokens", "natural levels", "TFLOP per forward"],
+        [
+            [
+                str(stage["stage"]),
+                "x".join(map(str, stage["latent"])),
+                "x".join(map(str, stage["patch_size"])),
+                f"{stage['tokens']:,}",
+                f"{stage['levels'][0]:.4f} to {stage['levels'][1]:.4f}",
+                f"{stage['tflop']:,.3f}",
+            ]
+            for stage in document["stages"]
+        ],
+    )
+    print_table(
+        "schedules",
+        ["schedule", "guidance scale", "TFLOP per pass", "passes", "TFLOP"],
+        [
+            [name, f"{s['guidance_scale']:g}", f"{s['tflop']:,.1f}", str(s["passes"]), f"{s['passes'] * s['tflop']:,.1f}"]
+            for name, s in document["schedules"].items()
+        ],
+    )
+    print_table(
+        "weights",
+        ["component", "parameters", "bytes", "dtype"],
+        [
+            [name, f"{part['parameters']:,}", f"{part['bytes']:,}", ", ".join(part["dtypes"])]
+            for name, part in document["components"].items()
+        ],
+    )

@@ -1,0 +1,1 @@
+"""From a checkpoint to graphs: reading, the PyTorch reference, and what `build` makes."""

@@ -1,0 +1,1 @@
+"""Everything that runs on the device: the chain in NumPy, and the data that it works from. Never PyTorch."""

@@ -1,0 +1,369 @@
+"""Checkpoints as data: `pyramid.json`, the components' configurations, and the tensors' headers. No weight is read."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .documents import Fields, is_number, read_json
+from .errors import UsageError
+from .levels import default_clean_levels, gain
+from .pyramid import KINDS, Pyramid, Resolution
+from .safetensors_header import TensorEntry, read_tensors
+from .schedules import Schedule, explicit_levels, parse_steps, spaced_levels
+from .wan import Patch, WanConfig, transformer_tensors
+from .wavelets import wavelet_taps
+
+__all__ = [
+    "PAPER_SCHEDULES",
+    "Checkpoint",
+    "ModelDescription",
+    "ScheduleEntry",
+    "bare_model",
+    "describe_model",
+    "read_checkpoint",
+]
+
+FORMAT = 1
+PLAIN_RESOLUTION = Resolution(81, 480, 832)
+"""What diffusers' WanPipeline samples by default."""
+
+PAPER_SCHEDULES = {
+    "2-2-1": {"steps": [2, 2, 1], "guidance_scale": 1.0},
+    "2-2-2": {"steps": [2, 2, 2], "guidance_scale": 1.0},
+    "1-1-1": {"steps": [1, 1, 1], "guidance_scale": 1.0},
+    "20-20-10": {"steps": [20, 20, 10], "guidance_scale": 5.0},
+}
+"""Schedules of PyramidalWan (supplement A3 and the cost table)."""
+
+Rename = Callable[[list[str]], Mapping[str, str]]
+"""From names found to diffusers' names: original Wan names are converted by diffusers, which is not imported here."""
+
+
+@dataclass(frozen=True)
+class ScheduleEntry:
+    """A schedule as it is written: steps and shift, or levels; resolved for a pyramid by `schedule`."""
+
+    steps: tuple[int, ...] = ()
+    levels: tuple[tuple[float, ...], ...] = ()
+    shift: float = 5.0
+    guidance_scale: float = 1.0
+
+    def schedule(self, name: str, pyramid: Pyramid) -> Schedule:
+        """The levels for a pyramid.
+
+        Raises:
+            UsageError: they do not fit its stages.
+        """
+        try:
+            levels = (
+                explicit_levels(pyramid, self.levels) if self.levels else spaced_levels(pyramid, self.steps, self.shift)
+            )
+        except UsageError as error:
+            raise UsageError(f"schedule '{name}': {error}") from None
+        return Schedule(name, levels, self.guidance_scale)
+
+    def to_json(self) -> dict[str, Any]:
+        """As in `pyramid.json`."""
+        how: dict[str, Any] = (
+            {"levels": [list(group) for group in self.levels]}
+            if self.levels
+            else {"steps": list(self.steps), "shift": self.shift}
+        )
+        return how | {"guidance_scale": self.guidance_scale}
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What `pyramid.json` says: the pyramid, and how to sample it."""
+
+    pyramid: Pyramid
+    wavelet: str | list[float]
+    text_length: int
+    schedules: Mapping[str, ScheduleEntry]
+    default_schedule: str
+    negative_prompt: str
+
+    def schedule(
+        self, name: str | None = None, *, guidance_scale: float | None = None, levels: list[list[float]] | None = None
+    ) -> Schedule:
+        """The schedule to sample with.
+
+        Args:
+            name: of a schedule of the model, or steps such as "10-10-10", which are spaced with the default
+                schedule's shift and guidance; the default schedule if None.
+            guidance_scale: replaces the schedule's own.
+            levels: explicit natural levels per stage, coarsest first, in place of a named schedule.
+
+        Raises:
+            UsageError: the name is unknown, or steps or levels do not fit the stages.
+        """
+        default = self.schedules[self.default_schedule]
+        label = name or self.default_schedule
+        if levels is not None:
+            if name is not None:
+                raise UsageError("give a schedule by name or by levels, not both")
+            label, entry = "levels", ScheduleEntry((), tuple(map(tuple, levels)), default.shift, default.guidance_scale)
+        elif label in self.schedules:
+            entry = self.schedules[label]
+        elif steps := parse_steps(label):
+            entry = ScheduleEntry(steps, (), default.shift, default.guidance_scale)
+        else:
+            raise UsageError(
+                f"unknown schedule '{label}': expected one of {', '.join(self.schedules)}, or steps per stage such as 2-2-1"
+            )
+        schedule = entry.schedule(label, self.pyramid)
+        if guidance_scale is None:
+            return schedule
+        return Schedule(schedule.name, schedule.levels, guidance_scale)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that `describe_model` reads."""
+        pyramid = self.pyramid
+        size = pyramid.resolution
+        return {
+            "format": FORMAT,
+            "kind": pyramid.kind,
+            "stages": pyramid.depth,
+            "wavelet": self.wavelet,
+            "axes": pyramid.axes or "THW",
+            "first_frame": "separate" if pyramid.first_frame_apart else "joint",
+            "clean_levels": list(pyramid.clean_levels),
+            "resolution": {"frames": size.frames, "height": size.height, "width": size.width},
+            "text_length": self.text_length,
+            "schedules": {name: entry.to_json() for name, entry in self.schedules.items()},
+            "default_schedule": self.default_schedule,
+            "negative_prompt": self.negative_prompt,
+            "patch_sizes": [list(p) for p in pyramid.patch_sizes] if pyramid.kind == "ppf" else None,
+        }
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder whose configurations and headers have been checked."""
+
+    folder: Path
+    model: ModelDescription
+    config: WanConfig
+    transformer: Mapping[str, TensorEntry]
+    """By diffusers' name."""
+    vae: Mapping[str, TensorEntry] = field(default_factory=dict)
+    vae_config: Mapping[str, Any] | None = None
+    text_encoder: Mapping[str, TensorEntry] = field(default_factory=dict)
+    text_encoder_config: Mapping[str, Any] | None = None
+
+    @property
+    def components(self) -> dict[str, Mapping[str, TensorEntry]]:
+        """Tensors of each component that is there."""
+        named = {"transformer": self.transformer, "text_encoder": self.text_encoder, "vae": self.vae}
+        return {name: tensors for name, tensors in named.items() if tensors}
+
+
+def describe_model(document: Any, config: WanConfig, source: str) -> ModelDescription:
+    """Read a `pyramid.json` document.
+
+    Raises:
+        UsageError: a field is missing, unknown or impossible; the message names it.
+    """
+    fields = Fields(document, source)
+    fields.only((
+        "format", "kind", "stages", "wavelet", "axes", "first_frame", "clean_levels", "resolution", "text_length",
+        "schedules", "default_schedule", "negative_prompt", "patch_sizes",
+    ))  # fmt: skip
+    if fields.document.get("format") != FORMAT:
+        raise fields.wrong("format", f"{FORMAT} (a later format needs a later pyrexport)")
+    kind = fields.text("kind", choices=KINDS)
+    depth = fields.integer("stages")
+    if depth > 8 or (kind == "plain" and depth != 1):
+        raise fields.wrong("stages", "1 for a plain model" if kind == "plain" else "at most 8")
+    axes = fields.text("axes", "THW", choices=("T", "H", "W", "TH", "TW", "HW", "THW")) if kind == "pyramidal" else ""
+    first = fields.text("first_frame", "separate", choices=("separate", "joint"))
+    wavelet = fields.get("wavelet", "a name or a list of low-pass taps", lambda v: isinstance(v, str | list), "haar")
+    nominal_gain = gain(len(axes) if kind == "pyramidal" else 3)
+    clean_levels = fields.numbers("clean_levels", default_clean_levels(depth, nominal_gain))
+    if len(clean_levels) != depth:
+        raise fields.wrong("clean_levels", f"{depth} levels, finest stage first")
+    size = fields.object("resolution")
+    resolution = Resolution(size.integer("frames"), size.integer("height"), size.integer("width"))
+    try:
+        pyramid = Pyramid(
+            kind=kind,
+            clean_levels=clean_levels,
+            resolution=resolution,
+            patch_sizes=_patch_sizes(fields, kind, depth, config),
+            taps=wavelet_taps(wavelet),
+            axes=axes,
+            first_frame_apart=kind == "pyramidal" and first == "separate",
+            channels=config.in_channels,
+        )
+        _check_rope(pyramid, config)
+        schedules = _schedules(fields)
+        for name, entry in schedules.items():
+            entry.schedule(name, pyramid)
+    except UsageError as error:
+        text = str(error)
+        raise error if text.startswith(source) else UsageError(f"{source}: {text}") from None
+    default = fields.text("default_schedule", next(iter(schedules)), choices=schedules)
+    return ModelDescription(
+        pyramid, wavelet, fields.integer("text_length", 512), schedules, default, fields.text("negative_prompt", "")
+    )
+
+
+def _check_rope(pyramid: Pyramid, config: WanConfig) -> None:
+    longest = max(size for stage in pyramid.stages for size in stage.grid)
+    if longest > config.rope_max_seq_len:
+        raise UsageError(
+            f"impossible resolution {pyramid.resolution}: the transformer's positions end at {config.rope_max_seq_len} "
+            f"tokens along an axis (rope_max_seq_len), found {longest}"
+        )
+
+
+def _patch_sizes(fields: Fields, kind: str, depth: int, config: WanConfig) -> tuple[Patch, ...]:
+    if kind != "ppf":
+        return (config.patch_size,) * depth
+    expected = f"a patch size [T, H, W] for each of {depth} stages, finest first"
+
+    def valid(value: Any) -> bool:
+        return (
+            isinstance(value, list)
+            and len(value) == depth
+            and all(isinstance(p, list) and len(p) == 3 and all(type(n) is int and 0 < n < 1024 for n in p) for p in value)
+        )
+
+    return tuple((p[0], p[1], p[2]) for p in fields.get("patch_sizes", expected, valid))
+
+
+def _schedules(fields: Fields) -> dict[str, ScheduleEntry]:
+    schedules = {}
+    for name, value in fields.object("schedules").document.items():
+        entry = Fields(value, f"{fields.source}: schedule '{name}'")
+        entry.only(("steps", "levels", "shift", "guidance_scale"))
+        guidance, shift = entry.number("guidance_scale", 1.0), entry.number("shift", 5.0)
+        if "levels" in entry.document:
+            levels = entry.get(
+                "levels",
+                "a list of natural levels per stage, coarsest first",
+                lambda v: isinstance(v, list) and bool(v) and all(isinstance(g, list) and all(map(is_number, g)) for g in v),
+            )
+            schedules[name] = ScheduleEntry((), tuple(tuple(map(float, g)) for g in levels), shift, guidance)
+        else:
+            steps = entry.get(
+                "steps",
+                "steps per stage, coarsest first, from 1 to 9999 each",
+                lambda v: isinstance(v, list) and bool(v) and all(type(n) is int and 0 < n < 10_000 for n in v),
+            )
+            schedules[name] = ScheduleEntry(tuple(steps), (), shift, guidance)
+    if not schedules:
+        raise fields.wrong("schedules", "at least one schedule")
+    return schedules
+
+
+def bare_model(config: WanConfig, resolution: Resolution) -> ModelDescription:
+    """The model that a bare transformer configuration stands for: three stages, Haar, the paper's schedules."""
+    size = {"frames": resolution.frames, "height": resolution.height, "width": resolution.width}
+    document = {
+        "format": FORMAT,
+        "kind": "pyramidal",
+        "stages": 3,
+        "resolution": size,
+        "schedules": PAPER_SCHEDULES,
+        "default_schedule": "2-2-1",
+    }
+    return describe_model(document, config, "assumed model")
+
+
+def read_checkpoint(folder: Path, *, resolution: Resolution | None = None, rename: Rename | None = None) -> Checkpoint:
+    """Read and check a checkpoint folder.
+
+    Args:
+        folder: a diffusers folder, with `pyramid.json` unless it is a plain Wan model.
+        resolution: replaces the checkpoint's own.
+        rename: converts names of tensors to diffusers'.
+
+    Raises:
+        UsageError: anything is missing, malformed, extra or of another shape; the message names it.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise UsageError(f"{folder} is not a checkpoint: expected a diffusers folder with model_index.json")
+    source = folder / "transformer" / "config.json"
+    config = WanConfig.from_json(read_json(source), str(source))
+    if (folder / "transformer_2").is_dir():
+        raise UsageError(f"{folder} has a second transformer (Wan2.2): only models with one transformer are supported")
+    pyramid_file = folder / "pyramid.json"
+    document = read_json(pyramid_file) if pyramid_file.is_file() else _plain_document(folder)
+    if resolution is not None:
+        document = document | {"resolution": vars(resolution)}
+    model = describe_model(document, config, str(pyramid_file) if pyramid_file.is_file() else str(folder))
+    transformer = _transformer(folder, model.pyramid, config, rename)
+    parts: dict[str, Any] = {}
+    if (folder / "vae").is_dir():
+        parts["vae_config"] = _vae_config(folder / "vae" / "config.json", config)
+        parts["vae"] = read_tensors(folder / "vae", "diffusion_pytorch_model")
+    if (folder / "text_encoder").is_dir():
+        parts["text_encoder_config"] = _text_encoder_config(folder, config)
+        parts["text_encoder"] = read_tensors(folder / "text_encoder", "model")
+    return Checkpoint(folder, model, config, transformer, **parts)
+
+
+def _plain_document(folder: Path) -> dict[str, Any]:
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    document = read_json(scheduler) if scheduler.is_file() else {}
+    # diffusers' UniPC calls the same number flow_shift.
+    shift = document.get("shift", document.get("flow_shift", 5.0))
+    return {
+        "format": FORMAT,
+        "kind": "plain",
+        "stages": 1,
+        "resolution": vars(PLAIN_RESOLUTION),
+        "schedules": {"50": {"steps": [50], "shift": shift, "guidance_scale": 5.0}},
+        "default_schedule": "50",
+    }
+
+
+def _transformer(
+    folder: Path, pyramid: Pyramid, config: WanConfig, rename: Rename | None
+) -> dict[str, TensorEntry]:
+    part = folder / "transformer"
+    found = read_tensors(part, "diffusion_pytorch_model")
+    expected = transformer_tensors(config, pyramid.kind, pyramid.patch_sizes)
+    if rename is not None:
+        names = rename(list(found))
+        found = {names[name]: entry for name, entry in found.items()}
+    for name, shape in expected.items():
+        if name not in found:
+            raise UsageError(f"{part}: tensor '{name}' is missing: expected shape {list(shape)} for a {pyramid.kind} model")
+        if found[name].shape != shape:
+            raise UsageError(f"{part}: tensor '{name}' is misshaped: expected {list(shape)}, found {list(found[name].shape)}")
+        if found[name].dtype not in ("F32", "F16", "BF16"):
+            raise UsageError(f"{part}: tensor '{name}': expected F32, F16 or BF16, found {found[name].dtype}")
+    extra = sorted(found.keys() - expected.keys())
+    if extra:
+        raise UsageError(f"{part}: unexpected tensor '{extra[0]}' of shape {list(found[extra[0]].shape)} in a {pyramid.kind} model")
+    return {name: found[name] for name in expected}
+
+
+def _vae_config(source: Path, config: WanConfig) -> dict[str, Any]:
+    document = read_json(source)
+    fields = Fields(document, str(source))
+    fields.text("_class_name", "AutoencoderKLWan", choices=("AutoencoderKLWan",))
+    channels = fields.integer("z_dim", 16)
+    if channels != config.in_channels:
+        raise fields.wrong("z_dim", f"{config.in_channels}, the transformer's input channels")
+    if document.get("is_residual") or document.get("patch_size") is not None:
+        raise UsageError(f"{source}: only Wan2.1's VAE is supported (4x8x8), found the residual one of Wan2.2")
+    for name in ("latents_mean", "latents_std"):
+        if document.get(name) is not None and len(fields.numbers(name)) != channels:
+            raise fields.wrong(name, f"{channels} numbers")
+    return document
+
+
+def _text_encoder_config(folder: Path, config: WanConfig) -> dict[str, Any]:
+    source = folder / "text_encoder" / "config.json"
+    document = read_json(source)
+    fields = Fields(document, str(source))
+    fields.text("model_type", choices=("umt5",))
+    if fields.integer("d_model") != config.text_dim:
+        raise fields.wrong("d_model", f"{config.text_dim}, the transformer's text_dim")
+    if not (folder / "tokenizer" / "tokenizer.json").is_file():
+        raise UsageError(f"{folder / 'tokenizer' / 'tokenizer.json'} is missing: expected the fast tokenizer of the text encoder")
+    return document

@@ -1,0 +1,1 @@
+"""One folder per engine: `build` lowers a graph, `session` runs it."""
