@@ -8,7 +8,14 @@ from typing import Any, TypeVar
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from ..runtime.checkpoint import Checkpoint, read_checkpoint
@@ -27,7 +34,7 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class ResolutionType(click.ParamType):
+class ResolutionType(click.ParamType):  # type: ignore[type-arg]
     """FRAMESxHEIGHTxWIDTH."""
 
     name = "FxHxW"
@@ -39,7 +46,9 @@ class ResolutionType(click.ParamType):
 def output_options(command: F) -> F:
     """`--json` and `--quiet`."""
     command = click.option("--quiet", is_flag=True, help="No progress bars.")(command)
-    return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else there.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else there.")(
+        command
+    )
 
 
 def sampling_options(command: F) -> F:

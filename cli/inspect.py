@@ -150,7 +150,13 @@ def show(document: Mapping[str, Any]) -> None:
         "schedules",
         ["schedule", "guidance scale", "TFLOP per pass", "passes", "TFLOP"],
         [
-            [name, f"{s['guidance_scale']:g}", f"{s['tflop']:,.1f}", str(s["passes"]), f"{s['passes'] * s['tflop']:,.1f}"]
+            [
+                name,
+                f"{s['guidance_scale']:g}",
+                f"{s['tflop']:,.1f}",
+                str(s["passes"]),
+                f"{s['passes'] * s['tflop']:,.1f}",
+            ]
             for name, s in document["schedules"].items()
         ],
     )

@@ -19,7 +19,12 @@ from .common import ResolutionType, output_options, print_json, progress, resolv
 @click.option("--prompt", required=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="An .mp4, or .npy for latents.")
 @click.option(
-    "--grid", is_flag=False, flag_value="", default=None, metavar="[FILE]", help="Also a PNG contact sheet, by default beside the output."
+    "--grid",
+    is_flag=False,
+    flag_value="",
+    default=None,
+    metavar="[FILE]",
+    help="Also a PNG contact sheet, by default beside the output.",
 )
 @click.option("--resolution", type=ResolutionType(), help="In place of the checkpoint's own.")
 @sampling_options

@@ -16,7 +16,15 @@ from ..runtime.checkpoint import Checkpoint
 from ..runtime.errors import UsageError
 from ..runtime.safetensors_header import TensorEntry
 
-__all__ = ["StageTransformer", "check_parts", "empty_modules", "load_text_encoder", "load_tokenizer", "load_transformer", "load_vae"]
+__all__ = [
+    "StageTransformer",
+    "check_parts",
+    "empty_modules",
+    "load_text_encoder",
+    "load_tokenizer",
+    "load_transformer",
+    "load_vae",
+]
 
 
 class StageTransformer(nn.Module):
@@ -25,10 +33,10 @@ class StageTransformer(nn.Module):
     Takes a latent [1, C, T, H, W], a timestep [1] and text [1, L, D]; returns the velocity [1, C, T, H, W].
     """
 
-    def __init__(self, transformer: nn.Module, first_frame_embedding: torch.Tensor | None = None) -> None:
+    def __init__(self, transformer: WanTransformer3DModel, first_frame_embedding: torch.Tensor | None = None) -> None:
         """Wrap a `WanTransformer3DModel`; the embedding [width] is added to every token of the first frame."""
         super().__init__()
-        self.transformer = transformer
+        self.transformer: Any = transformer
         self.first_frame_embedding = None
         if first_frame_embedding is not None:
             self.first_frame_embedding = nn.Parameter(first_frame_embedding, requires_grad=False)
@@ -76,7 +84,9 @@ def _ppf_stage(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], inde
     return StageTransformer(_transformer(checkpoint, checkpoint.model.pyramid.patch_sizes[index], own))
 
 
-def _transformer(checkpoint: Checkpoint, patch_size: tuple[int, ...], tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+def _transformer(
+    checkpoint: Checkpoint, patch_size: tuple[int, ...], tensors: Mapping[str, torch.Tensor]
+) -> WanTransformer3DModel:
     with init_empty_weights(include_buffers=False):
         module = WanTransformer3DModel.from_config(_transformer_config(checkpoint) | {"patch_size": patch_size})
     return _filled(module, tensors)
@@ -155,13 +165,15 @@ def _check(checkpoint: Checkpoint, part: str, module: nn.Module, tensors: Mappin
                 continue
             raise UsageError(f"{folder}: tensor '{name}' is missing: expected shape {list(shape)}")
         if tensors[name].shape != shape:
-            raise UsageError(f"{folder}: tensor '{name}' is misshaped: expected {list(shape)}, found {list(tensors[name].shape)}")
+            raise UsageError(
+                f"{folder}: tensor '{name}' is misshaped: expected {list(shape)}, found {list(tensors[name].shape)}"
+            )
     extra = sorted(tensors.keys() - expected.keys())
     if extra:
         raise UsageError(f"{folder}: unexpected tensor '{extra[0]}' of shape {list(tensors[extra[0]].shape)}")
 
 
-def _filled(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Any:
+def _filled(module: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     module.load_state_dict(dict(tensors), strict=False, assign=True)
     if hasattr(module, "tie_weights"):
         module.tie_weights()

@@ -1,5 +1,7 @@
 """The PyTorch reference: diffusers' own modules in the engine's place of the runtime's chain."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
@@ -7,7 +9,14 @@ from diffusers.video_processor import VideoProcessor
 from numpy.typing import NDArray
 
 from ..runtime.checkpoint import Checkpoint
-from .modules import StageTransformer, check_parts, load_text_encoder, load_tokenizer, load_transformer, load_vae
+from .modules import (
+    StageTransformer,
+    check_parts,
+    load_text_encoder,
+    load_tokenizer,
+    load_transformer,
+    load_vae,
+)
 
 __all__ = ["Reference"]
 
@@ -24,7 +33,7 @@ class Reference:
         check_parts(checkpoint)
         self.checkpoint = checkpoint
         self._stages: list[StageTransformer] | None = None
-        self._vae: torch.nn.Module | None = None
+        self._vae: Any = None
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> NDArray[np.float32]:
@@ -56,7 +65,9 @@ class Reference:
         if self._stages is None:
             self._stages = load_transformer(self.checkpoint)
         velocity: torch.Tensor = self._stages[stage](
-            torch.from_numpy(latent)[None], torch.tensor([timestep], dtype=torch.float32), torch.from_numpy(text)[None]
+            torch.from_numpy(latent)[None],
+            torch.tensor([timestep], dtype=torch.float32),
+            torch.from_numpy(text)[None],
         )
         return velocity[0].numpy()
 
@@ -70,4 +81,4 @@ class Reference:
         inverse_std = 1.0 / torch.tensor(config.latents_std).view(1, -1, 1, 1, 1)
         video = self._vae.decode(torch.from_numpy(latent)[None] / inverse_std + mean, return_dict=False)[0]
         frames = VideoProcessor(vae_scale_factor=8).postprocess_video(video, output_type="np")[0]
-        return (frames * 255).round().astype(np.uint8)
+        return np.asarray((frames * 255).round(), np.uint8)

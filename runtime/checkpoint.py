@@ -85,7 +85,11 @@ class ModelDescription:
     negative_prompt: str
 
     def schedule(
-        self, name: str | None = None, *, guidance_scale: float | None = None, levels: list[list[float]] | None = None
+        self,
+        name: str | None = None,
+        *,
+        guidance_scale: float | None = None,
+        levels: list[list[float]] | None = None,
     ) -> Schedule:
         """The schedule to sample with.
 
@@ -103,7 +107,10 @@ class ModelDescription:
         if levels is not None:
             if name is not None:
                 raise UsageError("give a schedule by name or by levels, not both")
-            label, entry = "levels", ScheduleEntry((), tuple(map(tuple, levels)), default.shift, default.guidance_scale)
+            label, entry = (
+                "levels",
+                ScheduleEntry((), tuple(map(tuple, levels)), default.shift, default.guidance_scale),
+            )
         elif label in self.schedules:
             entry = self.schedules[label]
         elif steps := parse_steps(label):
@@ -205,7 +212,12 @@ def describe_model(document: Any, config: WanConfig, source: str) -> ModelDescri
         raise error if text.startswith(source) else UsageError(f"{source}: {text}") from None
     default = fields.text("default_schedule", next(iter(schedules)), choices=schedules)
     return ModelDescription(
-        pyramid, wavelet, fields.integer("text_length", 512), schedules, default, fields.text("negative_prompt", "")
+        pyramid,
+        wavelet,
+        fields.integer("text_length", 512),
+        schedules,
+        default,
+        fields.text("negative_prompt", ""),
     )
 
 
@@ -227,7 +239,9 @@ def _patch_sizes(fields: Fields, kind: str, depth: int, config: WanConfig) -> tu
         return (
             isinstance(value, list)
             and len(value) == depth
-            and all(isinstance(p, list) and len(p) == 3 and all(type(n) is int and 0 < n < 1024 for n in p) for p in value)
+            and all(
+                isinstance(p, list) and len(p) == 3 and all(type(n) is int and 0 < n < 1024 for n in p) for p in value
+            )
         )
 
     return tuple((p[0], p[1], p[2]) for p in fields.get("patch_sizes", expected, valid))
@@ -243,7 +257,9 @@ def _schedules(fields: Fields) -> dict[str, ScheduleEntry]:
             levels = entry.get(
                 "levels",
                 "a list of natural levels per stage, coarsest first",
-                lambda v: isinstance(v, list) and bool(v) and all(isinstance(g, list) and all(map(is_number, g)) for g in v),
+                lambda v: (
+                    isinstance(v, list) and bool(v) and all(isinstance(g, list) and all(map(is_number, g)) for g in v)
+                ),
             )
             schedules[name] = ScheduleEntry((), tuple(tuple(map(float, g)) for g in levels), shift, guidance)
         else:
@@ -320,9 +336,7 @@ def _plain_document(folder: Path) -> dict[str, Any]:
     }
 
 
-def _transformer(
-    folder: Path, pyramid: Pyramid, config: WanConfig, rename: Rename | None
-) -> dict[str, TensorEntry]:
+def _transformer(folder: Path, pyramid: Pyramid, config: WanConfig, rename: Rename | None) -> dict[str, TensorEntry]:
     part = folder / "transformer"
     found = read_tensors(part, "diffusion_pytorch_model")
     expected = transformer_tensors(config, pyramid.kind, pyramid.patch_sizes)
@@ -331,14 +345,20 @@ def _transformer(
         found = {names[name]: entry for name, entry in found.items()}
     for name, shape in expected.items():
         if name not in found:
-            raise UsageError(f"{part}: tensor '{name}' is missing: expected shape {list(shape)} for a {pyramid.kind} model")
+            raise UsageError(
+                f"{part}: tensor '{name}' is missing: expected shape {list(shape)} for a {pyramid.kind} model"
+            )
         if found[name].shape != shape:
-            raise UsageError(f"{part}: tensor '{name}' is misshaped: expected {list(shape)}, found {list(found[name].shape)}")
+            raise UsageError(
+                f"{part}: tensor '{name}' is misshaped: expected {list(shape)}, found {list(found[name].shape)}"
+            )
         if found[name].dtype not in ("F32", "F16", "BF16"):
             raise UsageError(f"{part}: tensor '{name}': expected F32, F16 or BF16, found {found[name].dtype}")
     extra = sorted(found.keys() - expected.keys())
     if extra:
-        raise UsageError(f"{part}: unexpected tensor '{extra[0]}' of shape {list(found[extra[0]].shape)} in a {pyramid.kind} model")
+        raise UsageError(
+            f"{part}: unexpected tensor '{extra[0]}' of shape {list(found[extra[0]].shape)} in a {pyramid.kind} model"
+        )
     return {name: found[name] for name in expected}
 
 
@@ -365,5 +385,7 @@ def _text_encoder_config(folder: Path, config: WanConfig) -> dict[str, Any]:
     if fields.integer("d_model") != config.text_dim:
         raise fields.wrong("d_model", f"{config.text_dim}, the transformer's text_dim")
     if not (folder / "tokenizer" / "tokenizer.json").is_file():
-        raise UsageError(f"{folder / 'tokenizer' / 'tokenizer.json'} is missing: expected the fast tokenizer of the text encoder")
+        raise UsageError(
+            f"{folder / 'tokenizer' / 'tokenizer.json'} is missing: expected the fast tokenizer of the text encoder"
+        )
     return document

@@ -67,9 +67,7 @@ class Fields:
 
     def integer(self, name: str, default: int | None = None, *, least: int = 1) -> int:
         """A whole number, not below `least`."""
-        value = self.get(
-            name, f"a whole number from {least}", lambda v: type(v) is int and least <= v < 2**53, default
-        )
+        value = self.get(name, f"a whole number from {least}", lambda v: type(v) is int and least <= v < 2**53, default)
         return int(value)
 
     def number(self, name: str, default: float | None = None) -> float:

@@ -14,7 +14,18 @@ from .errors import UsageError
 
 __all__ = ["DTYPE_BYTES", "TensorEntry", "read_header", "read_tensors"]
 
-DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+DTYPE_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
 _HEADER_LIMIT = 100_000_000
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -54,7 +65,9 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         start = file.read(8)
         length = int.from_bytes(start, "little")
         if len(start) < 8 or length > _HEADER_LIMIT or 8 + length > size:
-            raise UsageError(f"{path} is not a whole safetensors file: the header does not fit in its {size} bytes; fetch it again")
+            raise UsageError(
+                f"{path} is not a whole safetensors file: the header does not fit in its {size} bytes; fetch it again"
+            )
         text = file.read(length)
     try:
         header = json.loads(text)
@@ -66,7 +79,9 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     end = 8 + length
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
         if entry.offset != end:
-            raise UsageError(f"{path} has a malformed safetensors header (tensor '{name}' overlaps or leaves a gap); fetch it again")
+            raise UsageError(
+                f"{path} has a malformed safetensors header (tensor '{name}' overlaps or leaves a gap); fetch it again"
+            )
         end += entry.nbytes
     if end != size:
         raise UsageError(f"{path} is truncated or overlong: expected {end} bytes, found {size}; fetch it again")

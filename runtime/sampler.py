@@ -74,9 +74,7 @@ def transition(pyramid: Pyramid, stage: int, latent: Latent, noise: np.random.Ge
         return latent
     level = pyramid.stages[stage].clean
     groups = [
-        upsample_and_renoise(
-            latent[:, group.frames], group.global_level(stage, level), pyramid.taps, group.axes, noise
-        )
+        upsample_and_renoise(latent[:, group.frames], group.global_level(stage, level), pyramid.taps, group.axes, noise)
         for group in pyramid.groups
     ]
     return np.concatenate(groups, axis=1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from .errors import UsageError
 from .levels import down, up
@@ -97,7 +98,7 @@ def _stage_levels(index: int, clean: float, noisy: float, levels: list[float]) -
         raise UsageError(
             f"level {outside[0]:.6g} is outside the range of stage {index}: expected above {clean:.6f} and at most {noisy:.6f}"
         )
-    for a, b in zip(levels, levels[1:], strict=False):
+    for a, b in pairwise(levels):
         if not a > b:
             raise UsageError(f"levels of stage {index} must decrease, found {b:.6g} after {a:.6g}")
     return tuple(levels)

@@ -50,7 +50,9 @@ class WanConfig:
             ("qk_norm", ("rms_norm_across_heads",)),
         ):
             if document.get(name, allowed[0]) not in allowed:
-                raise UsageError(f"{source}: only text-to-video models are supported: expected {name} {allowed[0]}, found {document[name]}")
+                raise UsageError(
+                    f"{source}: only text-to-video models are supported: expected {name} {allowed[0]}, found {document[name]}"
+                )
         values: dict[str, Any] = {}
         for field in fields(cls):
             value = document.get(field.name)
@@ -59,7 +61,9 @@ class WanConfig:
             values[field.name] = cls._checked(field.name, value, source)
         config = cls(**values)
         if config.in_channels != config.out_channels:
-            raise UsageError(f"{source}: expected as many output as input channels, found {config.out_channels} and {config.in_channels}")
+            raise UsageError(
+                f"{source}: expected as many output as input channels, found {config.out_channels} and {config.in_channels}"
+            )
         return config
 
     @staticmethod

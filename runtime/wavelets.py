@@ -1,23 +1,25 @@
 """One level of an orthonormal periodised wavelet transform over any set of axes (supplement A1).
 
 Convention: `U[k, (2k+j) mod n] = h[j]` for the low-pass taps h and `V` alike with `g[j] = (-1)^j h[L-1-j]`.
-PyWavelets' `periodization` mode, with h its `rec_lo`, is the same up to a roll of the input by `L/2 - 1`
+With h PyWavelets' `rec_lo`, its `periodization` mode gives the same bands for the input rolled back by `L/2 - 1`
 samples. Arrays keep their dtype.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import UsageError
 
-__all__ = ["WAVELETS", "Bands", "Taps", "analyse", "high_bands", "synthesise", "wavelet_taps"]
+__all__ = ["WAVELETS", "Array", "Bands", "Taps", "analyse", "high_bands", "synthesise", "wavelet_taps"]
 
+Array = NDArray[Any]
 Taps = tuple[float, ...]
-Bands = Mapping[str, NDArray]
+Bands = Mapping[str, Array]
 """One array per band. A key has a letter per halved axis, in order: "0" low, "1" high ("000" is the low band)."""
 
 _HAAR: Taps = (math.sqrt(0.5), math.sqrt(0.5))
@@ -78,7 +80,9 @@ def wavelet_taps(wavelet: str | Sequence[float]) -> Taps:
     """
     if isinstance(wavelet, str):
         if wavelet not in WAVELETS:
-            raise UsageError(f"unknown wavelet '{wavelet}': expected one of {', '.join(WAVELETS)}, or a list of low-pass taps")
+            raise UsageError(
+                f"unknown wavelet '{wavelet}': expected one of {', '.join(WAVELETS)}, or a list of low-pass taps"
+            )
         return WAVELETS[wavelet]
     try:
         taps = tuple(float(tap) for tap in wavelet)
@@ -109,7 +113,7 @@ def high_bands(axes: int) -> list[str]:
     return ["".join(bits) for bits in product("01", repeat=axes)][1:]
 
 
-def analyse(x: NDArray, taps: Taps, axes: Sequence[int]) -> dict[str, NDArray]:
+def analyse(x: Array, taps: Taps, axes: Sequence[int]) -> dict[str, Array]:
     """Bands `W x` of an array, each with the given axes halved.
 
     Raises:
@@ -122,7 +126,7 @@ def analyse(x: NDArray, taps: Taps, axes: Sequence[int]) -> dict[str, NDArray]:
     return bands
 
 
-def synthesise(bands: Bands, taps: Taps, axes: Sequence[int]) -> NDArray:
+def synthesise(bands: Bands, taps: Taps, axes: Sequence[int]) -> Array:
     """The array `Wᵀ (low; high)` whose bands are given; a missing high band counts as zero."""
     bands = dict(bands)
     for axis in reversed(axes):
@@ -138,7 +142,7 @@ def _high_pass(taps: Taps) -> Taps:
     return tuple((-1) ** j * tap for j, tap in enumerate(reversed(taps)))
 
 
-def _analyse_axis(x: NDArray, taps: Taps, axis: int) -> tuple[NDArray, NDArray]:
+def _analyse_axis(x: Array, taps: Taps, axis: int) -> tuple[Array, Array]:
     if x.shape[axis] % 2:
         raise ValueError(f"axis {axis} has odd length {x.shape[axis]} and cannot be halved")
     phases = _every_second(x, axis)
@@ -151,7 +155,7 @@ def _analyse_axis(x: NDArray, taps: Taps, axis: int) -> tuple[NDArray, NDArray]:
     return low, high
 
 
-def _synthesise_axis(low: NDArray | None, high: NDArray | None, taps: Taps, axis: int) -> NDArray:
+def _synthesise_axis(low: Array | None, high: Array | None, taps: Taps, axis: int) -> Array:
     known = low if low is not None else high
     assert known is not None
     shape = list(known.shape)
@@ -169,7 +173,7 @@ def _synthesise_axis(low: NDArray | None, high: NDArray | None, taps: Taps, axis
     return out
 
 
-def _every_second(x: NDArray, axis: int) -> tuple[NDArray, NDArray]:
+def _every_second(x: Array, axis: int) -> tuple[Array, Array]:
     """Views of the even and the odd samples along an axis."""
     index = [slice(None)] * x.ndim
     even, odd = list(index), list(index)

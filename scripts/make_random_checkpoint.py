@@ -18,28 +18,52 @@ import numpy as np
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan
+from pyrexport.runtime.checkpoint import PAPER_SCHEDULES, describe_model
+from pyrexport.runtime.pyramid import Resolution
+from pyrexport.runtime.wan import WanConfig, transformer_tensors
 from rich.progress import Progress, TimeRemainingColumn
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import UMT5Config, UMT5EncoderModel
 
-from pyrexport.runtime.checkpoint import PAPER_SCHEDULES, describe_model
-from pyrexport.runtime.pyramid import Resolution
-from pyrexport.runtime.wan import WanConfig, transformer_tensors
-
 TRANSFORMERS: Mapping[str, dict[str, Any]] = {
-    "tiny": {"num_attention_heads": 4, "attention_head_dim": 16, "ffn_dim": 128, "num_layers": 2, "text_dim": 32},
+    "tiny": {
+        "num_attention_heads": 4,
+        "attention_head_dim": 16,
+        "ffn_dim": 128,
+        "num_layers": 2,
+        "text_dim": 32,
+    },
     "wan2.1-1.3b": {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960, "num_layers": 30},
     "wan2.1-14b": {"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824, "num_layers": 40},
 }
 UMT5: Mapping[str, dict[str, Any]] = {
     "tiny": {"d_model": 32, "d_ff": 64, "d_kv": 8, "num_heads": 4, "num_layers": 2, "vocab_size": 384},
-    "xxl": {"d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_heads": 64, "num_layers": 24, "vocab_size": 256384},
+    "xxl": {
+        "d_model": 4096,
+        "d_ff": 10240,
+        "d_kv": 64,
+        "num_heads": 64,
+        "num_layers": 24,
+        "vocab_size": 256384,
+    },
 }
-RESOLUTIONS = {"tiny": Resolution(17, 64, 64), "wan2.1-1.3b": Resolution(81, 448, 832), "wan2.1-14b": Resolution(81, 448, 832)}
+RESOLUTIONS = {
+    "tiny": Resolution(17, 64, 64),
+    "wan2.1-1.3b": Resolution(81, 448, 832),
+    "wan2.1-14b": Resolution(81, 448, 832),
+}
 PPF_PATCHES = [[1, 2, 2], [2, 4, 4], [4, 8, 8], [8, 16, 16]]
-DTYPES = {"float32": ("F32", torch.float32), "bfloat16": ("BF16", torch.bfloat16), "float16": ("F16", torch.float16)}
+DTYPES = {
+    "float32": ("F32", torch.float32),
+    "bfloat16": ("BF16", torch.bfloat16),
+    "float16": ("F16", torch.float16),
+}
 PIECE = 16 * 1024 * 1024  # values: 64 MiB of float32
-CORPUS = ["a red circle moving left", "a blue square moving right", "a cat and a dog bake a cake in a kitchen"]
+CORPUS = [
+    "a red circle moving left",
+    "a blue square moving right",
+    "a cat and a dog bake a cake in a kitchen",
+]
 
 
 def scale_of(name: str, shape: tuple[int, ...], blocks: int) -> tuple[float, float]:
@@ -76,7 +100,15 @@ def pieces(name: str, shape: tuple[int, ...], blocks: int, seed: int, dtype: tor
 
 
 def write_safetensors(
-    folder: Path, stem: str, tensors: Mapping[str, tuple[int, ...]], *, dtype: str, blocks: int, seed: int, shard: int, bar: Progress
+    folder: Path,
+    stem: str,
+    tensors: Mapping[str, tuple[int, ...]],
+    *,
+    dtype: str,
+    blocks: int,
+    seed: int,
+    shard: int,
+    bar: Progress,
 ) -> None:
     """Stream tensors into one safetensors file, or into shards with an index where they exceed `shard` bytes."""
     code, torch_dtype = DTYPES[dtype]
@@ -111,7 +143,10 @@ def write_safetensors(
                     bar.advance(task, len(piece) // size)
     if len(groups) > 1:
         total = sum(math.prod(shape) for shape in tensors.values()) * size
-        write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+        write_json(
+            folder / f"{stem}.safetensors.index.json",
+            {"metadata": {"total_size": total}, "weight_map": weight_map},
+        )
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
@@ -123,13 +158,19 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 def make_tokenizer(corpus: list[str], vocab_size: int) -> Tokenizer:
     """A unigram tokenizer with T5's special tokens, trained on a corpus."""
     tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace(" {2,}", " ")])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace(" {2,}", " ")]
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
     specials = ["<pad>", "</s>", "<s>", "<unk>"]
     alphabet = [chr(code) for code in range(33, 127)]
     trainer = trainers.UnigramTrainer(
-        vocab_size=vocab_size, special_tokens=specials, unk_token="<unk>", initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=specials,
+        unk_token="<unk>",
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
@@ -186,7 +227,11 @@ def pyramid_document(kind: str, stages: int, wavelet: str, resolution: Resolutio
         "resolution": vars(resolution),
         "text_length": text_length,
         "schedules": {
-            name: {"steps": n, "shift": 5.0, "guidance_scale": PAPER_SCHEDULES.get(name, {}).get("guidance_scale", 1.0)}
+            name: {
+                "steps": n,
+                "shift": 5.0,
+                "guidance_scale": PAPER_SCHEDULES.get(name, {}).get("guidance_scale", 1.0),
+            }
             for name, n in steps.items()
         },
         "default_schedule": next(iter(steps)),
@@ -222,7 +267,9 @@ def main(
     fields = dict(TRANSFORMERS[preset])
     if width is not None:
         if width % fields["attention_head_dim"]:
-            raise click.UsageError(f"--width is a multiple of the head size {fields['attention_head_dim']}, found {width}")
+            raise click.UsageError(
+                f"--width is a multiple of the head size {fields['attention_head_dim']}, found {width}"
+            )
         fields["ffn_dim"] = fields["ffn_dim"] * width // (fields["num_attention_heads"] * fields["attention_head_dim"])
         fields["num_attention_heads"] = width // fields["attention_head_dim"]
     fields["num_layers"] = blocks or fields["num_layers"]
@@ -256,15 +303,28 @@ def main(
         )
         write_json(
             partial / "transformer" / "config.json",
-            {"_class_name": "WanTransformer3DModel", "_diffusers_version": "0.39.0", "qk_norm": "rms_norm_across_heads"}
+            {
+                "_class_name": "WanTransformer3DModel",
+                "_diffusers_version": "0.39.0",
+                "qk_norm": "rms_norm_across_heads",
+            }
             | vars(config),
         )
         with init_empty_weights():
             autoencoder = AutoencoderKLWan(**({"base_dim": 8} if tiny else {}))
-            umt5 = UMT5Config(**UMT5["tiny" if tiny else "xxl"], feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+            umt5 = UMT5Config(
+                **UMT5["tiny" if tiny else "xxl"], feed_forward_proj="gated-gelu", tie_word_embeddings=False
+            )
             encoder = UMT5EncoderModel(umt5)
         if vae:
-            write_safetensors(partial / "vae", "diffusion_pytorch_model", shapes(autoencoder), dtype="float32", blocks=8, **common)
+            write_safetensors(
+                partial / "vae",
+                "diffusion_pytorch_model",
+                shapes(autoencoder),
+                dtype="float32",
+                blocks=8,
+                **common,
+            )
             autoencoder.save_config(partial / "vae")
         if text_encoder:
             write_safetensors(
@@ -275,7 +335,10 @@ def main(
                 blocks=umt5.num_layers,
                 **common,
             )
-            write_json(partial / "text_encoder" / "config.json", umt5.to_dict() | {"architectures": ["UMT5EncoderModel"]})
+            write_json(
+                partial / "text_encoder" / "config.json",
+                umt5.to_dict() | {"architectures": ["UMT5EncoderModel"]},
+            )
             write_tokenizer(partial / "tokenizer", make_tokenizer(CORPUS, umt5.vocab_size if tiny else 2000))
     if out.exists():
         shutil.rmtree(out)

@@ -1,0 +1,29 @@
+"""The probability path of a stage: what its model is trained on, and what an exact model would return."""
+
+from typing import Any
+
+from .pyramid import FrameGroup, Stage
+
+__all__ = ["training_pair"]
+
+
+def training_pair(group: FrameGroup, stage: Stage, x0: Any, low_pass: Any, noise: Any, level: Any) -> tuple[Any, Any]:
+    """Input and target of one frame group of a stage at a natural level.
+
+    `y_n = (1-σ_n)·R↑R↓(x0) + σ_n·ε`, `y_c = (1-σ_c)·x0 + σ_c·ε` with the same ε, `ρ = (σ-σ_c)/(σ_n-σ_c)`; input
+    `(1-ρ)·y_c + ρ·y_n`, target `dy/dσ = (y_n-y_c)/(σ_n-σ_c)`, all levels global (supplement A3, eq. 17-19).
+    For PPF and plain models, with `low_pass` the clean latent itself, this is plain flow matching.
+
+    Args:
+        group: whose gain relates natural and global levels.
+        stage: whose boundaries apply.
+        x0: clean latents of the group's frames, at the stage's scale; NumPy arrays or PyTorch tensors.
+        low_pass: R↑(R↓(x0)), of the same shape. The coarsest stage's σ_n is 1, so any value will do there.
+        noise: ε, of the same shape.
+        level: natural level, a number or an array that broadcasts.
+    """
+    clean, noisy = group.global_level(stage.index, stage.clean), group.global_level(stage.index, stage.noisy)
+    y_n = (1 - noisy) * low_pass + noisy * noise
+    y_c = (1 - clean) * x0 + clean * noise
+    rho = (group.global_level(stage.index, level) - clean) / (noisy - clean)
+    return (1 - rho) * y_c + rho * y_n, (y_n - y_c) / (noisy - clean)

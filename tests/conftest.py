@@ -1,0 +1,71 @@
+"""Checkpoints that several tests read, made once."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from pyrexport.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ROOT / "scripts"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """`make_checkpoint("--kind", "plain")`: a tiny random checkpoint; the same arguments give the same folder."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def make(*arguments: str) -> Path:
+        if arguments not in made:
+            out = tmp_path_factory.mktemp("checkpoint") / "tiny"
+            command = [
+                sys.executable,
+                str(SCRIPTS / "make_random_checkpoint.py"),
+                str(out),
+                "--quiet",
+                *arguments,
+            ]
+            subprocess.run(command, check=True, capture_output=True)
+            made[arguments] = out
+        return made[arguments]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny(make_checkpoint: Make) -> Path:
+    """A tiny pyramidal checkpoint with all parts. Not to be changed: copy it."""
+    return make_checkpoint()
+
+
+@pytest.fixture
+def cli() -> Callable[..., Result]:
+    """Run a command line in this process."""
+
+    def run(*arguments: object) -> Result:
+        return CliRunner().invoke(main, [str(a) for a in arguments])
+
+    return run
+
+
+@pytest.fixture
+def refused(cli: Callable[..., Result]) -> Callable[..., str]:
+    """Run a command line that must be refused with exit code 2 and one line; returns the line."""
+
+    def run(*arguments: object) -> str:
+        result = cli(*arguments)
+        assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
+        assert isinstance(result.exception, SystemExit), result.exception
+        lines = [line for line in result.stderr.strip().splitlines() if line]
+        assert lines[-1].startswith("Error: "), result.stderr
+        assert result.stdout == ""
+        return lines[-1]
+
+    return run
