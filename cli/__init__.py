@@ -33,12 +33,26 @@ class Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """As click's, with every refusal in one line."""
         try:
-            return super().invoke(ctx)
+            return super().main(*args, **kwargs | {"standalone_mode": False})
         except PyrexportError as error:
-            click.echo(f"Error: {' '.join(str(error).split())}", err=True)
-            ctx.exit(error.exit_code)
+            _refuse(str(error), error.exit_code)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message(), err=True)
+            sys.exit(error.exit_code)
+        except click.ClickException as error:
+            _refuse(error.format_message(), error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            _refuse("interrupted", 130)
+        except OSError as error:
+            _refuse(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 1)
+
+
+def _refuse(message: str, exit_code: int) -> None:
+    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    sys.exit(exit_code)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -126,6 +126,10 @@ def _costs(model: ModelDescription, config: WanConfig) -> dict[str, Any]:
     }
 
 
+def _tflop(value: float) -> str:
+    return f"{value:,.1f}" if value >= 1 else f"{value:.3g}"
+
+
 def show(document: Mapping[str, Any]) -> None:
     """Print the document as tables."""
     click.echo(f"{document['model']}: {document['kind']} at {document['resolution']}")
@@ -141,7 +145,7 @@ def show(document: Mapping[str, Any]) -> None:
                 "x".join(map(str, stage["patch_size"])),
                 f"{stage['tokens']:,}",
                 f"{stage['levels'][0]:.4f} to {stage['levels'][1]:.4f}",
-                f"{stage['tflop']:,.3f}",
+                f"{stage['tflop']:,.3f}" if stage["tflop"] >= 0.1 else f"{stage['tflop']:.3g}",
             ]
             for stage in document["stages"]
         ],
@@ -153,9 +157,9 @@ def show(document: Mapping[str, Any]) -> None:
             [
                 name,
                 f"{s['guidance_scale']:g}",
-                f"{s['tflop']:,.1f}",
+                _tflop(s["tflop"]),
                 str(s["passes"]),
-                f"{s['passes'] * s['tflop']:,.1f}",
+                _tflop(s["passes"] * s["tflop"]),
             ]
             for name, s in document["schedules"].items()
         ],

@@ -10,7 +10,7 @@ from ..runtime.errors import UsageError
 from ..runtime.pyramid import Resolution
 from ..runtime.sampler import Step, sample
 from ..runtime.schedules import parse_levels
-from ..runtime.video import contact_sheet, open_video, write_png
+from ..runtime.video import check_output, contact_sheet, open_video, write_png, written_beside
 from .common import ResolutionType, output_options, print_json, progress, resolve_checkpoint, sampling_options
 
 
@@ -43,6 +43,12 @@ def command(
     if not checkpoint.text_encoder:
         raise UsageError(f"{model} has no text_encoder/ folder; sample it from Python with prompt_embeds")
     latent_only = output.suffix == ".npy"
+    sheet = None if grid is None else Path(grid) if grid else output.with_suffix(".png")
+    if sheet is not None and (latent_only or sheet.suffix != ".png"):
+        raise UsageError(f"a contact sheet is a .png beside an .mp4; found '{sheet.name}' for '{output.name}'")
+    for path in (output, sheet):
+        if path is not None:
+            check_output(path)
     if not latent_only and not checkpoint.vae:
         raise UsageError(f"{model} has no vae/ folder: only latents can be written; give an output that ends in .npy")
     if not latent_only and output.suffix != ".mp4":
@@ -69,15 +75,15 @@ def command(
         )  # fmt: skip
     written = [output]
     if latent_only:
-        with output.open("wb") as file:
-            np.save(file, latent)
+        with written_beside(output) as partial:
+            np.save(partial, latent)
     else:
         frames = reference.decode(latent)
         with open_video(output, *frames.shape[1:3]) as write:
             write(frames)
-        if grid is not None:
-            written.append(Path(grid) if grid else output.with_suffix(".png"))
-            write_png(written[-1], contact_sheet([frames]))
+        if sheet is not None:
+            write_png(sheet, contact_sheet([frames]))
+            written.append(sheet)
     seconds = time.perf_counter() - start
     if as_json:
         print_json({

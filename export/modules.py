@@ -117,7 +117,11 @@ def load_text_encoder(checkpoint: Checkpoint) -> UMT5EncoderModel:
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     """The tokenizer as transformers reads it."""
-    return AutoTokenizer.from_pretrained(str(checkpoint.folder / "tokenizer"), local_files_only=True)
+    folder = checkpoint.folder / "tokenizer"
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # whatever transformers raises on files that it cannot read
+        raise UsageError(f"{folder}: transformers cannot read this tokenizer: {error}") from error
 
 
 def empty_modules(checkpoint: Checkpoint) -> dict[str, nn.Module]:
@@ -132,8 +136,12 @@ def empty_modules(checkpoint: Checkpoint) -> dict[str, nn.Module]:
     modules = {}
     for name, (config, make) in makers.items():
         if config is not None:
-            with init_empty_weights(include_buffers=False):
-                modules[name] = make({k: v for k, v in config.items() if not k.startswith("_")})
+            try:
+                with init_empty_weights(include_buffers=False):
+                    modules[name] = make({k: v for k, v in config.items() if not k.startswith("_")})
+            except Exception as error:  # whatever a library raises on a configuration that it cannot build
+                source = checkpoint.folder / name / "config.json"
+                raise UsageError(f"{source}: no {name} can be built from it: {error}") from error
     return modules
 
 
@@ -164,6 +172,8 @@ def _check(checkpoint: Checkpoint, part: str, module: nn.Module, tensors: Mappin
             if name in tied:
                 continue
             raise UsageError(f"{folder}: tensor '{name}' is missing: expected shape {list(shape)}")
+        if tensors[name].dtype not in ("F32", "F16", "BF16"):
+            raise UsageError(f"{folder}: tensor '{name}': expected F32, F16 or BF16, found {tensors[name].dtype}")
         if tensors[name].shape != shape:
             raise UsageError(
                 f"{folder}: tensor '{name}' is misshaped: expected {list(shape)}, found {list(tensors[name].shape)}"

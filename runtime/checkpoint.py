@@ -1,5 +1,6 @@
 """Checkpoints as data: `pyramid.json`, the components' configurations, and the tensors' headers. No weight is read."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from .errors import UsageError
 from .levels import default_clean_levels, gain
 from .pyramid import KINDS, Pyramid, Resolution
 from .safetensors_header import TensorEntry, read_tensors
-from .schedules import Schedule, explicit_levels, parse_steps, spaced_levels
+from .schedules import Schedule, explicit_levels, parse_steps, plain_levels, spaced_levels
 from .wan import Patch, WanConfig, transformer_tensors
 from .wavelets import wavelet_taps
 
@@ -35,6 +36,12 @@ PAPER_SCHEDULES = {
     "20-20-10": {"steps": [20, 20, 10], "guidance_scale": 5.0},
 }
 """Schedules of PyramidalWan (supplement A3 and the cost table)."""
+
+PLAIN_SCHEDULES = {
+    "4": {"steps": [4], "guidance_scale": 1.0},
+    "2": {"levels": [list(plain_levels(3)[:2])], "guidance_scale": 1.0},
+}
+"""Schedules of distilled plain Wan (supplement A3): `set_timesteps(4)`, and the first two of `set_timesteps(3)`."""
 
 Rename = Callable[[list[str]], Mapping[str, str]]
 """From names found to diffusers' names: original Wan names are converted by diffusers, which is not imported here."""
@@ -103,7 +110,11 @@ class ModelDescription:
             UsageError: the name is unknown, or steps or levels do not fit the stages.
         """
         default = self.schedules[self.default_schedule]
-        label = name or self.default_schedule
+        label = self.default_schedule if name is None else name
+        if guidance_scale is not None and not 0 <= guidance_scale <= 100:
+            raise UsageError(
+                f"a guidance scale lies within 0 … 100 (1 and below: no guidance), found {guidance_scale:g}"
+            )
         if levels is not None:
             if name is not None:
                 raise UsageError("give a schedule by name or by levels, not both")
@@ -177,7 +188,7 @@ def describe_model(document: Any, config: WanConfig, source: str) -> ModelDescri
         "format", "kind", "stages", "wavelet", "axes", "first_frame", "clean_levels", "resolution", "text_length",
         "schedules", "default_schedule", "negative_prompt", "patch_sizes",
     ))  # fmt: skip
-    if fields.document.get("format") != FORMAT:
+    if fields.get("format", "a whole number", lambda v: type(v) is int) != FORMAT:
         raise fields.wrong("format", f"{FORMAT} (a later format needs a later pyrexport)")
     kind = fields.text("kind", choices=KINDS)
     depth = fields.integer("stages")
@@ -191,6 +202,7 @@ def describe_model(document: Any, config: WanConfig, source: str) -> ModelDescri
     if len(clean_levels) != depth:
         raise fields.wrong("clean_levels", f"{depth} levels, finest stage first")
     size = fields.object("resolution")
+    size.only(("frames", "height", "width"))
     resolution = Resolution(size.integer("frames"), size.integer("height"), size.integer("width"))
     try:
         pyramid = Pyramid(
@@ -232,6 +244,8 @@ def _check_rope(pyramid: Pyramid, config: WanConfig) -> None:
 
 def _patch_sizes(fields: Fields, kind: str, depth: int, config: WanConfig) -> tuple[Patch, ...]:
     if kind != "ppf":
+        if fields.document.get("patch_sizes") is not None:
+            raise fields.wrong("patch_sizes", f"null for a {kind} model")
         return (config.patch_size,) * depth
     expected = f"a patch size [T, H, W] for each of {depth} stages, finest first"
 
@@ -253,6 +267,10 @@ def _schedules(fields: Fields) -> dict[str, ScheduleEntry]:
         entry = Fields(value, f"{fields.source}: schedule '{name}'")
         entry.only(("steps", "levels", "shift", "guidance_scale"))
         guidance, shift = entry.number("guidance_scale", 1.0), entry.number("shift", 5.0)
+        if not 0 <= guidance <= 100:
+            raise entry.wrong("guidance_scale", "a number from 0 to 100")
+        if {"levels", "steps"} <= entry.document.keys():
+            raise UsageError(f"{entry.source}: expected steps or levels, found both")
         if "levels" in entry.document:
             levels = entry.get(
                 "levels",
@@ -301,15 +319,17 @@ def read_checkpoint(folder: Path, *, resolution: Resolution | None = None, renam
     """
     if not (folder / "model_index.json").is_file():
         raise UsageError(f"{folder} is not a checkpoint: expected a diffusers folder with model_index.json")
+    read_json(folder / "model_index.json")
     source = folder / "transformer" / "config.json"
     config = WanConfig.from_json(read_json(source), str(source))
     if (folder / "transformer_2").is_dir():
         raise UsageError(f"{folder} has a second transformer (Wan2.2): only models with one transformer are supported")
     pyramid_file = folder / "pyramid.json"
-    document = read_json(pyramid_file) if pyramid_file.is_file() else _plain_document(folder)
+    written = os.path.lexists(pyramid_file)
+    document = read_json(pyramid_file) if written else _plain_document(folder)
     if resolution is not None:
         document = document | {"resolution": vars(resolution)}
-    model = describe_model(document, config, str(pyramid_file) if pyramid_file.is_file() else str(folder))
+    model = describe_model(document, config, str(pyramid_file) if written else str(folder))
     transformer = _transformer(folder, model.pyramid, config, rename)
     parts: dict[str, Any] = {}
     if (folder / "vae").is_dir():
@@ -331,7 +351,10 @@ def _plain_document(folder: Path) -> dict[str, Any]:
         "kind": "plain",
         "stages": 1,
         "resolution": vars(PLAIN_RESOLUTION),
-        "schedules": {"50": {"steps": [50], "shift": shift, "guidance_scale": 5.0}},
+        "schedules": {
+            "50": {"steps": [50], "shift": shift, "guidance_scale": 5.0},
+            **PLAIN_SCHEDULES,
+        },
         "default_schedule": "50",
     }
 
@@ -342,6 +365,10 @@ def _transformer(folder: Path, pyramid: Pyramid, config: WanConfig, rename: Rena
     expected = transformer_tensors(config, pyramid.kind, pyramid.patch_sizes)
     if rename is not None:
         names = rename(list(found))
+        if len(set(names.values())) != len(found):
+            raise UsageError(
+                f"{part}: two tensors stand for the same one: expected Wan's original names or diffusers', found both"
+            )
         found = {names[name]: entry for name, entry in found.items()}
     for name, shape in expected.items():
         if name not in found:
@@ -372,8 +399,11 @@ def _vae_config(source: Path, config: WanConfig) -> dict[str, Any]:
     if document.get("is_residual") or document.get("patch_size") is not None:
         raise UsageError(f"{source}: only Wan2.1's VAE is supported (4x8x8), found the residual one of Wan2.2")
     for name in ("latents_mean", "latents_std"):
-        if document.get(name) is not None and len(fields.numbers(name)) != channels:
-            raise fields.wrong(name, f"{channels} numbers")
+        if document.get(name) is None:
+            continue
+        numbers = fields.numbers(name)
+        if len(numbers) != channels or (name == "latents_std" and min(numbers) <= 0):
+            raise fields.wrong(name, f"{channels} numbers" + " above 0" * (name == "latents_std"))
     return document
 
 

@@ -38,8 +38,8 @@ class Resolution:
             UsageError: the text is not three positive numbers.
         """
         parts = text.lower().split("x")
-        if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-            raise UsageError(f"a resolution is FRAMESxHEIGHTxWIDTH such as 81x448x832, found '{text}'")
+        if len(parts) != 3 or not all(part.isdecimal() and len(part) < 7 and int(part) > 0 for part in parts):
+            raise UsageError(f"a resolution is FRAMESxHEIGHTxWIDTH such as 81x448x832, found '{text:.60}'")
         return cls(*map(int, parts))
 
     def __str__(self) -> str:
@@ -191,6 +191,14 @@ class Pyramid:
                 f"{period}k{offset:+d} with k >= 1, found {size.frames}; "
                 f"nearest: {_nearest(size.frames - offset, period) + offset}"
             )
+        if self.kind == "pyramidal" and self.depth > 1 and size.frames == 1:
+            raise UsageError(f"impossible resolution {size}: a pyramid of {self.depth} stages has more than one frame")
+        for stage in self.stages if self.kind != "ppf" else ():
+            if any(n % p for n, p in zip(stage.latent[1:], stage.patch_size, strict=True)):
+                raise UsageError(
+                    f"impossible resolution {size}: the latent {list(stage.latent)} of stage {stage.index} is not divisible "
+                    f"by the patch size {list(stage.patch_size)}"
+                )
 
 
 def _nearest(value: int, multiple: int, least: int = 1) -> int:

@@ -8,7 +8,7 @@ from .errors import UsageError
 from .levels import down, up
 from .pyramid import Pyramid
 
-__all__ = ["SNAP", "Schedule", "explicit_levels", "parse_levels", "parse_steps", "spaced_levels"]
+__all__ = ["SNAP", "Schedule", "explicit_levels", "parse_levels", "parse_steps", "plain_levels", "spaced_levels"]
 
 Levels = tuple[tuple[float, ...], ...]
 """Per stage in the order of sampling (coarsest first): natural levels, decreasing, the first one ς_n."""
@@ -56,10 +56,10 @@ def spaced_levels(pyramid: Pyramid, steps: Sequence[int], shift: float = 5.0) ->
             f"a schedule has at least one step for each of the {pyramid.depth} stage(s), coarsest first; "
             f"found {'-'.join(map(str, steps))}"
         )
-    if not shift > 0:
-        raise UsageError(f"the shift of a schedule is positive, found {shift}")
+    if not 0.01 <= shift <= 1000:
+        raise UsageError(f"the shift of a schedule lies within 0.01 … 1000, found {shift:g}")
     if pyramid.kind == "plain":
-        return (_diffusers_levels(steps[0], shift),)
+        return (plain_levels(steps[0], shift),)
     levels = []
     for stage, n in zip(reversed(pyramid.stages), steps, strict=True):
         k = shift * pyramid.schedule_gain**stage.index
@@ -68,8 +68,8 @@ def spaced_levels(pyramid: Pyramid, steps: Sequence[int], shift: float = 5.0) ->
     return tuple(levels)
 
 
-def _diffusers_levels(n: int, shift: float) -> tuple[float, ...]:
-    """Sigmas of `set_timesteps(n)`: uniform from 1 to the shifted 1/1000, then shifted (again)."""
+def plain_levels(n: int, shift: float = 5.0) -> tuple[float, ...]:
+    """Sigmas of diffusers' `set_timesteps(n)`: uniform from 1 to the shifted 1/1000, then shifted (again)."""
     last = up(shift, 1e-3)
     return tuple(up(shift, 1 + (last - 1) * j / max(n - 1, 1)) for j in range(n))
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .errors import UsageError
 
-__all__ = ["FPS", "VideoWriter", "contact_sheet", "open_video", "write_png", "written_beside"]
+__all__ = ["FPS", "VideoWriter", "check_output", "contact_sheet", "open_video", "write_png", "written_beside"]
 
 FPS = 16
 """Frames per second of Wan's training videos."""
@@ -29,12 +29,27 @@ class VideoWriter(Protocol):
         ...
 
 
+def check_output(path: Path) -> None:
+    """Refuse a file that could not be written, before the work that it is for.
+
+    Raises:
+        UsageError: its folder is missing or not writable, it is a folder itself, or its name is too long.
+    """
+    if not path.parent.is_dir():
+        raise UsageError(f"folder {path.parent} of the output does not exist; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"folder {path.parent} of the output is not writable; choose another")
+    if len(os.fsencode(path.name)) > 255:
+        raise UsageError(f"the name of the output is longer than 255 bytes: {path.name[:40]}…")
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder: expected the name of a file")
+
+
 @contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
     """A path to write to, renamed to `path` when all went well and removed when not."""
-    if not path.parent.is_dir():
-        raise UsageError(f"folder {path.parent} of the output does not exist; make it first")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    check_output(path)
+    partial = path.with_name(f".{os.getpid()}.partial{path.suffix}")
     try:
         yield partial
         if partial.is_file():

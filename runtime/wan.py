@@ -41,9 +41,9 @@ class WanConfig:
         Raises:
             UsageError: the configuration is of another class, or of a variant that is not text-to-video.
         """
-        found = document.get("_class_name", "WanTransformer3DModel")
+        found = document.get("_class_name", "no _class_name")
         if found != "WanTransformer3DModel":
-            raise UsageError(f"{source}: expected a WanTransformer3DModel, found {found}")
+            raise UsageError(f"{source}: expected the configuration of a WanTransformer3DModel, found {found}")
         for name, allowed in (
             ("image_dim", (None,)),
             ("added_kv_proj_dim", (None,)),
@@ -60,6 +60,10 @@ class WanConfig:
                 continue
             values[field.name] = cls._checked(field.name, value, source)
         config = cls(**values)
+        if config.attention_head_dim % 2 or config.attention_head_dim < 6:
+            raise UsageError(f"{source}: attention_head_dim is even and at least 6, found {config.attention_head_dim}")
+        if config.num_layers > 1000:
+            raise UsageError(f"{source}: at most 1000 blocks are supported, found num_layers {config.num_layers}")
         if config.in_channels != config.out_channels:
             raise UsageError(
                 f"{source}: expected as many output as input channels, found {config.out_channels} and {config.in_channels}"

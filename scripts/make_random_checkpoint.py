@@ -19,6 +19,7 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan
 from pyrexport.runtime.checkpoint import PAPER_SCHEDULES, describe_model
+from pyrexport.runtime.errors import UsageError
 from pyrexport.runtime.pyramid import Resolution
 from pyrexport.runtime.wan import WanConfig, transformer_tensors
 from rich.progress import Progress, TimeRemainingColumn
@@ -262,6 +263,10 @@ def main(
     force: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Write a random checkpoint to OUT."""
+    if kind == "plain" and stages != 3 and stages != 1:
+        raise click.UsageError("a plain model has one stage")
+    if out.exists() and not out.is_dir():
+        raise click.UsageError(f"{out} is a file: expected the name of a folder")
     if out.exists() and not force:
         raise click.UsageError(f"{out} exists; give --force to replace it")
     fields = dict(TRANSFORMERS[preset])
@@ -275,10 +280,16 @@ def main(
     fields["num_layers"] = blocks or fields["num_layers"]
     config = WanConfig(**fields)
     tiny = preset == "tiny"
+    sized = resolution is not None
     resolution = resolution or RESOLUTIONS[preset]
     document = pyramid_document(kind, stages, wavelet, resolution, 64 if tiny else 512)
-    if kind != "plain":
-        describe_model(document, config, "checkpoint")  # refuse before writing
+    described = kind != "plain" or sized
+    if kind == "plain":
+        document |= {"stages": 1, "schedules": {"50": {"steps": [50], "guidance_scale": 5.0}}, "default_schedule": "50"}
+    try:
+        describe_model(document | ({"wavelet": wavelet} if wavelet != "haar" else {}), config, "checkpoint")
+    except UsageError as error:  # before anything is written
+        raise click.UsageError(str(error)) from None
 
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -288,7 +299,7 @@ def main(
         partial / "scheduler" / "scheduler_config.json",
         {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 5.0},
     )
-    if kind != "plain":
+    if described:
         write_json(partial / "pyramid.json", document)
     columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn())
     with Progress(*columns, disable=quiet) as bar:

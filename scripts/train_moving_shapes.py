@@ -176,14 +176,14 @@ class Loop:
 
 
 def train_vae(run: Path, device: str, seed: int, steps: int, batch: int, deadline: float) -> AutoencoderKLWan | None:
-    """The VAE: crops of 64x64 and five frames, then, for the last tenth, whole frames and nine of them."""
+    """The VAE: crops of 64x64 and five frames, then, for the last fiftieth, whole frames and nine of them."""
     torch.manual_seed(seed)
     vae = AutoencoderKLWan(**VAE).to(device)
     loop = Loop(run / "vae.pt", dict(vae.named_parameters()), steps, 2e-3, deadline)
 
     def loss_of(step: int) -> torch.Tensor:
         random = random_of(seed, "vae", step)
-        whole = step >= 0.9 * steps
+        whole = step >= 0.98 * steps
         count = max(1, batch // 4) if whole else batch
         _, video = clips_of(random, count, device, *((9, SIZE) if whole else (5, 64)))
         torch.manual_seed(int(random.integers(2**62)))

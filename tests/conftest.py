@@ -63,9 +63,9 @@ def refused(cli: Callable[..., Result]) -> Callable[..., str]:
         result = cli(*arguments)
         assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
         assert isinstance(result.exception, SystemExit), result.exception
-        lines = [line for line in result.stderr.strip().splitlines() if line]
-        assert lines[-1].startswith("Error: "), result.stderr
+        (line,) = result.stderr.strip().splitlines()
+        assert line.startswith("Error: ")
         assert result.stdout == ""
-        return lines[-1]
+        return line
 
     return run

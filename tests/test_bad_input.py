@@ -90,6 +90,15 @@ def test_wrong_tensors_of_the_other_parts(copy, refused, tmp_path, part, change)
         ({"format": 2}, "field 'format': expected 1"),
         ({"colour": "red"}, "unknown field 'colour'"),
         ({"text_length": True}, "whole number"),
+        ({"format": True}, "field 'format': expected a whole number"),
+        ({"wavelet": [10**400, 1]}, "low-pass taps within -1"),
+        ({"wavelet": ["0.7", "0.7"]}, "low-pass taps within -1"),
+        ({"patch_sizes": [[1, 2, 2]]}, "field 'patch_sizes': expected null"),
+        ({"resolution": {"frames": 17, "height": 64, "width": 64, "fps": 16}}, "unknown field 'fps'"),
+        ({"axes": "HW", "resolution": {"frames": 1, "height": 64, "width": 64}}, "more than one frame"),
+        ({"schedules": {"x": {"steps": [1, 1, 1], "shift": 1e20}}, "default_schedule": "x"}, "shift of a schedule"),
+        ({"schedules": {"x": {"steps": [1, 1, 1], "levels": [[], [], []]}}, "default_schedule": "x"}, "found both"),
+        ({"schedules": {"x": {"steps": [1, 1, 1], "guidance_scale": -3}}, "default_schedule": "x"}, "from 0 to 100"),
     ],
 )
 def test_a_pyramid_json_that_cannot_be(copy, refused, fields, words):
@@ -158,9 +167,57 @@ def test_a_shard_outside_the_folder(make_checkpoint, refused, tmp_path):
         (["sample", "{tiny}", "--prompt", "a", "-o", "{out}/a.gif"], ".mp4"),
         (["sample", "{tiny}", "--prompt", "a", "-o", "{out}/no/a.mp4", "--quiet"], "does not exist"),
         (["sample", "{out}", "--prompt", "a", "-o", "{out}/a.mp4"], "not a checkpoint"),
+        (["sample", "{tiny}", "--prompt", "a", "-o", "{out}/no/a.npy"], "does not exist"),
+        (["sample", "{tiny}", "--prompt", "a", "-o", "{out}/" + 300 * "a" + ".mp4"], "longer than 255 bytes"),
+        (["sample", "{tiny}", "--prompt", "a", "-o", "{out}/a.mp4", "--grid", "{out}/a.mp4"], "is a .png"),
+        (["sample", "{tiny}", "--prompt", "a", "-o", "{out}/a.mp4", "--grid", "{out}/no/a.png"], "does not exist"),
+        (["sample", "{tiny}", "--prompt", "a", "-o", "{out}/a.npy", "--grid"], "beside an .mp4"),
+        (["sample", "{tiny}", "--prompt", "a", "-o", "{out}/a.mp4", "--guidance-scale", "nan"], "within 0 … 100"),
+        (["sample", "{tiny}", "--prompt", "a", "-o", "{out}/a.mp4", "--schedule", ""], "unknown schedule"),
+        (["sample", "{tiny}", "-o", "{out}/a.mp4"], "--prompt"),
+        (["sample", "{tiny}", "--prompt", "a", "-o", "{out}/a.mp4", "--seed", "abc"], "abc"),
+        (
+            ["inspect", "{tiny}/text_encoder", "--resolution", "17x64x64"],
+            "expected the configuration of a WanTransformer3DModel",
+        ),
+        (["inspect", "{tiny}", "--resolution", "9" * 5000 + "x1x1"], "FRAMESxHEIGHTxWIDTH"),
+        (["export"], "No such command"),
     ],
 )
 def test_arguments_that_cannot_be(tiny, refused, tmp_path, arguments, words):
     filled = [a.replace("{tiny}", str(tiny)).replace("{out}", str(tmp_path)) for a in arguments]
     assert words in refused(*filled)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("tokenizer/tokenizer.json", "{}", "cannot read this tokenizer"),
+        ("text_encoder/config.json", {"num_heads": 0}, "no text_encoder can be built"),
+        ("vae/config.json", {"base_dim": "x"}, "no vae can be built"),
+        ("vae/config.json", {"latents_std": [0.0] * 16}, "above 0"),
+        ("transformer/config.json", {"attention_head_dim": 1, "num_attention_heads": 64}, "attention_head_dim is even"),
+        ("transformer/config.json", {"num_layers": 2**31 - 1}, "at most 1000 blocks"),
+        ("model_index.json", "{", "malformed"),
+    ],
+)
+def test_a_part_that_no_library_can_build(copy, refused, tmp_path, file, text, words):
+    path = copy / file
+    path.write_text(text if isinstance(text, str) else json.dumps(json.loads(path.read_text()) | text))
+    assert words in refused("sample", copy, "--prompt", "a", "-o", tmp_path / "x.mp4", "--quiet")
+
+
+def test_two_names_of_one_tensor(copy, refused):
+    change_weights(copy, lambda t: t.update({"blocks.0.self_attn.q.weight": t["blocks.0.attn1.to_q.weight"].copy()}))
+    assert "two tensors stand for the same one" in refused("inspect", copy)
+
+
+def test_an_output_that_is_a_folder_or_cannot_be_written(tiny, cli, tmp_path):
+    (tmp_path / "a.mp4").mkdir()
+    result = cli("sample", tiny, "--prompt", "a", "-o", tmp_path / "a.mp4")
+    assert result.exit_code == 2
+    assert "is a folder" in result.stderr
+    result = cli("inspect", "x" * 300)
+    assert result.exit_code in (1, 2)
+    assert len(result.stderr.splitlines()) == 1

@@ -1,0 +1,106 @@
+"""Building blocks of the exported graphs: weights that know where they come from, and operators that engines fuse.
+
+A graph's module holds no values. Each parameter is a shape with a `Source`: the checkpoint's tensor and how it is
+laid out, so that nothing is transposed when a bundle is loaded.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..runtime.safetensors_header import TensorEntry
+
+__all__ = ["Linear", "Source", "WeightSpace", "attention", "rotary_embedding", "sources_of"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a graph's parameter comes from."""
+
+    component: str
+    tensor: str
+    layout: str
+    """"as is"; "transposed": the tensor as a matrix [first axis, rest], transposed; "tap k": `[:, :, k]` of a convolution."""
+    shape: tuple[int, ...]
+    """In the graph."""
+    dtype: str
+    """Stored: "float32", "float16" or "bfloat16"."""
+
+
+TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class WeightSpace:
+    """Makes a component's parameters: shapes from the headers, matrices in the bundle's precision, the rest in float32."""
+
+    def __init__(self, component: str, tensors: Mapping[str, TensorEntry], precision: str) -> None:
+        """Parameters of one component of a checkpoint."""
+        self.component, self.tensors, self.precision = component, tensors, precision
+
+    def vector(self, name: str, shape: tuple[int, ...] | None = None) -> nn.Parameter:
+        """A tensor as it is (or reshaped), in float32: biases, norms, modulation tables."""
+        return self._make(name, "as is", shape or self.tensors[name].shape, "float32")
+
+    def matrix(self, name: str) -> nn.Parameter:
+        """A weight [out, …] as a matrix [in, out], so that `x @ weight` needs no transposition."""
+        out, *into = self.tensors[name].shape
+        return self._make(name, "transposed", (torch.Size(into).numel(), out), self.precision)
+
+    def kernel(self, name: str, tap: int | None = None) -> nn.Parameter:
+        """A convolution's kernel [out, in, kh, kw]; one tap of a causal 3-D kernel [out, in, kt, kh, kw]."""
+        shape = self.tensors[name].shape
+        if tap is None:
+            return self._make(name, "as is", shape, self.precision)
+        return self._make(name, f"tap {tap}", (*shape[:2], *shape[3:]), self.precision)
+
+    def _make(self, name: str, layout: str, shape: tuple[int, ...], dtype: str) -> nn.Parameter:
+        parameter = nn.Parameter(torch.empty(shape, dtype=TORCH_DTYPES[dtype]), requires_grad=False)
+        parameter.source = Source(self.component, name, layout, tuple(shape), dtype)  # type: ignore[attr-defined]
+        return parameter
+
+
+def sources_of(module: nn.Module) -> dict[str, Source]:
+    """Source of every parameter, by its name in the module."""
+    return {name: parameter.source for name, parameter in module.named_parameters()}  # type: ignore[attr-defined]
+
+
+class Linear(nn.Module):
+    """`x @ weight + bias` with the weight stored as [in, out]."""
+
+    def __init__(self, space: WeightSpace, name: str, *, bias: bool = True) -> None:
+        """The layer whose tensors are NAME.weight and NAME.bias."""
+        super().__init__()
+        self.weight = space.matrix(f"{name}.weight")
+        self.bias = space.vector(f"{name}.bias") if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[…, in] to […, out]."""
+        y = torch.matmul(x, self.weight.float())
+        return y if self.bias is None else y + self.bias
+
+
+@torch.library.custom_op("pyrexport::attention", mutates_args=())
+def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
+    """Softmax attention without a mask, [B, N, heads·size] each: engines have it as one operator that never holds the scores."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+    return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).contiguous()
+
+
+@attention.register_fake
+def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
+    return torch.empty_like(query)
+
+
+@torch.library.custom_op("pyrexport::rotary_embedding", mutates_args=())
+def rotary_embedding(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rotate pairs of neighbouring channels of each head: x [B, N, heads·size], cos and sin [N, size/2]."""
+    a, b = x.unflatten(-1, (heads, -1, 2)).unbind(-1)
+    c, s = cos[None, :, None], sin[None, :, None]
+    return torch.stack((a * c - b * s, a * s + b * c), dim=-1).flatten(2)
+
+
+@rotary_embedding.register_fake
+def _(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: int) -> torch.Tensor:
+    return torch.empty_like(x)

@@ -1,0 +1,185 @@
+"""The transformer of one stage as a graph: fixed shapes, no scatter, RoPE tables per axis.
+
+Equal to diffusers' `WanTransformer3DModel` up to the order of float32 sums. Kept apart from it because its RoPE and
+patch embedding export to operators that engines run badly or not at all.
+"""
+
+import torch
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
+from torch import nn
+
+from ..runtime.checkpoint import Checkpoint
+from ..runtime.pyramid import Stage
+from ..runtime.wan import WanConfig
+from .layers import Linear, WeightSpace, attention, rotary_embedding
+
+__all__ = ["StageGraph"]
+
+
+class StageGraph(nn.Module):
+    """Inputs: latent [1, C, T, H, W], timestep features [1, freq_dim], text [1, L, text_dim]; output: velocity as latent."""
+
+    def __init__(self, checkpoint: Checkpoint, stage: Stage, precision: str) -> None:
+        """The graph of one stage of a checkpoint."""
+        super().__init__()
+        config, kind = checkpoint.config, checkpoint.model.pyramid.kind
+        space = WeightSpace("transformer", checkpoint.transformer, precision)
+        own = f".{stage.index}" if kind == "ppf" else ""
+        self.config, self.stage = config, stage
+        self.patch_embedding = Linear(space, f"patch_embedding{own}")
+        self.first_frame_embedding = space.vector("first_frame_embedding") if kind == "pyramidal" else None
+        time = "condition_embedder.time_embedder"
+        self.time_1, self.time_2 = Linear(space, f"{time}.linear_1"), Linear(space, f"{time}.linear_2")
+        self.time_proj = Linear(space, "condition_embedder.time_proj")
+        text = "condition_embedder.text_embedder"
+        self.text_1, self.text_2 = Linear(space, f"{text}.linear_1"), Linear(space, f"{text}.linear_2")
+        self.blocks = nn.ModuleList(Block(space, config, index) for index in range(config.num_layers))
+        self.scale_shift_table = space.vector("scale_shift_table")
+        self.proj_out = Linear(space, f"proj_out{own}")
+        self.rope = RotaryTables(config, stage.grid)
+        padded = tuple(n * p for n, p in zip(stage.grid, stage.patch_size, strict=True))
+        self.resize = Resize(stage.latent[1:], padded) if padded != stage.latent[1:] else None
+        self.restore = Resize(padded, stage.latent[1:]) if padded != stage.latent[1:] else None
+
+    def forward(self, latent: torch.Tensor, timestep_features: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """The velocity."""
+        cos, sin = self.rope()
+        x = self._embed(latent)
+        embedded = self.time_2(nn.functional.silu(self.time_1(timestep_features)))
+        modulation = self.time_proj(nn.functional.silu(embedded)).unflatten(1, (6, -1))
+        context = self.text_2(nn.functional.gelu(self.text_1(text), approximate="tanh"))
+        for block in self.blocks:
+            x = block(x, context, modulation, cos, sin)
+        table = self.scale_shift_table + embedded.unsqueeze(1)
+        x = layer_norm(x, self.config) * (1 + table[:, 1:2]) + table[:, 0:1]
+        return self._unpatchify(self.proj_out(x))
+
+    def _embed(self, latent: torch.Tensor) -> torch.Tensor:
+        (t, h, w), (pt, ph, pw), c = self.stage.grid, self.stage.patch_size, self.config.in_channels
+        if self.resize is not None:
+            latent = self.resize(latent)
+        # Six axes at most: (T·pt) is split only where pt is not 1, after moving the channels inside.
+        patches = latent.reshape(c, t, pt, h, ph, w * pw).permute(1, 3, 0, 2, 4, 5)
+        patches = patches.reshape(t * h, c * pt * ph, w, pw).permute(0, 2, 1, 3).reshape(1, t * h * w, c * pt * ph * pw)
+        tokens = self.patch_embedding(patches)
+        if self.first_frame_embedding is None:
+            return tokens
+        first = h * w
+        return torch.cat((tokens[:, :first] + self.first_frame_embedding, tokens[:, first:]), dim=1)
+
+    def _unpatchify(self, x: torch.Tensor) -> torch.Tensor:
+        (t, h, w), (pt, ph, pw), c = self.stage.grid, self.stage.patch_size, self.config.out_channels
+        x = x.reshape(t * h, w, pt * ph, pw * c).permute(0, 2, 1, 3)  # [t·h, pt·ph, w, pw·c]
+        x = x.reshape(t, h, pt, ph, w * pw, c).permute(5, 0, 2, 1, 3, 4)
+        x = x.reshape(1, c, t * pt, h * ph, w * pw)
+        return x if self.restore is None else self.restore(x)
+
+
+def layer_norm(x: torch.Tensor, config: WanConfig) -> torch.Tensor:
+    """Layer norm without scale and shift."""
+    return nn.functional.layer_norm(x, (config.width,), eps=config.eps)
+
+
+class Block(nn.Module):
+    """One transformer block."""
+
+    def __init__(self, space: WeightSpace, config: WanConfig, index: int) -> None:
+        """The block's weights."""
+        super().__init__()
+        name = f"blocks.{index}"
+        self.config = config
+        self.attn1 = Attention(space, f"{name}.attn1", config)
+        self.attn2 = Attention(space, f"{name}.attn2", config)
+        self.norm2_weight = space.vector(f"{name}.norm2.weight") if config.cross_attn_norm else None
+        self.norm2_bias = space.vector(f"{name}.norm2.bias") if config.cross_attn_norm else None
+        self.ffn_in = Linear(space, f"{name}.ffn.net.0.proj")
+        self.ffn_out = Linear(space, f"{name}.ffn.net.2")
+        self.scale_shift_table = space.vector(f"{name}.scale_shift_table")
+
+    def forward(
+        self, x: torch.Tensor, context: torch.Tensor, modulation: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> torch.Tensor:
+        """[1, N, width] to the same."""
+        table = self.scale_shift_table + modulation
+        shift, scale, gate = table[:, 0:1], table[:, 1:2], table[:, 2:3]
+        y = layer_norm(x, self.config) * (1 + scale) + shift
+        x = x + self.attn1(y, y, cos, sin) * gate
+        y = x
+        if self.norm2_weight is not None:
+            y = nn.functional.layer_norm(x, (self.config.width,), self.norm2_weight, self.norm2_bias, self.config.eps)
+        x = x + self.attn2(y, context)
+        shift, scale, gate = table[:, 3:4], table[:, 4:5], table[:, 5:6]
+        y = layer_norm(x, self.config) * (1 + scale) + shift
+        return x + self.ffn_out(nn.functional.gelu(self.ffn_in(y), approximate="tanh")) * gate
+
+
+class Attention(nn.Module):
+    """Self- or cross-attention with query and key norms across heads."""
+
+    def __init__(self, space: WeightSpace, name: str, config: WanConfig) -> None:
+        """The weights of one attention."""
+        super().__init__()
+        self.config = config
+        self.to_q, self.to_k = Linear(space, f"{name}.to_q"), Linear(space, f"{name}.to_k")
+        self.to_v, self.to_out = Linear(space, f"{name}.to_v"), Linear(space, f"{name}.to_out.0")
+        self.norm_q, self.norm_k = space.vector(f"{name}.norm_q.weight"), space.vector(f"{name}.norm_k.weight")
+
+    def forward(
+        self, x: torch.Tensor, context: torch.Tensor, cos: torch.Tensor | None = None, sin: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Attend from x [1, N, width] to the context [1, M, width]; rotated where tables are given."""
+        width, eps, heads = (self.config.width,), self.config.eps, self.config.num_attention_heads
+        q = nn.functional.rms_norm(self.to_q(x), width, self.norm_q, eps)
+        k = nn.functional.rms_norm(self.to_k(context), width, self.norm_k, eps)
+        if cos is not None and sin is not None:
+            q, k = rotary_embedding(q, cos, sin, heads), rotary_embedding(k, cos, sin, heads)
+        return self.to_out(attention(q, k, self.to_v(context), heads))
+
+
+class RotaryTables(nn.Module):
+    """cos and sin [N, head size / 2], put together in the graph from one small table per axis."""
+
+    def __init__(self, config: WanConfig, grid: tuple[int, int, int]) -> None:
+        """Tables for a token grid, as diffusers makes them."""
+        super().__init__()
+        self.grid = grid
+        theirs = WanRotaryPosEmbed(config.attention_head_dim, config.patch_size, max(grid))
+        sizes = [theirs.t_dim, theirs.h_dim, theirs.w_dim]
+        for name, table in (("cos", theirs.freqs_cos), ("sin", theirs.freqs_sin)):
+            for axis, part, length in zip("thw", table.split(sizes, dim=1), grid, strict=True):
+                # diffusers repeats each value for both channels of a pair.
+                self.register_buffer(f"{name}_{axis}", part[:length, ::2].clone(), persistent=False)
+
+    def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tables of all tokens."""
+        return self._tokens("cos"), self._tokens("sin")
+
+    def _tokens(self, name: str) -> torch.Tensor:
+        t, h, w = self.grid
+        parts = (
+            getattr(self, f"{name}_t").view(t, 1, 1, -1).expand(t, h, w, -1),
+            getattr(self, f"{name}_h").view(1, h, 1, -1).expand(t, h, w, -1),
+            getattr(self, f"{name}_w").view(1, 1, w, -1).expand(t, h, w, -1),
+        )
+        return torch.cat(parts, dim=-1).reshape(t * h * w, -1)
+
+
+class Resize(nn.Module):
+    """Trilinear resize as one matrix product per axis: exact, and without an operator that engines lack."""
+
+    def __init__(self, size: tuple[int, ...], new_size: tuple[int, ...]) -> None:
+        """From [T, H, W] to another."""
+        super().__init__()
+        self.axes: list[int] = []
+        for axis, (n, m) in enumerate(zip(size, new_size, strict=True)):
+            if n != m:
+                unit = torch.eye(n).unsqueeze(0)
+                matrix = nn.functional.interpolate(unit, m, mode="linear", align_corners=False)[0]  # [n, m]
+                self.register_buffer(f"matrix_{axis}", matrix.contiguous(), persistent=False)
+                self.axes.append(axis)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[1, C, T, H, W] resized."""
+        for axis in self.axes:
+            x = torch.matmul(x.transpose(axis + 2, 4), getattr(self, f"matrix_{axis}")).transpose(axis + 2, 4)
+        return x
