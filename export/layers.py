@@ -56,7 +56,7 @@ class WeightSpace:
         return self._make(name, f"tap {tap}", (*shape[:2], *shape[3:]), self.precision)
 
     def _make(self, name: str, layout: str, shape: tuple[int, ...], dtype: str) -> nn.Parameter:
-        parameter = nn.Parameter(torch.empty(shape, dtype=TORCH_DTYPES[dtype]), requires_grad=False)
+        parameter = nn.Parameter(torch.empty(shape, dtype=TORCH_DTYPES[dtype], device="meta"), requires_grad=False)
         parameter.source = Source(self.component, name, layout, tuple(shape), dtype)  # type: ignore[attr-defined]
         return parameter
 

@@ -12,9 +12,10 @@ from transformers import UMT5Config
 from transformers.models.umt5.modeling_umt5 import UMT5Attention
 
 from ..runtime.checkpoint import Checkpoint
+from ..runtime.errors import UsageError
 from .layers import Linear, WeightSpace
 
-__all__ = ["TextGraph"]
+__all__ = ["TextGraph", "check_supported"]
 
 
 class TextGraph(nn.Module):
@@ -77,14 +78,21 @@ class TextBlock(nn.Module):
         width, eps, heads = (self.config.d_model,), self.config.layer_norm_epsilon, self.config.num_heads
         y = nn.functional.rms_norm(x, width, self.norm_1, eps)
         q, k, v = (layer(y).unflatten(-1, (heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        bias = self.bias[buckets].permute(2, 0, 1).unsqueeze(0)  # T5 adds it to unscaled scores
+        bias = (
+            nn.functional.embedding(buckets, self.bias).permute(2, 0, 1).unsqueeze(0)
+        )  # T5 adds it to unscaled scores
         scores = torch.softmax(torch.matmul(q, k.transpose(2, 3)) + bias + hidden, dim=-1)
         x = x + self.o(torch.matmul(scores, v).transpose(1, 2).flatten(2))
         y = nn.functional.rms_norm(x, width, self.norm_2, eps)
         return x + self.wo(nn.functional.gelu(self.wi_0(y), approximate="tanh") * self.wi_1(y))
 
 
-def supported(config: Mapping[str, Any]) -> str | None:
-    """Why a text encoder cannot be exported, or None."""
-    activation = config.get("feed_forward_proj", "gated-gelu")
-    return None if activation == "gated-gelu" else f"feed_forward_proj '{activation}': expected gated-gelu"
+def check_supported(config: Mapping[str, Any] | None) -> None:
+    """Refuse a text encoder of another variant.
+
+    Raises:
+        UsageError: its feed-forward is not the gated GELU of UMT5.
+    """
+    found = (config or {}).get("feed_forward_proj", "gated-gelu")
+    if found != "gated-gelu":
+        raise UsageError(f"text_encoder/config.json: expected feed_forward_proj gated-gelu, found {found!r}")

@@ -80,6 +80,12 @@ class VaeGraph(nn.Module):
         frames = self.conv_out([nn.functional.silu(self.norm_out(frame)) for frame in frames], walk)
         return torch.cat(frames, dim=0).clamp(-1.0, 1.0), *walk.new
 
+    def cache_shapes(self, height: int, width: int) -> list[tuple[int, ...]]:
+        """Shapes of the caches for latents of a size, without computing anything."""
+        channels = self.post_quant.weight.shape[1]
+        _, *caches = self(torch.empty(1, channels, height, width, device="meta"))
+        return [tuple(cache.shape) for cache in caches]
+
 
 class Conv2d(nn.Module):
     """A convolution that keeps the size, over one frame; `tap` picks one of a causal kernel's."""

@@ -1,0 +1,118 @@
+"""From a graph's module to an ONNX model without weights: fake tensors go through the exporter, no value is read."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import onnxscript
+import torch
+from onnx.defs import OpSchema
+from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
+from onnxscript import opset23, optimizer
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from .layers import Source, sources_of
+
+__all__ = ["OPSET", "Graph", "export_onnx"]
+
+OPSET = 23
+
+
+class Graph:
+    """An ONNX model whose large initializers have no values yet, and where each of them comes from."""
+
+    def __init__(self, model: ir.Model, sources: Mapping[str, Source]) -> None:
+        """A model and the sources of its initializers, by name."""
+        self.model, self.sources = model, sources
+
+
+def _schema(name: str, inputs: Sequence[str], types: Mapping[str, list[str]], attributes: Sequence[str]) -> Any:
+    """An operator of ONNX Runtime's own domain, of which the onnx package has no schema."""
+    schema = OpSchema(
+        name,
+        "com.microsoft",
+        1,
+        inputs=[OpSchema.FormalParameter(f"input_{i}", kind) for i, kind in enumerate(inputs)],
+        outputs=[OpSchema.FormalParameter("output", inputs[0])],
+        type_constraints=[(kind, allowed, "") for kind, allowed in types.items()],
+        attributes=[OpSchema.Attribute(attribute, OpSchema.AttrType.INT, required=True) for attribute in attributes],
+    )
+    return onnxscript.values.Op(onnxscript.values.Opset("com.microsoft", 1), name, schema)
+
+
+_FLOAT = {"T": ["tensor(float)"]}
+_MULTI_HEAD_ATTENTION = _schema("MultiHeadAttention", ["T", "T", "T"], _FLOAT, ["num_heads"])
+_ROTARY_EMBEDDING = _schema(
+    "RotaryEmbedding", ["T", "I", "T", "T"], _FLOAT | {"I": ["tensor(int64)"]}, ["interleaved", "num_heads"]
+)
+
+
+def _attention(query: Any, key: Any, value: Any, heads: int) -> Any:
+    return _MULTI_HEAD_ATTENTION(query, key, value, num_heads=heads)
+
+
+def _rotary_embedding(x: Any, cos: Any, sin: Any, heads: int) -> Any:
+    first = opset23.Constant(value=onnx.helper.make_tensor("first", onnx.TensorProto.INT64, [1], [0]))
+    return _ROTARY_EMBEDDING(x, first, cos, sin, interleaved=1, num_heads=heads)
+
+
+ORT_OPERATORS: Mapping[Any, Callable[..., Any]] = {
+    torch.ops.pyrexport.attention.default: _attention,
+    torch.ops.pyrexport.rotary_embedding.default: _rotary_embedding,
+}
+"""Operators of ONNX Runtime: attention that never holds the scores, and rotation without scatter."""
+
+
+def export_onnx(module: nn.Module, inputs: Mapping[str, tuple[int, ...]], outputs: Sequence[str], name: str) -> Graph:
+    """Export a graph's module with fixed float32 inputs of the given shapes.
+
+    The weights keep the names of the module's parameters. Constants (positions, tables) stay in the model.
+    """
+    sources = sources_of(module)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        for path, parameter in list(module.named_parameters()):
+            owner, _, leaf = path.rpartition(".")
+            fake = torch.empty(parameter.shape, dtype=parameter.dtype)
+            module.get_submodule(owner)._parameters[leaf] = nn.Parameter(fake, requires_grad=False)
+        arguments = tuple(torch.empty(shape) for shape in inputs.values())
+        program = torch.export.export(module.eval(), arguments, strict=False)
+    exported: Any = torch.onnx.export(
+        program,
+        optimize=False,
+        opset_version=OPSET,
+        verbose=False,
+        custom_translation_table=dict(ORT_OPERATORS),
+        input_names=list(inputs),
+        output_names=list(outputs),
+    )
+    model: ir.Model = exported.model
+    model.graph.name = name
+    model.opset_imports["com.microsoft"] = 1
+    model.producer_name, model.producer_version = "pyrexport", None
+    for node in model.graph.all_nodes():
+        # Stack traces and module names of the machine that exported.
+        node.metadata_props.clear()
+        node.doc_string = None
+    for value in model.graph.initializers.values():
+        value.metadata_props.clear()
+    _simplify(model, sources)
+    return Graph(model, {path: source for path, source in sources.items() if path in model.graph.initializers})
+
+
+def _simplify(model: ir.Model, sources: Mapping[str, Source]) -> None:
+    """Fold shapes and drop detours. The weights are inputs meanwhile: no optimiser can fold what has no value."""
+    weights = [value for name, value in model.graph.initializers.items() if name in sources]
+    for value in weights:
+        del model.graph.initializers[value.name or ""]
+        value.const_value = None
+    model.graph.inputs.extend(weights)
+    optimizer.optimize(model, num_iterations=2, output_size_limit=4096)
+    CommonSubexpressionEliminationPass()(model)
+    RemoveUnusedNodesPass()(model)
+    for value in weights:
+        model.graph.inputs.remove(value)
+        if value.uses():
+            model.graph.initializers[value.name or ""] = value

@@ -1,0 +1,123 @@
+"""The weights file: every weight once, laid out as the graphs want it, streamed in bounded memory."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..runtime.checkpoint import Checkpoint
+from ..runtime.safetensors_header import TensorEntry
+from ..targets.forms import Placement
+from .layers import TORCH_DTYPES, Source
+
+__all__ = ["CHUNK", "WeightsPlan", "plan_weights", "write_component"]
+
+CHUNK = 32 * 1024 * 1024
+"""Largest piece that is read, in bytes; its conversions hold two more of its size."""
+
+PAGE, CACHE_LINE = 4096, 64
+SMALL = 64 * 1024
+"""Tensors below this are aligned to a cache line: padding them to pages would cost more than it gives."""
+
+FILE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class WeightsPlan:
+    """Where each source lies, and how large the file is."""
+
+    places: Mapping[Source, Placement]
+    nbytes: int
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights alone, without padding."""
+        return sum(place.nbytes for place in self.places.values())
+
+    def component(self, name: str) -> dict[Source, Placement]:
+        """The part of one component."""
+        return {source: place for source, place in self.places.items() if source.component == name}
+
+
+def plan_weights(sources: Iterable[Source]) -> WeightsPlan:
+    """Place every source once, in the given order, component by component."""
+    places: dict[Source, Placement] = {}
+    end = 0
+    unique = dict.fromkeys(sources)
+    for component in dict.fromkeys(source.component for source in unique):
+        for source in unique:
+            if source.component == component:
+                nbytes = torch.Size(source.shape).numel() * TORCH_DTYPES[source.dtype].itemsize
+                alignment = PAGE if nbytes >= SMALL else CACHE_LINE
+                offset = -(-end // alignment) * alignment
+                places[source] = Placement(offset, nbytes, source.shape, source.dtype)
+                end = offset + nbytes
+    return WeightsPlan(places, end)
+
+
+def write_component(
+    checkpoint: Checkpoint, plan: WeightsPlan, component: str, file: Path, advance: Callable[[int], None]
+) -> None:
+    """Write one component's weights at their places in an existing file; `advance` is told the bytes written."""
+    tensors = checkpoint.components[component]
+    out = os.open(file, os.O_RDWR)
+    try:
+        for source, place in plan.component(component).items():
+            entry = tensors[source.tensor]
+            with entry.file.open("rb", buffering=0) as data:
+                _write(entry, source, place, data.fileno(), out, advance)
+        os.fsync(out)
+    finally:
+        os.close(out)
+
+
+def _write(
+    entry: TensorEntry, source: Source, place: Placement, data: int, out: int, advance: Callable[[int], None]
+) -> None:
+    """Stream one tensor: blocks of rows along its first axis, or the flat values where the layout stays."""
+    dtype, wanted = FILE_DTYPES[entry.dtype], TORCH_DTYPES[source.dtype]
+    rows = entry.shape[0] if source.layout != "as is" else entry.elements
+    row = entry.elements // max(rows, 1)
+    step = max(1, CHUNK // max(row * 4, 1))
+    for start in range(0, rows, step):
+        count = min(step, rows - start)
+        block = _read(data, entry.offset + start * row * dtype.itemsize, count * row, dtype).to(wanted)
+        if source.layout == "transposed":
+            _write_columns(block.view(count, row).T.contiguous(), start, rows, place.offset, out)
+        else:
+            if source.layout.startswith("tap "):
+                block = block.view(count, *entry.shape[1:])[:, :, int(source.layout[4:])].contiguous()
+            flat = block.flatten()
+            per_row = flat.numel() // count
+            _pwrite(out, flat, place.offset + start * per_row * wanted.itemsize)
+        advance(block.numel() * wanted.itemsize)
+
+
+def _write_columns(block: torch.Tensor, start: int, columns: int, offset: int, out: int) -> None:
+    """Columns `start …` of a row-major matrix with `columns` columns."""
+    if block.shape[1] == columns:
+        _pwrite(out, block.flatten(), offset)
+        return
+    for index, row in enumerate(block):
+        _pwrite(out, row, offset + (index * columns + start) * block.element_size())
+
+
+def _read(file: int, offset: int, count: int, dtype: torch.dtype) -> torch.Tensor:
+    data = bytearray(count * dtype.itemsize)
+    view = memoryview(data)
+    done = 0
+    while done < len(data):
+        got = os.preadv(file, [view[done:]], offset + done)
+        if got == 0:
+            raise OSError(f"a weights file ended at byte {offset + done}; it was cut while it was read")
+        done += got
+    return torch.frombuffer(data, dtype=dtype) if count else torch.empty(0, dtype=dtype)
+
+
+def _pwrite(file: int, values: torch.Tensor, offset: int) -> None:
+    view = memoryview(values.contiguous().view(torch.uint8).numpy())
+    while view:
+        written = os.pwrite(file, view, offset)
+        view, offset = view[written:], offset + written

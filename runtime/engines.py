@@ -1,0 +1,99 @@
+"""Engines: what runs a graph of a bundle, and how one is found."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from .errors import UsageError
+
+__all__ = ["GROUP", "Engine", "EngineOptions", "Target", "check_inputs", "find_target", "target_names"]
+
+GROUP = "pyrexport.targets"
+
+
+class Engine(Protocol):
+    """One graph, loaded."""
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Evaluate the graph on NumPy arrays of its fixed shapes."""
+        ...
+
+    def close(self) -> None:
+        """Free it."""
+        ...
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How engines are opened."""
+
+    threads: int = 0
+    """Of one operator; 0: the engine's own choice."""
+    prepack: bool = False
+    """Let the engine copy weights into its own layout: faster on few tokens, private memory per graph."""
+    provider: str = ""
+    """Execution provider, where the engine has several."""
+
+
+class Target(Protocol):
+    """The module that an entry point of the group `pyrexport.targets` names."""
+
+    ENGINE: str
+    """Distribution that runs its graphs."""
+
+    def engine_version(self) -> str:
+        """Installed version of the engine."""
+        ...
+
+    def open_engine(self, file: Path, specs: Mapping[str, Any], options: EngineOptions) -> Engine:
+        """Open a graph; imports the engine and NumPy alone."""
+        ...
+
+    def build_graph(self, form: Any, folder: Path) -> str:
+        """Lower a graph into a bundle's folder; may import torch."""
+        ...
+
+
+def target_names() -> list[str]:
+    """Names of the targets that are installed."""
+    return sorted(entry_points(group=GROUP).names)
+
+
+def find_target(name: str) -> Target:
+    """The target of a name.
+
+    Raises:
+        UsageError: no installed package provides it, or its engine is not installed.
+    """
+    found = [entry for entry in entry_points(group=GROUP) if entry.name == name]
+    if not found:
+        raise UsageError(f"unknown target '{name}': expected one of {', '.join(target_names())}")
+    try:
+        target: Target = found[0].load()
+        target.engine_version()
+    except ImportError as error:
+        raise UsageError(f"target '{name}' cannot run here: {error}; install its engine") from error
+    return target
+
+
+def check_inputs(specs: Mapping[str, Mapping[str, Any]], inputs: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse inputs that are not the graph's.
+
+    Raises:
+        UsageError: an input is missing, extra, or of another shape or dtype.
+    """
+    for name, spec in specs.items():
+        if name not in inputs:
+            raise UsageError(f"input '{name}' is missing: expected {spec['dtype']} {spec['shape']}")
+        value = inputs[name]
+        if list(value.shape) != list(spec["shape"]) or str(value.dtype) != spec["dtype"]:
+            raise UsageError(
+                f"input '{name}': expected {spec['dtype']} {list(spec['shape'])}, found {value.dtype} {list(value.shape)}"
+            )
+    extra = sorted(inputs.keys() - specs.keys())
+    if extra:
+        raise UsageError(f"unexpected input '{extra[0]}': expected {', '.join(specs)}")

@@ -1,0 +1,307 @@
+"""The manifest of a bundle: what it holds, what it needs, and what proves that it is whole."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .checkpoint import ModelDescription, describe_model
+from .documents import Fields
+from .errors import UsageError
+from .wan import WanConfig
+
+__all__ = [
+    "FORMAT",
+    "MANIFEST_FILE",
+    "PRECISIONS",
+    "TOKENIZER_FILE",
+    "WEIGHTS_FILE",
+    "FileEntry",
+    "GraphEntry",
+    "Manifest",
+    "TableEntry",
+    "TextEntry",
+    "cache_names",
+    "parse_manifest",
+    "signed",
+]
+
+FORMAT = 1
+MANIFEST_FILE = "manifest.json"
+WEIGHTS_FILE = "weights.bin"
+TOKENIZER_FILE = "tokenizer.json"
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the bundle."""
+
+    sha256: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class GraphEntry:
+    """A graph: its file, and shape and dtype of its inputs and outputs by name."""
+
+    file: str
+    inputs: Mapping[str, Mapping[str, Any]]
+    outputs: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class TableEntry:
+    """The embedding table in the weights file, one row per token."""
+
+    offset: int
+    rows: int
+    width: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class TextEntry:
+    """The text encoder: static lengths, one graph `text_LENGTH` each, and the table that feeds them."""
+
+    lengths: tuple[int, ...]
+    table: TableEntry
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest whose every field has been checked."""
+
+    target: str
+    engine: str
+    engine_version: str
+    model: ModelDescription
+    config: WanConfig
+    storage: str
+    compute: str
+    timestep_frequencies: tuple[float, ...]
+    latents_mean: tuple[float, ...]
+    latents_std: tuple[float, ...]
+    text: TextEntry | None
+    graphs: Mapping[str, GraphEntry]
+    files: Mapping[str, FileEntry]
+    weight_bytes: int
+    provenance: Mapping[str, Any]
+    parity: Mapping[str, Any] | None
+    document: Mapping[str, Any]
+
+    @property
+    def has_vae(self) -> bool:
+        """Whether latents can be decoded."""
+        return "vae_first" in self.graphs
+
+
+def digest(document: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest's content, its own hash left out."""
+    content = {key: value for key, value in document.items() if key != "hash"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def signed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document with the hash of its content."""
+    return {**document, "hash": digest(document)}
+
+
+def cache_names(count: int, *, new: bool = False) -> list[str]:
+    """Names of the caches that a decoder graph takes, or of the new ones that it gives."""
+    return [f"new_cache_{index}" if new else f"cache_{index}" for index in range(count)]
+
+
+def parse_manifest(document: Any, source: str) -> Manifest:
+    """Check a manifest.
+
+    Raises:
+        UsageError: a field is missing, unknown or impossible, or the content is not what its hash says.
+    """
+    fields = Fields(document, source)
+    if fields.get("format", "a whole number", lambda v: type(v) is int) != FORMAT:
+        raise fields.wrong("format", f"{FORMAT} (another format needs another version of pyrexport)")
+    fields.only((
+        "format", "target", "engine", "model", "transformer", "precision", "timestep_frequencies", "latents", "text",
+        "graphs", "weights", "files", "provenance", "parity", "hash",
+    ))  # fmt: skip
+    if fields.text("hash") != digest(fields.document):
+        raise UsageError(
+            f"{source} was changed after the bundle was built: its content is not what its hash says; build or fetch the bundle again"
+        )
+    config = WanConfig.from_json(
+        {**fields.object("transformer").document, "_class_name": "WanTransformer3DModel"}, f"{source}: transformer"
+    )
+    engine = fields.object("engine")
+    engine.only(("name", "version"))
+    precision = fields.object("precision")
+    precision.only(("storage", "compute"))
+    files = _files(fields)
+    manifest = Manifest(
+        target=fields.text("target"),
+        engine=engine.text("name"),
+        engine_version=engine.text("version"),
+        model=describe_model(fields.object("model").document, config, f"{source}: model"),
+        config=config,
+        storage=precision.text("storage", choices=PRECISIONS),
+        compute=precision.text("compute", choices=PRECISIONS),
+        timestep_frequencies=_frequencies(fields, config),
+        **_latents(fields, config),
+        text=_text(fields, files, config),
+        graphs=_graphs(fields, files),
+        files=files,
+        weight_bytes=fields.object("weights").integer("bytes", least=0),
+        provenance=fields.object("provenance").document,
+        parity=fields.object("parity").document if fields.document.get("parity") is not None else None,
+        document=fields.document,
+    )
+    _check_graphs(manifest, source)
+    return manifest
+
+
+def _files(fields: Fields) -> dict[str, FileEntry]:
+    files = {}
+    for name, value in fields.object("files").document.items():
+        if not _NAME.fullmatch(name) or name == MANIFEST_FILE:
+            raise UsageError(
+                f"{fields.source}: files: impossible name {name!r:.60}: expected a plain file name in the bundle's folder"
+            )
+        entry = Fields(value, f"{fields.source}: file '{name}'")
+        entry.only(("sha256", "bytes"))
+        sha256 = entry.get(
+            "sha256", "64 hexadecimal digits", lambda v: isinstance(v, str) and bool(_DIGEST.fullmatch(v))
+        )
+        files[name] = FileEntry(sha256, entry.integer("bytes", least=0))
+    return files
+
+
+def _frequencies(fields: Fields, config: WanConfig) -> tuple[float, ...]:
+    values = fields.numbers("timestep_frequencies")
+    if 2 * len(values) != config.freq_dim or not all(0 < value <= 1 for value in values):
+        raise fields.wrong("timestep_frequencies", f"{config.freq_dim // 2} numbers above 0 and at most 1")
+    return values
+
+
+def _latents(fields: Fields, config: WanConfig) -> dict[str, tuple[float, ...]]:
+    latents = fields.object("latents")
+    latents.only(("mean", "std"))
+    mean, std = latents.numbers("mean"), latents.numbers("std")
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != config.in_channels or (name == "std" and min(values) <= 0):
+            raise latents.wrong(name, f"{config.in_channels} numbers" + " above 0" * (name == "std"))
+    return {"latents_mean": mean, "latents_std": std}
+
+
+def _text(fields: Fields, files: Mapping[str, FileEntry], config: WanConfig) -> TextEntry | None:
+    if fields.document.get("text") is None:
+        return None
+    text = fields.object("text")
+    text.only(("lengths", "table"))
+
+    def valid(value: Any) -> bool:
+        numbers = isinstance(value, list) and all(type(n) is int and 0 < n <= 4096 for n in value)
+        return numbers and bool(value) and value == sorted(set(value))
+
+    lengths = text.get("lengths", "increasing whole numbers", valid)
+    table = text.object("table")
+    table.only(("offset", "rows", "width", "dtype"))
+    entry = TableEntry(
+        table.integer("offset", least=0),
+        table.integer("rows"),
+        table.integer("width"),
+        table.text("dtype", choices=PRECISIONS.values()),
+    )
+    size = entry.rows * entry.width * (4 if entry.dtype == "float32" else 2)
+    if WEIGHTS_FILE not in files or entry.offset + size > files[WEIGHTS_FILE].nbytes:
+        raise table.wrong("rows", f"a table inside {WEIGHTS_FILE}")
+    if entry.width != config.text_dim:
+        raise table.wrong("width", f"{config.text_dim}, the transformer's text_dim")
+    if TOKENIZER_FILE not in files:
+        raise UsageError(f"{fields.source}: files: {TOKENIZER_FILE} is missing beside a text encoder")
+    return TextEntry(tuple(lengths), entry)
+
+
+def _graphs(fields: Fields, files: Mapping[str, FileEntry]) -> dict[str, GraphEntry]:
+    graphs = {}
+    for name, value in fields.object("graphs").document.items():
+        graph = Fields(value, f"{fields.source}: graph '{name:.40}'")
+        graph.only(("file", "inputs", "outputs"))
+        file = graph.text("file")
+        if file not in files:
+            raise graph.wrong("file", "one of the manifest's files")
+        graphs[name] = GraphEntry(file, _specs(graph, "inputs"), _specs(graph, "outputs"))
+    return graphs
+
+
+def _specs(graph: Fields, name: str) -> dict[str, dict[str, Any]]:
+    specs = {}
+    for key, value in graph.object(name).document.items():
+        spec = Fields(value, f"{graph.source}: {name} '{key:.40}'")
+        spec.only(("shape", "dtype"))
+        shape = spec.get(
+            "shape",
+            "a list of whole numbers",
+            lambda v: isinstance(v, list) and all(type(n) is int and 0 < n < 2**31 for n in v),
+        )
+        specs[key] = {"shape": list(shape), "dtype": spec.text("dtype", choices=PRECISIONS.values())}
+    return specs
+
+
+def _check_graphs(manifest: Manifest, source: str) -> None:
+    """The graphs must be those that the model and the text entry ask for, with their shapes."""
+    model, config = manifest.model, manifest.config
+    expected: dict[str, tuple[dict[str, list[int]], dict[str, list[int]]]] = {}
+    for stage in model.pyramid.stages:
+        latent = [1, *stage.latent]
+        inputs = {
+            "latent": latent,
+            "timestep_features": [1, config.freq_dim],
+            "text": [1, model.text_length, config.text_dim],
+        }
+        expected[f"stage{stage.index}"] = (inputs, {"velocity": latent})
+    for length in manifest.text.lengths if manifest.text else ():
+        shape = [1, length, config.text_dim]
+        expected[f"text_{length}"] = ({"embeddings": shape, "mask": [1, length]}, {"text": shape})
+    for name, (inputs, outputs) in expected.items():
+        _same_specs(manifest, source, name, inputs, outputs)
+    if manifest.text and manifest.text.lengths[-1] != model.text_length:
+        raise UsageError(
+            f"{source}: text: expected {model.text_length} as the longest length, found {manifest.text.lengths[-1]}"
+        )
+    _check_vae(manifest, source)
+    extra = sorted(manifest.graphs.keys() - expected.keys() - {"vae_first", "vae_next"})
+    if extra:
+        raise UsageError(f"{source}: unexpected graph '{extra[0]:.40}'")
+
+
+def _check_vae(manifest: Manifest, source: str) -> None:
+    if not {"vae_first", "vae_next"} & manifest.graphs.keys():
+        return
+    pyramid = manifest.model.pyramid
+    channels, _, height, width = pyramid.stages[0].latent
+    size = pyramid.resolution
+    first = manifest.graphs.get("vae_first")
+    caches = {name: spec["shape"] for name, spec in (first.outputs if first else {}).items() if name != "frames"}
+    if list(caches) != cache_names(len(caches), new=True) or not caches:
+        raise UsageError(f"{source}: graph 'vae_first': expected outputs frames, new_cache_0, new_cache_1, …")
+    latent = {"latent": [1, channels, height, width]}
+    old = dict(zip(cache_names(len(caches)), caches.values(), strict=True))
+    _same_specs(manifest, source, "vae_first", latent, {"frames": [1, 3, size.height, size.width], **caches})
+    _same_specs(manifest, source, "vae_next", latent | old, {"frames": [4, 3, size.height, size.width], **caches})
+
+
+def _same_specs(
+    manifest: Manifest, source: str, name: str, inputs: Mapping[str, list[int]], outputs: Mapping[str, list[int]]
+) -> None:
+    if name not in manifest.graphs:
+        raise UsageError(f"{source}: graph '{name}' is missing")
+    graph = manifest.graphs[name]
+    for kind, found, wanted in (("inputs", graph.inputs, inputs), ("outputs", graph.outputs, outputs)):
+        shapes = {key: spec["shape"] for key, spec in found.items()}
+        if shapes != wanted:
+            raise UsageError(f"{source}: graph '{name}': expected {kind} {dict(wanted)}, found {shapes}"[:400])

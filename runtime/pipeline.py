@@ -1,0 +1,292 @@
+"""A bundle as a pipeline: prompts to embeddings, noise to latents, latents to frames, with one engine open at a time."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bundle import Bundle, open_bundle
+from .engines import Engine, EngineOptions, Target, find_target
+from .errors import UsageError
+from .features import timestep_features
+from .manifest import TOKENIZER_FILE, WEIGHTS_FILE, TableEntry, cache_names
+from .sampler import Step, sample
+from .text import Tokenizer
+
+__all__ = ["Pipeline", "Sample", "Timings", "frames_from", "load"]
+
+Array = NDArray[np.float32]
+
+
+@dataclass
+class Timings:
+    """Seconds spent, by what they were spent on."""
+
+    load: float = 0.0
+    """Opening engines."""
+    engine: dict[str, float] = field(default_factory=dict)
+    """Inside each graph."""
+    denoise: float = 0.0
+    """From the first to the last step of the chain, engines and opening included."""
+    total: float = 0.0
+
+    @property
+    def glue(self) -> float:
+        """Time of the chain that is neither inside an engine nor spent on opening one."""
+        return max(0.0, self.denoise - self.chain_engines - self.chain_load)
+
+    chain_engines: float = 0.0
+    chain_load: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a call returns."""
+
+    latents: Array
+    """[C, T, H, W], normalised as the transformer sees them."""
+    frames: NDArray[np.uint8] | None
+    """[T, H, W, 3], or None for `output_type="latent"`."""
+    timings: Timings
+
+
+def frames_from(video: Array) -> NDArray[np.uint8]:
+    """Frames [n, 3, H, W] in -1 … 1 to [n, H, W, 3], rounded as diffusers' VideoProcessor does."""
+    scaled = np.clip(video * np.float32(0.5) + np.float32(0.5), 0, 1)
+    return (scaled * np.float32(255)).round().astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+class Pipeline:
+    """An open bundle. Use it as a context manager, or call `close`."""
+
+    def __init__(
+        self, bundle: Bundle, target: Target, *, options: EngineOptions | None = None, resident: bool = False
+    ) -> None:
+        """Take an open bundle; engines are opened when first needed, and kept all open if `resident`."""
+        self.bundle, self.target, self.resident = bundle, target, resident
+        self.options = options or EngineOptions()
+        self.timings = Timings()
+        self._engines: dict[str, Engine] = {}
+        self._tokenizer: Tokenizer | None = None
+
+    @property
+    def model(self) -> Any:
+        """The model's description: pyramid, schedules, negative prompt."""
+        return self.bundle.manifest.model
+
+    def __enter__(self) -> "Pipeline":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all engines."""
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
+
+    def run(self, graph: str, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Evaluate a graph of the bundle."""
+        engine = self._engine(graph)
+        start = time.perf_counter()
+        outputs = engine.run(inputs)
+        self.timings.engine[graph] = self.timings.engine.get(graph, 0.0) + time.perf_counter() - start
+        return outputs
+
+    def _engine(self, graph: str) -> Engine:
+        if graph not in self._engines:
+            manifest = self.bundle.manifest
+            if graph not in manifest.graphs:
+                raise UsageError(f"{self.bundle.folder} has no graph '{graph}'")
+            if not self.resident:
+                self.close()
+            start = time.perf_counter()
+            entry = manifest.graphs[graph]
+            specs = {"inputs": entry.inputs, "outputs": entry.outputs, "stored_half": manifest.storage != "fp32"}
+            self._engines[graph] = self.target.open_engine(self.bundle.file(entry.file), specs, self.options)
+            self.timings.load += time.perf_counter() - start
+        return self._engines[graph]
+
+    def encode(self, prompt: str) -> Array:
+        """Embeddings of a prompt [text length, text width], zero after its end.
+
+        Raises:
+            UsageError: the bundle has no text encoder.
+        """
+        manifest = self.bundle.manifest
+        if manifest.text is None:
+            raise UsageError(f"{self.bundle.folder} has no text encoder: give prompt_embeds")
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer(self.bundle.file(TOKENIZER_FILE), self.model.text_length)
+        ids = self._tokenizer(prompt)
+        length = next(n for n in manifest.text.lengths if n >= len(ids))
+        mask = np.zeros((1, length), np.float32)
+        mask[0, : len(ids)] = 1
+        embeddings = np.zeros((1, length, manifest.text.table.width), np.float32)
+        embeddings[0, : len(ids)] = _rows(self.bundle.file(WEIGHTS_FILE), manifest.text.table, ids)
+        text = self.run(f"text_{length}", {"embeddings": embeddings, "mask": mask})["text"][0]
+        out = np.zeros((self.model.text_length, text.shape[1]), np.float32)
+        out[:length] = text
+        return out
+
+    def velocity(self, stage: int, latent: Array, timestep: float, text: Array) -> Array:
+        """See `sampler.Denoiser`."""
+        features = timestep_features(timestep, self.bundle.manifest.timestep_frequencies)
+        inputs = {"latent": latent[None], "timestep_features": features, "text": text[None]}
+        return self.run(f"stage{stage}", inputs)["velocity"][0]
+
+    def decode(self, latent: Array) -> Iterator[Array]:
+        """Frames [n, 3, H, W] in -1 … 1, one latent frame at a time: one frame, then four by four.
+
+        Raises:
+            UsageError: the bundle has no VAE.
+        """
+        manifest = self.bundle.manifest
+        if not manifest.has_vae:
+            raise UsageError(f"{self.bundle.folder} has no VAE: take latents")
+        mean, std = (
+            np.array(values, np.float32)[:, None, None] for values in (manifest.latents_mean, manifest.latents_std)
+        )
+        count = len(manifest.graphs["vae_first"].outputs) - 1
+        names = dict(zip(cache_names(count), cache_names(count, new=True), strict=True))
+        caches: dict[str, NDArray[Any]] = {}
+        for index in range(latent.shape[1]):
+            frame = {"latent": (latent[:, index] * std + mean)[None]}
+            outputs = self.run("vae_next" if index else "vae_first", frame | caches)
+            caches = {old: outputs[new] for old, new in names.items()}
+            yield outputs["frames"]
+
+    def __call__(
+        self,
+        prompt: str | None = None,
+        *,
+        negative_prompt: str | None = None,
+        schedule: str | None = None,
+        levels: list[list[float]] | None = None,
+        guidance_scale: float | None = None,
+        seed: int = 0,
+        prompt_embeds: Array | None = None,
+        negative_prompt_embeds: Array | None = None,
+        latents: Array | None = None,
+        output_type: str = "np",
+        callback: Callable[[Step], None] | None = None,
+        on_frames: Callable[[NDArray[np.uint8]], None] | None = None,
+    ) -> Sample:
+        """Sample a video.
+
+        Args:
+            prompt: what to show; or give `prompt_embeds`.
+            negative_prompt: in place of the model's own; used by guided schedules.
+            schedule: by name, or steps per stage such as "10-10-10".
+            levels: explicit natural levels per stage, coarsest first.
+            guidance_scale: in place of the schedule's own.
+            seed: of all noise in the run.
+            prompt_embeds: [text length, text width], float32.
+            negative_prompt_embeds: likewise.
+            latents: initial latent at the coarsest stage's shape.
+            output_type: "np" for frames, "latent" for latents alone.
+            callback: called after each step.
+            on_frames: given frames [n, H, W, 3], uint8, as they are decoded; they are not kept then.
+
+        Raises:
+            UsageError: arguments that do not fit the bundle.
+        """
+        if output_type not in ("np", "latent"):
+            raise UsageError(f"output_type is 'np' or 'latent', found {output_type!r}")
+        start = time.perf_counter()
+        self.timings = Timings()
+        plan = self.model.schedule(schedule, levels=levels, guidance_scale=guidance_scale)
+        text = self._embeds(prompt, prompt_embeds, "prompt")
+        negative = None
+        if plan.guided:
+            wanted = self.model.negative_prompt if negative_prompt is None else negative_prompt
+            negative = self._embeds(None if negative_prompt_embeds is not None else wanted, negative_prompt_embeds, "negative_prompt")  # fmt: skip
+        before_load, before_engines = self.timings.load, sum(self.timings.engine.values())
+        denoise = time.perf_counter()
+        x = sample(
+            self.model.pyramid, self, text, plan, negative_text=negative, seed=seed, latents=latents, callback=callback
+        )
+        self.timings.denoise = time.perf_counter() - denoise
+        self.timings.chain_load = self.timings.load - before_load
+        self.timings.chain_engines = sum(self.timings.engine.values()) - before_engines
+        frames = None
+        if output_type == "np":
+            pieces = (frames_from(video) for video in self.decode(x))
+            if on_frames is None:
+                frames = np.concatenate(list(pieces))
+            else:
+                for piece in pieces:
+                    on_frames(piece)
+        self.timings.total = time.perf_counter() - start
+        return Sample(x, frames, self.timings)
+
+    def _embeds(self, prompt: str | None, embeds: Array | None, name: str) -> Array:
+        if (prompt is None) == (embeds is None):
+            raise UsageError(f"give either {name} or {name}_embeds")
+        if embeds is None:
+            assert prompt is not None
+            return self.encode(prompt)
+        shape = (self.model.text_length, self.bundle.manifest.config.text_dim)
+        if embeds.shape != shape:
+            raise UsageError(f"{name}_embeds have shape {list(shape)}, found {list(embeds.shape)}")
+        return embeds.astype(np.float32)
+
+
+def _rows(file: Path, table: TableEntry, ids: list[int]) -> Array:
+    """Rows of the embedding table, read from the mapped weights file."""
+    if max(ids) >= table.rows:
+        raise UsageError(f"the tokenizer gives token {max(ids)}, the embedding table has {table.rows} rows")
+    stored = np.dtype(np.float32 if table.dtype == "float32" else np.uint16)
+    mapped = np.memmap(file, stored, "r", table.offset, (table.rows, table.width))
+    rows = np.asarray(mapped[ids])
+    if table.dtype == "bfloat16":
+        return (rows.astype(np.uint32) << 16).view(np.float32)
+    return rows.view(np.float16).astype(np.float32) if table.dtype == "float16" else rows
+
+
+def load(
+    bundle: str | Path, *, resident: bool = False, threads: int = 0, prepack: bool = False, verify: bool = False
+) -> Pipeline:
+    """Open a bundle as a pipeline.
+
+        >>> pipeline = pyrexport.load("wan.pyrx")  # doctest: +SKIP
+        >>> video = pipeline("a cat", seed=0).frames  # doctest: +SKIP
+
+    Args:
+        bundle: its folder.
+        resident: keep all engines open, in place of one at a time.
+        threads: of one operator; 0: the engine's choice.
+        prepack: let the engine copy weights into its own layout.
+        verify: hash every file again.
+
+    Raises:
+        UsageError: it is not a bundle, or its engine is not installed or too old.
+        CheckFailed: a file is missing, extra or damaged.
+    """
+    opened = open_bundle(Path(bundle), verify=verify)
+    target = find_target(opened.manifest.target)
+    _check_engine(opened, target)
+    return Pipeline(opened, target, options=EngineOptions(threads, prepack), resident=resident)
+
+
+def _check_engine(bundle: Bundle, target: Target) -> None:
+    """An engine older than the one that the bundle was built with may not know its operators."""
+    built, found = bundle.manifest.engine_version, target.engine_version()
+    if bundle.manifest.engine != target.ENGINE or _numbers(found) < _numbers(built):
+        raise UsageError(
+            f"{bundle.folder} was built for {bundle.manifest.engine} {built}, found {target.ENGINE} {found}: upgrade it"
+        )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Major and minor version; what is not a number counts as 0."""
+    parts = version.split("+")[0].split(".")[:2]
+    return tuple(int(part) if part.isdecimal() and len(part) < 9 else 0 for part in parts)

@@ -1,0 +1,38 @@
+"""What a target's `build` is given: a graph without weights, and where in the weights file each one lies."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["OnnxForm", "Placement", "TensorSpec"]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and dtype of a graph's input or output."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A tensor's place in the weights file."""
+
+    offset: int
+    nbytes: int
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class OnnxForm:
+    """An ONNX graph whose weights lie in another file."""
+
+    name: str
+    model: Any
+    """`onnx_ir.Model`; the initializers named in `placements` have no values."""
+    placements: Mapping[str, Placement]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]

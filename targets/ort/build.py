@@ -1,0 +1,30 @@
+"""An ONNX graph to a file of a bundle: the weights become references into the weights file."""
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ...runtime.manifest import WEIGHTS_FILE
+from ..forms import OnnxForm
+
+__all__ = ["write_graph"]
+
+_DTYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
+
+
+def write_graph(form: OnnxForm, folder: Path) -> str:
+    """Write `NAME.onnx`; every weight becomes external data of `weights.bin`."""
+    for name, place in form.placements.items():
+        value = form.model.graph.initializers[name]
+        value.const_value = ir.ExternalTensor(
+            WEIGHTS_FILE,
+            place.offset,
+            place.nbytes,
+            _DTYPES[place.dtype],
+            shape=ir.Shape(place.shape),
+            name=name,
+            base_dir=folder,
+        )
+    file = f"{form.name}.onnx"
+    ir.save(form.model, folder / file)
+    return file

@@ -1,0 +1,57 @@
+"""A graph of a bundle in ONNX Runtime: weights mapped, NumPy in and out."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from ...runtime.engines import EngineOptions, check_inputs
+from ...runtime.errors import UsageError
+
+__all__ = ["OrtEngine"]
+
+
+class OrtEngine:
+    """One graph. Weights stay mapped from the file, shared by all graphs and processes, unless prepacking is asked for."""
+
+    def __init__(self, file: Path, specs: Mapping[str, Any], options: EngineOptions) -> None:
+        """Load a graph.
+
+        Raises:
+            UsageError: ONNX Runtime refuses it.
+        """
+        self.specs = specs
+        settings = ort.SessionOptions()
+        settings.log_severity_level = 3
+        if options.threads:
+            settings.intra_op_num_threads = options.threads
+        if not options.prepack:
+            # Prepacking copies every weight into private memory, once per graph.
+            settings.add_session_config_entry("session.disable_prepacking", "1")
+        if specs.get("stored_half"):
+            # Folding the casts would expand the mapped 16-bit weights into private float32 ones.
+            settings.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantFolding")
+        try:
+            self.session = ort.InferenceSession(
+                str(file), settings, providers=[options.provider or "CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime's exceptions share no base of their own
+            raise UsageError(f"onnxruntime {ort.__version__} cannot load {file.name}: {str(error)[:300]}") from error
+        self.outputs = [value.name for value in self.session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Evaluate the graph.
+
+        Raises:
+            UsageError: an input is missing, extra, or of another shape or dtype.
+        """
+        check_inputs(self.specs["inputs"], inputs)
+        values = self.session.run(None, {name: np.ascontiguousarray(value) for name, value in inputs.items()})
+        return dict(zip(self.outputs, values, strict=True))
+
+    def close(self) -> None:
+        """Free the session and its mappings."""
+        del self.session
