@@ -12,8 +12,11 @@ from ..runtime.errors import PyrexportError
 __all__ = ["main"]
 
 COMMANDS = {
-    "inspect": "Show the stages, shapes, sizes and costs of a checkpoint.",
-    "sample": "Sample a video.",
+    "build": "Build a bundle from a checkpoint.",
+    "sample": "Sample a video from a bundle or a checkpoint.",
+    "parity": "Prove that a bundle computes what its checkpoint computes.",
+    "bench": "Measure a bundle: latency, load time, memory, glue.",
+    "inspect": "Show the stages, shapes, sizes and costs of a bundle or a checkpoint.",
 }
 
 

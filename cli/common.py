@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.table import Table
 
 from ..runtime.checkpoint import Checkpoint, read_checkpoint
+from ..runtime.errors import UsageError
 from ..runtime.pyramid import Resolution
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "print_json",
     "print_table",
     "progress",
+    "read_prompts",
     "resolve_checkpoint",
     "sampling_options",
 ]
@@ -75,6 +77,22 @@ def resolve_checkpoint(folder: Path, resolution: Resolution | None = None) -> Ch
         return to_diffusers(names)
 
     return read_checkpoint(folder, resolution=resolution, rename=rename)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Prompts of a file, one a line; empty lines are skipped.
+
+    Raises:
+        UsageError: the file is missing, is not UTF-8 text, or holds no prompt.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: expected a text file with a prompt a line, found {error}") from None
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise UsageError(f"{path} holds no prompt: expected one a line")
+    return prompts
 
 
 def print_json(document: Any) -> None:

@@ -1,94 +1,231 @@
-"""`pyrexport sample`: a prompt to a video."""
+"""`pyrexport sample`: prompts to videos, from a bundle or, with the PyTorch reference, from a checkpoint."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
+from numpy.typing import NDArray
+from rich.progress import Progress
 
+from ..runtime.bundle import is_bundle
 from ..runtime.errors import UsageError
+from ..runtime.pipeline import Pipeline, load
 from ..runtime.pyramid import Resolution
 from ..runtime.sampler import Step, sample
-from ..runtime.schedules import parse_levels
-from ..runtime.video import check_output, contact_sheet, open_video, write_png, written_beside
-from .common import ResolutionType, output_options, print_json, progress, resolve_checkpoint, sampling_options
+from ..runtime.schedules import Schedule, parse_levels
+from ..runtime.video import (
+    check_output,
+    contact_sheet,
+    has_video_writer,
+    open_frames,
+    save_array,
+    write_png,
+)
+from .common import (
+    ResolutionType,
+    output_options,
+    print_json,
+    progress,
+    read_prompts,
+    resolve_checkpoint,
+    sampling_options,
+)
+
+Frames = NDArray[np.uint8]
 
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--prompt", required=True)
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="An .mp4, or .npy for latents.")
+@click.option("--prompt", help="What to show.")
 @click.option(
-    "--grid",
-    is_flag=False,
-    flag_value="",
-    default=None,
-    metavar="[FILE]",
-    help="Also a PNG contact sheet, by default beside the output.",
+    "--prompts", type=click.Path(path_type=Path), help="A file with a prompt a line; OUTPUT is a folder then."
 )
-@click.option("--resolution", type=ResolutionType(), help="In place of the checkpoint's own.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help=".mp4; .npy for latents; without PyAV a folder for PNG, or .npz for frames.")  # fmt: skip
+@click.option("--grid", is_flag=False, flag_value="", default=None, metavar="[FILE]", help="Also a PNG contact sheet, by default beside the output.")  # fmt: skip
+@click.option("--save-latents", type=click.Path(path_type=Path), help="Also the latents, as .npy.")
+@click.option("--resolution", type=ResolutionType(), help="Of a checkpoint; a bundle's is fixed.")
+@click.option("--threads", type=click.IntRange(0), default=0, help="Of one operator; 0: the engine's choice.")
+@click.option("--resident", is_flag=True, help="Keep all engines of a bundle open.")
 @sampling_options
 @output_options
 def command(
-    model: Path, prompt: str, output: Path, grid: str | None, resolution: Resolution | None, negative_prompt: str | None,
+    model: Path, prompt: str | None, prompts: Path | None, output: Path, grid: str | None, save_latents: Path | None,
+    resolution: Resolution | None, threads: int, resident: bool, negative_prompt: str | None,
     guidance_scale: float | None, schedule: str | None, levels: str | None, seed: int, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
-    """Sample a video from a CHECKPOINT with the PyTorch reference."""
-    checkpoint = resolve_checkpoint(model, resolution)
-    plan = checkpoint.model.schedule(
-        schedule, guidance_scale=guidance_scale, levels=None if levels is None else parse_levels(levels)
-    )
+    """Sample a video from MODEL, a bundle or a checkpoint."""
+    if (prompt is None) == (prompts is None):
+        raise UsageError("give either --prompt or --prompts")
     if seed < 0:
         raise UsageError(f"a seed is a whole number from 0, found {seed}")
-    if not checkpoint.text_encoder:
-        raise UsageError(f"{model} has no text_encoder/ folder; sample it from Python with prompt_embeds")
-    latent_only = output.suffix == ".npy"
-    sheet = None if grid is None else Path(grid) if grid else output.with_suffix(".png")
-    if sheet is not None and (latent_only or sheet.suffix != ".png"):
-        raise UsageError(f"a contact sheet is a .png beside an .mp4; found '{sheet.name}' for '{output.name}'")
-    for path in (output, sheet):
-        if path is not None:
-            check_output(path)
-    if not latent_only and not checkpoint.vae:
-        raise UsageError(f"{model} has no vae/ folder: only latents can be written; give an output that ends in .npy")
-    if not latent_only and output.suffix != ".mp4":
-        raise UsageError(f"expected an output that ends in .mp4, or in .npy for latents; found '{output.name}'")
+    many = prompts is not None
+    words = read_prompts(prompts) if prompts is not None else [prompt or ""]
+    jobs = _jobs(words, output, grid, save_latents, many)
+    how = {"schedule": schedule, "guidance_scale": guidance_scale, "levels": None if levels is None else parse_levels(levels)}  # fmt: skip
+    results = []
+    with _sampler(model, resolution, threads, resident) as (description, run):
+        plan = description.schedule(**how)
+        negative = description.negative_prompt if negative_prompt is None else negative_prompt
+        _make_folder(output, many)
+        for job in jobs:
+            if many and all(path.exists() for path in job.files):
+                continue  # a run over a file of prompts goes on where it stopped
+            start = time.perf_counter()
+            with progress(quiet) as bar:
+                run(job, plan, negative, seed, _stage_bars(bar, description.pyramid, plan))
+            seconds = time.perf_counter() - start
+            results.append({
+                "prompt": job.prompt, "seed": seed, "schedule": plan.name, "levels": plan.levels,
+                "guidance_scale": plan.guidance_scale, "files": [str(path) for path in job.files], "seconds": seconds,
+            })  # fmt: skip
+            if not as_json:
+                files = ", ".join(map(str, job.files))
+                click.echo(f"{files}: schedule {plan.name}, seed {seed}, {seconds:.1f} s")
+    if as_json:
+        print_json({"samples": results} if many else results[0])
 
-    from ..export.reference import Reference
 
-    start = time.perf_counter()
-    reference = Reference(checkpoint)
-    prompts = [prompt, negative_prompt if negative_prompt is not None else checkpoint.model.negative_prompt]
-    text = reference.encode(prompts if plan.guided else prompts[:1])
-    with progress(quiet) as bar:
-        tasks = {
-            stage.index: bar.add_task(f"stage {stage.index}", total=steps)
-            for stage, steps in zip(reversed(checkpoint.model.pyramid.stages), plan.steps, strict=True)
-        }
+class _Job:
+    """A prompt and the files that it becomes."""
 
-        def advance(step: Step) -> None:
-            bar.advance(tasks[step.stage])
+    def __init__(self, prompt: str, output: Path, sheet: Path | None, latents: Path | None) -> None:
+        self.prompt, self.output, self.sheet, self.latents = prompt, output, sheet, latents
+        self.files = [path for path in (output, sheet, latents) if path is not None]
+        self.latent_only = output.suffix == ".npy"
 
+    def check(self) -> None:
+        """Refuse before the work what could not be written after it."""
+        if self.output.suffix not in (".mp4", ".npy", ".npz", ""):
+            raise UsageError(
+                f"expected an output that ends in .mp4, in .npy for latents or .npz for frames, or a folder for PNG; "
+                f"found '{self.output.name}'"
+            )
+        if self.output.suffix == ".mp4" and not has_video_writer():
+            raise UsageError(
+                "writing mp4 needs PyAV: pip install 'pyrexport[video]', or give a folder for PNG files or a .npz"
+            )
+        if self.sheet is not None and (self.latent_only or self.sheet.suffix != ".png"):
+            raise UsageError(
+                f"a contact sheet is a .png beside a video; found '{self.sheet.name}' for '{self.output.name}'"
+            )
+        if self.latents is not None and self.latents.suffix != ".npy":
+            raise UsageError(f"latents are written as .npy, found '{self.latents.name}'")
+
+
+def _jobs(prompts: list[str], output: Path, grid: str | None, latents: Path | None, many: bool) -> list[_Job]:
+    if not many:
+        sheet = None if grid is None else Path(grid) if grid else output.with_suffix(".png")
+        jobs = [_Job(prompts[0], output, sheet, latents)]
+        for path in jobs[0].files:
+            check_output(path, folder=path.suffix == "")
+    else:
+        if grid or latents is not None:
+            raise UsageError(
+                "with --prompts, give --grid without a file, and no --save-latents: files are named by number"
+            )
+        if output.suffix:
+            raise UsageError(f"with --prompts the output is a folder, found '{output.name}'")
+        suffix = ".mp4" if has_video_writer() else ".npz"
+        names = [output / f"{index:04d}{suffix}" for index in range(len(prompts))]
+        sheets = [None if grid is None else name.with_suffix(".png") for name in names]
+        jobs = [_Job(*parts, None) for parts in zip(prompts, names, sheets, strict=True)]
+        check_output(output, folder=True)
+    for job in jobs:
+        job.check()
+    return jobs
+
+
+def _make_folder(output: Path, many: bool) -> None:
+    if many:
+        output.mkdir(exist_ok=True)
+
+
+def _stage_bars(bar: Progress, pyramid: Any, plan: Schedule) -> Callable[[Step], None]:
+    tasks = {
+        stage.index: bar.add_task(f"stage {stage.index}", total=steps)
+        for stage, steps in zip(reversed(pyramid.stages), plan.steps, strict=True)
+    }
+    return lambda step: bar.advance(tasks[step.stage])
+
+
+@contextmanager
+def _sampler(
+    model: Path, resolution: Resolution | None, threads: int, resident: bool
+) -> Iterator[tuple[Any, Callable[..., None]]]:
+    """The model's description, and a function that does a job."""
+    if is_bundle(model):
+        if resolution is not None:
+            raise UsageError(f"{model} is a bundle, whose resolution is fixed: build one at {resolution}")
+        with load(model, threads=threads, resident=resident) as pipeline:
+            yield pipeline.model, lambda *job: _run_bundle(pipeline, *job)
+    else:
+        checkpoint = resolve_checkpoint(model, resolution)
+        yield checkpoint.model, _Reference(checkpoint).run
+
+
+def _run_bundle(
+    pipeline: Pipeline, job: _Job, plan: Schedule, negative: str, seed: int, advance: Callable[[Step], None]
+) -> None:
+    if not job.latent_only and not pipeline.bundle.manifest.has_vae:
+        raise UsageError(f"{pipeline.bundle.folder} has no VAE: give an output that ends in .npy for latents")
+    picked: list[Frames] = []
+    common: dict[str, Any] = {
+        "negative_prompt": negative, "levels": [list(group) for group in plan.levels], "guidance_scale": plan.guidance_scale,
+        "seed": seed, "callback": advance,
+    }  # fmt: skip
+    if job.latent_only:
+        save_array(job.output, pipeline(job.prompt, output_type="latent", **common).latents)
+        return
+    with open_frames(job.output) as write:
+
+        def take(frames: Frames) -> None:
+            write(frames)
+            if job.sheet is not None:
+                picked.append(frames)
+
+        latents = pipeline(job.prompt, on_frames=take, **common).latents
+    _write_extras(job, latents, picked)
+
+
+def _write_extras(job: _Job, latents: NDArray[np.float32], frames: list[Frames]) -> None:
+    if job.sheet is not None:
+        write_png(job.sheet, contact_sheet([np.concatenate(frames)]))
+    if job.latents is not None:
+        save_array(job.latents, latents)
+
+
+class _Reference:
+    """Jobs done by the PyTorch reference."""
+
+    def __init__(self, checkpoint: Any) -> None:
+        self.checkpoint = checkpoint
+        self.reference: Any = None
+
+    def run(self, job: _Job, plan: Schedule, negative: str, seed: int, advance: Callable[[Step], None]) -> None:
+        """Sample and write."""
+        checkpoint = self.checkpoint
+        if not checkpoint.text_encoder:
+            raise UsageError(
+                f"{checkpoint.folder} has no text_encoder/ folder; sample it from Python with prompt_embeds"
+            )
+        if not job.latent_only and not checkpoint.vae:
+            raise UsageError(f"{checkpoint.folder} has no vae/ folder: only latents can be written; give an output that ends in .npy")  # fmt: skip
+        from ..export.reference import Reference
+
+        reference = self.reference = self.reference or Reference(checkpoint)
+        text = reference.encode([job.prompt, negative] if plan.guided else [job.prompt])
         latent = sample(
             checkpoint.model.pyramid, reference, text[0], plan,
-            negative_text=text[1] if plan.guided else None, seed=seed, callback=advance,
+            negative_text=text[-1] if plan.guided else None, seed=seed, callback=advance,
         )  # fmt: skip
-    written = [output]
-    if latent_only:
-        with written_beside(output) as partial:
-            np.save(partial, latent)
-    else:
+        if job.latent_only:
+            save_array(job.output, latent)
+            return
         frames = reference.decode(latent)
-        with open_video(output, *frames.shape[1:3]) as write:
+        with open_frames(job.output) as write:
             write(frames)
-        if sheet is not None:
-            write_png(sheet, contact_sheet([frames]))
-            written.append(sheet)
-    seconds = time.perf_counter() - start
-    if as_json:
-        print_json({
-            "prompt": prompt, "seed": seed, "schedule": plan.name, "levels": plan.levels,
-            "guidance_scale": plan.guidance_scale, "files": [str(path) for path in written], "seconds": seconds,
-        })  # fmt: skip
-    else:
-        click.echo(f"{', '.join(map(str, written))}: schedule {plan.name}, seed {seed}, {seconds:.1f} s")
+        _write_extras(job, latent, [frames])

@@ -38,7 +38,7 @@ from .text_graph import TextGraph, check_supported
 from .vae_graph import VaeGraph
 from .weights import plan_weights, write_component
 
-__all__ = ["TEXT_LENGTHS", "Reporter", "build_bundle"]
+__all__ = ["TEXT_LENGTHS", "Reporter", "build_bundle", "check_output"]
 
 TEXT_LENGTHS = (64, 128, 256)
 """Static lengths of the text encoder below the model's own; a prompt takes the shortest that holds it."""
@@ -98,7 +98,7 @@ def build_bundle(
     """
     check_parts(checkpoint)
     check_supported(checkpoint.text_encoder_config)
-    _check_output(output, force)
+    check_output(output, force)
     partial = output.with_name(output.name + ".partial")
     with _locked(partial):
         work = _Work(checkpoint, target_name, target, partial, precision, reporter or Reporter())
@@ -110,7 +110,12 @@ def build_bundle(
     return output
 
 
-def _check_output(output: Path, force: bool) -> None:
+def check_output(output: Path, force: bool) -> None:
+    """Refuse an output that is in the way, before any work; put back a bundle whose replacement was interrupted.
+
+    Raises:
+        UsageError: the output exists, and is not a bundle that may be replaced.
+    """
     old = _replaced(output)
     if old.exists() and not os.path.lexists(output):
         old.rename(output)  # an earlier replacement was interrupted between its two renames
@@ -251,7 +256,7 @@ class _Work:
         specs = {
             "inputs": tuple(TensorSpec(name, shape) for name, shape in part.inputs.items()),
             "outputs": tuple(
-                TensorSpec(value.name or "", tuple(int(n) for n in value.shape or ()))
+                TensorSpec(value.name or "", tuple(value.shape.numpy() if value.shape else ()))
                 for value in exported.model.graph.outputs
             ),
         }
@@ -371,7 +376,7 @@ def latent_statistics(checkpoint: Checkpoint) -> tuple[list[float], list[float]]
     from .modules import empty_modules
 
     config = empty_modules(checkpoint)["vae"].config
-    return [float(v) for v in config.latents_mean], [float(v) for v in config.latents_std]  # type: ignore[union-attr,operator]
+    return [float(v) for v in config.latents_mean], [float(v) for v in config.latents_std]  # type: ignore[union-attr]
 
 
 def _identities(checkpoint: Checkpoint, component: str) -> list[str]:

@@ -71,14 +71,19 @@ class Reference:
         )
         return velocity[0].numpy()
 
-    @torch.no_grad()
     def decode(self, latent: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Frames [T, H, W, 3] of a latent [C, T, H, W], by diffusers' VAE and post-processing."""
+        video = torch.from_numpy(self.decode_float(latent)).transpose(0, 1)[None]
+        frames = VideoProcessor(vae_scale_factor=8).postprocess_video(video, output_type="np")[0]
+        return np.asarray((frames * 255).round(), np.uint8)
+
+    @torch.no_grad()
+    def decode_float(self, latent: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Frames [T, 3, H, W] in -1 … 1 of a latent [C, T, H, W], by diffusers' VAE."""
         if self._vae is None:
             self._vae = load_vae(self.checkpoint)
         config = self._vae.config
         mean = torch.tensor(config.latents_mean).view(1, -1, 1, 1, 1)
         inverse_std = 1.0 / torch.tensor(config.latents_std).view(1, -1, 1, 1, 1)
         video = self._vae.decode(torch.from_numpy(latent)[None] / inverse_std + mean, return_dict=False)[0]
-        frames = VideoProcessor(vae_scale_factor=8).postprocess_video(video, output_type="np")[0]
-        return np.asarray((frames * 255).round(), np.uint8)
+        return np.ascontiguousarray(video[0].transpose(0, 1).numpy())

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -117,7 +118,8 @@ def _read(file: int, offset: int, count: int, dtype: torch.dtype) -> torch.Tenso
 
 
 def _pwrite(file: int, values: torch.Tensor, offset: int) -> None:
-    view = memoryview(values.contiguous().view(torch.uint8).numpy())
+    bytes_of: Any = values.contiguous().view(torch.uint8).numpy()
+    view = memoryview(bytes_of)
     while view:
         written = os.pwrite(file, view, offset)
         view, offset = view[written:], offset + written

@@ -58,7 +58,7 @@ class Sample:
 def frames_from(video: Array) -> NDArray[np.uint8]:
     """Frames [n, 3, H, W] in -1 … 1 to [n, H, W, 3], rounded as diffusers' VideoProcessor does."""
     scaled = np.clip(video * np.float32(0.5) + np.float32(0.5), 0, 1)
-    return (scaled * np.float32(255)).round().astype(np.uint8).transpose(0, 2, 3, 1)
+    return np.asarray((scaled * np.float32(255)).round(), np.uint8).transpose(0, 2, 3, 1)
 
 
 class Pipeline:
@@ -141,7 +141,8 @@ class Pipeline:
         """See `sampler.Denoiser`."""
         features = timestep_features(timestep, self.bundle.manifest.timestep_frequencies)
         inputs = {"latent": latent[None], "timestep_features": features, "text": text[None]}
-        return self.run(f"stage{stage}", inputs)["velocity"][0]
+        velocity: Array = self.run(f"stage{stage}", inputs)["velocity"][0]
+        return velocity
 
     def decode(self, latent: Array) -> Iterator[Array]:
         """Frames [n, 3, H, W] in -1 … 1, one latent frame at a time: one frame, then four by four.

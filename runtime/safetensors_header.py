@@ -12,7 +12,7 @@ from typing import Any
 
 from .errors import UsageError
 
-__all__ = ["DTYPE_BYTES", "TensorEntry", "read_header", "read_tensors"]
+__all__ = ["DTYPE_BYTES", "TensorEntry", "read_header", "read_metadata", "read_tensors"]
 
 DTYPE_BYTES = {
     "F64": 8,
@@ -61,14 +61,8 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         UsageError: the file is truncated, or its header is not one of a safetensors file.
     """
     size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = int.from_bytes(start, "little")
-        if len(start) < 8 or length > _HEADER_LIMIT or 8 + length > size:
-            raise UsageError(
-                f"{path} is not a whole safetensors file: the header does not fit in its {size} bytes; fetch it again"
-            )
-        text = file.read(length)
+    text = _header_text(path, size)
+    length = len(text)
     try:
         header = json.loads(text)
         entries = {
@@ -86,6 +80,23 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     if end != size:
         raise UsageError(f"{path} is truncated or overlong: expected {end} bytes, found {size}; fetch it again")
     return entries
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The free text that a safetensors file carries beside its tensors."""
+    metadata = json.loads(_header_text(path, path.stat().st_size)).get("__metadata__", {})
+    return {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
+
+
+def _header_text(path: Path, size: int) -> bytes:
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > _HEADER_LIMIT or 8 + length > size:
+            raise UsageError(
+                f"{path} is not a whole safetensors file: the header does not fit in its {size} bytes; fetch it again"
+            )
+        return file.read(length)
 
 
 def _entry(path: Path, name: str, value: Any, base: int) -> TensorEntry:

@@ -5,6 +5,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +14,17 @@ from numpy.typing import NDArray
 
 from .errors import UsageError
 
-__all__ = ["FPS", "VideoWriter", "check_output", "contact_sheet", "open_video", "write_png", "written_beside"]
+__all__ = [
+    "FPS",
+    "VideoWriter",
+    "check_output",
+    "contact_sheet",
+    "has_video_writer",
+    "open_frames",
+    "save_array",
+    "write_png",
+    "written_beside",
+]
 
 FPS = 16
 """Frames per second of Wan's training videos."""
@@ -24,25 +35,28 @@ Frames = NDArray[np.uint8]
 class VideoWriter(Protocol):
     """Takes frames [T, H, W, 3], uint8, as they come."""
 
-    def __call__(self, frames: Frames) -> None:
+    def __call__(self, frames: Frames, /) -> None:
         """Append frames."""
         ...
 
 
-def check_output(path: Path) -> None:
-    """Refuse a file that could not be written, before the work that it is for.
+def check_output(path: Path, *, folder: bool = False) -> None:
+    """Refuse a file (or a folder) that could not be written, before the work that it is for.
 
     Raises:
-        UsageError: its folder is missing or not writable, it is a folder itself, or its name is too long.
+        UsageError: its parent is missing or not writable, something of another kind is there, or its name is too long.
     """
-    if not path.parent.is_dir():
+    parent = path.absolute().parent
+    if not parent.is_dir():
         raise UsageError(f"folder {path.parent} of the output does not exist; make it first")
-    if not os.access(path.parent, os.W_OK):
+    if not os.access(parent, os.W_OK):
         raise UsageError(f"folder {path.parent} of the output is not writable; choose another")
     if len(os.fsencode(path.name)) > 255:
         raise UsageError(f"the name of the output is longer than 255 bytes: {path.name[:40]}…")
-    if path.is_dir():
+    if path.is_dir() and not folder:
         raise UsageError(f"{path} is a folder: expected the name of a file")
+    if folder and path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file: expected the name of a folder")
 
 
 @contextmanager
@@ -52,32 +66,71 @@ def written_beside(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{os.getpid()}.partial{path.suffix}")
     try:
         yield partial
-        if partial.is_file():
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """One array as .npy."""
+    with written_beside(path) as partial:
+        np.save(partial, array)
+
+
+def has_video_writer() -> bool:
+    """Whether PyAV is installed."""
+    return find_spec("av") is not None
+
+
 @contextmanager
-def open_video(path: Path, height: int, width: int) -> Iterator[VideoWriter]:
-    """A writer of H.264 in mp4; the file appears when all frames are in it.
+def open_frames(path: Path) -> Iterator[VideoWriter]:
+    """A writer of frames: .mp4 through PyAV, .npz as one array `frames`, and a folder as one PNG a frame.
+
+    A file appears when all frames are in it.
 
     Raises:
-        UsageError: PyAV is not installed, or the suffix is not .mp4.
+        UsageError: PyAV is needed and not installed, or the suffix is another.
     """
-    if path.suffix.lower() != ".mp4":
-        raise UsageError(f"a video is written as .mp4, found '{path.name}'")
+    if path.suffix == ".mp4":
+        with _open_mp4(path) as write:
+            yield write
+    elif path.suffix == ".npz":
+        kept: list[Frames] = []
+        yield kept.append
+        with written_beside(path) as partial:
+            np.savez_compressed(partial, frames=np.concatenate(kept))
+    elif path.suffix == "":
+        path.mkdir(exist_ok=True)
+        count = 0
+
+        def write_pngs(frames: Frames) -> None:
+            nonlocal count
+            for frame in frames:
+                write_png(path / f"{count:05d}.png", frame)
+                count += 1
+
+        yield write_pngs
+    else:
+        raise UsageError(f"frames are written as .mp4, .npz or a folder of PNG files, found '{path.name}'")
+
+
+@contextmanager
+def _open_mp4(path: Path) -> Iterator[VideoWriter]:
     try:
         import av
     except ImportError:
         raise UsageError("writing mp4 needs PyAV: pip install 'pyrexport[video]'") from None
     with written_beside(path) as partial, av.open(str(partial), "w", format="mp4") as container:
         stream: Any = container.add_stream("libx264", rate=FPS, options={"crf": "15"})
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        started = False
 
         def write(frames: Frames) -> None:
+            nonlocal started
+            if not started:
+                stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+                started = True
             for frame in frames:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
 

@@ -1,0 +1,169 @@
+"""`pyrexport parity`: a bundle against its checkpoint, or against a trace recorded from it."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..runtime.bundle import is_bundle
+from ..runtime.errors import CheckFailed, UsageError
+from ..runtime.manifest import MANIFEST_FILE, signed
+from ..runtime.parity import check_parity
+from ..runtime.pipeline import Pipeline, load
+from ..runtime.schedules import parse_levels
+from ..runtime.trace import Trace
+from ..runtime.video import check_output, written_beside
+from .common import output_options, print_json, print_table, progress, read_prompts, resolve_checkpoint
+
+DEFAULT_PROMPTS = ("a red circle moving left", "Two cats box on a stage, in the style of an old film.")
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path), required=False)
+@click.option("--reference", type=click.Path(path_type=Path), help="The checkpoint: record and compare in one go.")
+@click.option("--trace", type=click.Path(path_type=Path), help="A recorded trace: no PyTorch and no checkpoint is needed.")  # fmt: skip
+@click.option("--record", type=click.Path(path_type=Path), help="Record a trace of the reference into this file.")
+@click.option("--prompt", "prompts", multiple=True, help="May be given more than once.")
+@click.option("--prompts", "prompts_file", type=click.Path(path_type=Path), help="A file with a prompt a line.")
+@click.option("--seed", "seeds", type=click.IntRange(0), multiple=True, default=(0,), show_default=True)
+@click.option("--schedule", help="Of the recorded runs.")
+@click.option("--levels", help="Explicit natural levels of the recorded runs.")
+@click.option("--guidance-scale", type=float)
+@click.option("--negative-prompt")
+@click.option("--decode/--no-decode", default=True, help="Also compare videos.")
+@click.option("--bisect", is_flag=True, help="Name the first block that diverges; needs --reference.")
+@click.option("--store", is_flag=True, help="Keep the result in the bundle's manifest.")
+@click.option("--threads", type=click.IntRange(0), default=0)
+@output_options
+def command(
+    bundle: Path | None, reference: Path | None, trace: Path | None, record: Path | None, prompts: tuple[str, ...],
+    prompts_file: Path | None, seeds: tuple[int, ...], schedule: str | None, levels: str | None,
+    guidance_scale: float | None, negative_prompt: str | None, decode: bool, bisect: bool, store: bool, threads: int,
+    as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Compare BUNDLE with a reference. Exit code 1 if any level is out of tolerance."""
+    _check_usage(bundle, reference, trace, record, bisect)
+    words = read_prompts(prompts_file) if prompts_file else list(prompts or DEFAULT_PROMPTS)
+    with tempfile.TemporaryDirectory() as folder:
+        path = trace or record or Path(folder) / "trace.safetensors"
+        if reference is not None:
+            how = (schedule, None if levels is None else parse_levels(levels), guidance_scale, negative_prompt)
+            resolution = load_resolution(bundle) if bundle is not None else None
+            _record(reference, path, words, seeds, how, decode, resolution, quiet)
+        if bundle is None:
+            if as_json:
+                print_json({"trace": str(path), "bytes": path.stat().st_size})
+            else:
+                click.echo(f"{path}: {path.stat().st_size:,} bytes")
+            return
+        opened = Trace(path)
+        with load(bundle, threads=threads, resident=True) as pipeline:
+            result = _compare(pipeline, opened, quiet)
+            if bisect and not result["levels"]["stages"]["passed"]:
+                assert reference is not None
+                result["bisect"] = _bisect(pipeline, reference, opened, result)
+    if store:
+        _store(bundle, result)
+    if as_json:
+        print_json(result)
+    else:
+        _show(result)
+    if not result["passed"]:
+        failed = [name for name, level in result["levels"].items() if not level["passed"]]
+        raise CheckFailed(f"parity failed: {', '.join(failed)} out of tolerance for {result['precision']}")
+
+
+def _check_usage(
+    bundle: Path | None, reference: Path | None, trace: Path | None, record: Path | None, bisect: bool
+) -> None:
+    if bundle is not None and not is_bundle(bundle):
+        raise UsageError(f"{bundle} is not a bundle: expected a folder with {MANIFEST_FILE}")
+    if (reference is None) == (trace is None):
+        raise UsageError("give either --reference CHECKPOINT or --trace FILE")
+    if bundle is None and record is None:
+        raise UsageError("give a BUNDLE to compare, or --record FILE to record a trace")
+    if record is not None and reference is None:
+        raise UsageError("--record needs --reference CHECKPOINT: a trace is recorded from it")
+    if bisect and reference is None:
+        raise UsageError("--bisect needs --reference CHECKPOINT: the blocks are compared with it")
+    if record is not None:
+        check_output(record)
+
+
+def load_resolution(bundle: Path) -> Any:
+    """Resolution of a bundle: its reference is sampled at the same one."""
+    from ..runtime.bundle import open_bundle
+
+    return open_bundle(bundle).manifest.model.pyramid.resolution
+
+
+def _record(
+    reference: Path, path: Path, prompts: list[str], seeds: tuple[int, ...], how: tuple[Any, ...], decode: bool,
+    resolution: Any, quiet: bool,
+) -> None:  # fmt: skip
+    checkpoint = resolve_checkpoint(reference, resolution)
+    name, levels, guidance_scale, negative = how
+    plan = checkpoint.model.schedule(name, levels=levels, guidance_scale=guidance_scale)
+    from ..export.trace import PROBES, record_trace
+
+    total = len(PROBES) * checkpoint.model.pyramid.depth + len(prompts) * len(seeds) * sum(plan.steps)
+    with progress(quiet) as bar:
+        task = bar.add_task("reference", total=total)
+        record_trace(
+            checkpoint, path, prompts=prompts, seeds=seeds, schedule=plan,
+            negative_prompt=checkpoint.model.negative_prompt if negative is None else negative,
+            decode=decode, advance=lambda: bar.advance(task),
+        )  # fmt: skip
+
+
+def _compare(pipeline: Pipeline, trace: Trace, quiet: bool) -> dict[str, Any]:
+    runs = len(trace.runs)
+    steps = sum(len(group) for group in trace.runs[0].levels) if runs else 0
+    totals = {"text": 1, "stages": len(trace.probes), "chain": 2 * runs * steps, "vae": 1, "video": runs}
+    with progress(quiet) as bar:
+        tasks = {name: bar.add_task(name, total=total) for name, total in totals.items()}
+        return check_parity(pipeline, trace, advance=lambda level: bar.advance(tasks[level]))
+
+
+def _bisect(pipeline: Pipeline, reference: Path, trace: Trace, result: dict[str, Any]) -> dict[str, Any]:
+    from ..export.bisect import first_divergence
+
+    checkpoint = resolve_checkpoint(reference, pipeline.model.pyramid.resolution)
+    return first_divergence(pipeline, checkpoint, trace, result["levels"]["stages"]["worst_stage"])
+
+
+def _store(bundle: Path, result: dict[str, Any]) -> None:
+    """Sign the manifest again, with the result in it."""
+    path = bundle / MANIFEST_FILE
+    document = json.loads(path.read_text("utf-8"))
+    document["parity"] = {"passed": result["passed"], "levels": {
+        name: {key: value for key, value in level.items() if isinstance(value, (int, float, bool))}
+        for name, level in result["levels"].items()
+    }}  # fmt: skip
+    with written_beside(path) as partial:
+        partial.write_text(json.dumps(signed(document), indent=1, ensure_ascii=False), "utf-8")
+
+
+def _show(result: dict[str, Any]) -> None:
+    rows = []
+    for name, level in result["levels"].items():
+        verdict = "pass" if level["passed"] else "FAIL"
+        if name == "video":
+            rows.append([name, f"PSNR {level['psnr']:.1f} dB", f"SSIM {level['ssim']:.6f}", "", f">= {level['tolerance']:g} dB", verdict])  # fmt: skip
+            continue
+        rows.append([
+            name, f"{level['relative_l2']:.2e}", f"{level['max_abs']:.2e}", f"{level['cosine']:.9f}",
+            f"<= {level['tolerance']:g}", verdict,
+        ])  # fmt: skip
+        if name == "chain":
+            forced = level["teacher_forced"]
+            rows.append(["  teacher-forced", f"{forced['relative_l2']:.2e}", f"{forced['max_abs']:.2e}", f"{forced['cosine']:.9f}", "", ""])  # fmt: skip
+    print_table(f"parity, {result['precision']}", ["level", "relative L2", "max abs", "cosine", "tolerance", ""], rows)
+    growth = result["levels"]["chain"]["growth"]
+    if growth:
+        click.echo("free-running error after each step: " + " ".join(f"{value:.1e}" for value in growth[0]))
+    if "bisect" in result:
+        found = result["bisect"]
+        click.echo(f"stage {found['stage']}: first divergence at {found['first'] or 'no block of this probe'}")
