@@ -70,8 +70,6 @@ def resolve_checkpoint(folder: Path, resolution: Resolution | None = None) -> Ch
     """Read a checkpoint; diffusers is imported only if the tensors carry Wan's original names."""
 
     def rename(names: list[str]) -> Mapping[str, str]:
-        if not any(".self_attn." in name for name in names):
-            return {name: name for name in names}
         from ..export.names import to_diffusers
 
         return to_diffusers(names)

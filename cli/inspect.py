@@ -1,17 +1,19 @@
 """`pyrexport inspect`: what a checkpoint holds and what sampling it costs, from headers alone."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..runtime.bundle import is_bundle, open_bundle
 from ..runtime.checkpoint import ModelDescription, bare_model
 from ..runtime.documents import read_json
 from ..runtime.errors import UsageError
 from ..runtime.pyramid import Resolution
 from ..runtime.wan import WanConfig, flops_per_forward, transformer_tensors
-from .common import ResolutionType, output_options, print_json, print_table, resolve_checkpoint
+from .common import ResolutionType, output_options, print_json, print_table, progress, resolve_checkpoint
 
 PLAIN_STEPS = (50, 4, 2)
 """Plain Wan's schedules in the paper's cost table."""
@@ -20,10 +22,18 @@ PLAIN_STEPS = (50, 4, 2)
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--resolution", type=ResolutionType(), help="In place of the model's own; needed for a bare config.json.")
+@click.option("--verify", is_flag=True, help="Hash every file of a bundle again.")
 @output_options
-def command(model: Path, resolution: Resolution | None, as_json: bool, quiet: bool) -> None:
-    """Show a CHECKPOINT folder, or a bare transformer config.json with --resolution."""
-    document = describe(model, resolution)
+def command(model: Path, resolution: Resolution | None, verify: bool, as_json: bool, quiet: bool) -> None:
+    """Show MODEL: a bundle, a checkpoint, or a bare transformer config.json with --resolution."""
+    if is_bundle(model):
+        if resolution is not None:
+            raise UsageError(f"{model} is a bundle, whose resolution is fixed")
+        document = _describe_bundle(model, verify, quiet)
+    elif verify:
+        raise UsageError("--verify is for bundles: a checkpoint carries no hashes")
+    else:
+        document = describe(model, resolution)
     if as_json:
         print_json(document)
     else:
@@ -61,17 +71,34 @@ def describe(model: Path, resolution: Resolution | None) -> dict[str, Any]:
     }
 
 
+def _describe_bundle(folder: Path, verify: bool, quiet: bool) -> dict[str, Any]:
+    nbytes = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    with progress(quiet or not verify) as bar:
+        task = bar.add_task("hashing", total=nbytes)
+        manifest = open_bundle(folder, verify=verify, advance=lambda n: bar.advance(task, n)).manifest
+    shapes = transformer_tensors(manifest.config, manifest.model.pyramid.kind, manifest.model.pyramid.patch_sizes)
+    return {
+        "model": str(folder),
+        "assumed": None,
+        "target": manifest.target,
+        "engine": f"{manifest.engine} {manifest.engine_version}",
+        "precision": {"storage": manifest.storage, "compute": manifest.compute},
+        **_costs(manifest.model, manifest.config),
+        "parameters": sum(math.prod(shape) for shape in shapes.values()),
+        "bytes": manifest.weight_bytes,
+        "files": {name: entry.nbytes for name, entry in manifest.files.items()},
+        "verified": verify,
+        "parity": manifest.parity,
+        "provenance": manifest.provenance,
+    }
+
+
 def _describe_config(source: Path, resolution: Resolution | None) -> dict[str, Any]:
     if resolution is None:
         raise UsageError(f"{source} says nothing of a resolution: give one, such as --resolution 81x448x832")
     config = WanConfig.from_json(read_json(source), str(source))
     model = bare_model(config, resolution)
-    parameters = 0
-    for shape in transformer_tensors(config, "pyramidal").values():
-        count = 1
-        for size in shape:
-            count *= size
-        parameters += count
+    parameters = sum(math.prod(shape) for shape in transformer_tensors(config, "pyramidal").values())
     costs = _costs(model, config)
     plain = flops_per_forward(config, model.pyramid.stages[0].tokens, model.text_length) / 1e12
     for steps in PLAIN_STEPS:
@@ -164,11 +191,24 @@ def show(document: Mapping[str, Any]) -> None:
             for name, s in document["schedules"].items()
         ],
     )
-    print_table(
-        "weights",
-        ["component", "parameters", "bytes", "dtype"],
-        [
-            [name, f"{part['parameters']:,}", f"{part['bytes']:,}", ", ".join(part["dtypes"])]
-            for name, part in document["components"].items()
-        ],
+    if "components" in document:
+        print_table(
+            "weights",
+            ["component", "parameters", "bytes", "dtype"],
+            [
+                [name, f"{part['parameters']:,}", f"{part['bytes']:,}", ", ".join(part["dtypes"])]
+                for name, part in document["components"].items()
+            ],
+        )
+    else:
+        print_table("files", ["file", "bytes"], [[name, f"{size:,}"] for name, size in document["files"].items()])
+        click.echo(_state_of(document))
+
+
+def _state_of(document: Mapping[str, Any]) -> str:
+    precision, parity = document["precision"], document["parity"]
+    proof = "not measured" if parity is None else "passed" if parity.get("passed") else "FAILED"
+    return (
+        f"built for {document['engine']}; stored in {precision['storage']}, computed in {precision['compute']}; "
+        f"parity {proof}{'; every file hashed again' * document['verified']}"
     )

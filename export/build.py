@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from ..runtime.bundle import file_digest, is_bundle
-from ..runtime.checkpoint import Checkpoint
-from ..runtime.engines import Target
+from ..runtime.checkpoint import Checkpoint, read_checkpoint
+from ..runtime.engines import Target, find_target
 from ..runtime.errors import UsageError
 from ..runtime.manifest import (
     FORMAT,
@@ -29,16 +29,18 @@ from ..runtime.manifest import (
     cache_names,
     signed,
 )
+from ..runtime.pyramid import Resolution
 from ..targets.forms import OnnxForm, TensorSpec
 from .layers import Source, WeightSpace, sources_of
-from .modules import check_parts
+from .modules import check_parts, empty_modules
+from .names import to_diffusers
 from .onnx_graph import export_onnx
 from .stage_graph import StageGraph
 from .text_graph import TextGraph, check_supported
 from .vae_graph import VaeGraph
 from .weights import plan_weights, write_component
 
-__all__ = ["TEXT_LENGTHS", "Reporter", "build_bundle", "check_output"]
+__all__ = ["TEXT_LENGTHS", "Reporter", "build", "build_bundle", "check_output"]
 
 TEXT_LENGTHS = (64, 128, 256)
 """Static lengths of the text encoder below the model's own; a prompt takes the shortest that holds it."""
@@ -108,6 +110,35 @@ def build_bundle(
         _sync_folder(partial)
         _swap(partial, output)
     return output
+
+
+def build(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    target: str = "ort",
+    precision: str = "fp32",
+    resolution: str | None = None,
+    force: bool = False,
+) -> Path:
+    """Build a bundle from a checkpoint folder; see `build_bundle`.
+
+    Args:
+        checkpoint: a folder.
+        output: folder of the bundle.
+        target: an installed target.
+        precision: "fp32", "fp16" or "bf16".
+        resolution: "FRAMESxHEIGHTxWIDTH", in place of the checkpoint's own.
+        force: replace a bundle that is there.
+
+    Raises:
+        UsageError: the checkpoint, the target or the output does not fit.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"unknown precision '{precision}': expected one of {', '.join(PRECISIONS)}")
+    size = None if resolution is None else Resolution.parse(resolution)
+    opened = read_checkpoint(Path(checkpoint), resolution=size, rename=to_diffusers)
+    return build_bundle(opened, target, find_target(target), Path(output), precision=precision, force=force)
 
 
 def check_output(output: Path, force: bool) -> None:
@@ -373,8 +404,6 @@ def latent_statistics(checkpoint: Checkpoint) -> tuple[list[float], list[float]]
     channels = checkpoint.config.in_channels
     if checkpoint.vae_config is None:
         return [0.0] * channels, [1.0] * channels
-    from .modules import empty_modules
-
     config = empty_modules(checkpoint)["vae"].config
     return [float(v) for v in config.latents_mean], [float(v) for v in config.latents_std]  # type: ignore[union-attr]
 

@@ -95,13 +95,14 @@ class Pipeline:
 
     def run(self, graph: str, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Evaluate a graph of the bundle."""
-        engine = self._engine(graph)
+        engine = self.open(graph)
         start = time.perf_counter()
         outputs = engine.run(inputs)
         self.timings.engine[graph] = self.timings.engine.get(graph, 0.0) + time.perf_counter() - start
         return outputs
 
-    def _engine(self, graph: str) -> Engine:
+    def open(self, graph: str) -> Engine:
+        """The engine of a graph, opened if it is not; closes the others unless the pipeline is resident."""
         if graph not in self._engines:
             manifest = self.bundle.manifest
             if graph not in manifest.graphs:

@@ -176,16 +176,19 @@ class Loop:
 
 
 def train_vae(run: Path, device: str, seed: int, steps: int, batch: int, deadline: float) -> AutoencoderKLWan | None:
-    """The VAE: crops of 64x64 and five frames, then, for the last fiftieth, whole frames and nine of them."""
+    """The VAE: cheap crops of five frames, then crops of whole clips (its caches drift without them), then whole clips."""
     torch.manual_seed(seed)
     vae = AutoencoderKLWan(**VAE).to(device)
     loop = Loop(run / "vae.pt", dict(vae.named_parameters()), steps, 2e-3, deadline)
 
     def loss_of(step: int) -> torch.Tensor:
         random = random_of(seed, "vae", step)
-        whole = step >= 0.98 * steps
-        count = max(1, batch // 4) if whole else batch
-        _, video = clips_of(random, count, device, *((9, SIZE) if whole else (5, 64)))
+        count, frames, size = batch, 5, 64
+        if step >= 0.77 * steps:
+            count, frames = max(1, batch // 2), FRAMES
+        if step >= 0.985 * steps:
+            count, size = 1, SIZE
+        _, video = clips_of(random, count, device, frames, size)
         torch.manual_seed(int(random.integers(2**62)))
         posterior = vae.encode(video).latent_dist
         decoded = vae.decode(posterior.sample()).sample
@@ -410,7 +413,7 @@ def write_checkpoint(
     help="Take VAE and text encoder from this checkpoint, frozen.",
 )
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
-@click.option("--vae-steps", type=click.IntRange(1), default=2500, show_default=True)
+@click.option("--vae-steps", type=click.IntRange(1), default=2600, show_default=True)
 @click.option("--vae-batch", type=click.IntRange(1), default=4, show_default=True)
 @click.option(
     "--pool",
@@ -420,7 +423,7 @@ def write_checkpoint(
     show_default=True,
     help="Clips whose latents are cached.",
 )
-@click.option("--steps", type=click.IntRange(1), default=5000, show_default=True)
+@click.option("--steps", type=click.IntRange(1), default=3000, show_default=True)
 @click.option(
     "--batch",
     type=click.IntRange(1),

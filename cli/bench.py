@@ -1,0 +1,133 @@
+"""`pyrexport bench`: what a bundle costs here."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..runtime.bundle import is_bundle
+from ..runtime.errors import CheckFailed, UsageError
+from ..runtime.measure import measure_bundle
+from .common import output_options, print_json, print_table, progress
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--threads", type=click.IntRange(0), default=0, help="Of one operator; 0: all cores.")
+@click.option("--schedule", help="Of the chain.")
+@click.option("--prepack", is_flag=True, help="Let the engine copy weights into its own layout.")
+@click.option("--reference", type=click.Path(path_type=Path), help="Time this checkpoint in PyTorch too, alternating.")
+@output_options
+def command(
+    bundle: Path, runs: int, threads: int, schedule: str | None, prepack: bool, reference: Path | None, as_json: bool, quiet: bool
+) -> None:  # fmt: skip
+    """Measure latency per stage, load time, peak memory and glue of BUNDLE."""
+    if not is_bundle(bundle):
+        raise UsageError(f"{bundle} is not a bundle: expected a folder with manifest.json")
+    threads = threads or os.cpu_count() or 1
+    child = _Reference(reference, schedule, threads) if reference is not None else None
+    try:
+        with progress(quiet) as bar:
+            task = bar.add_task("runs", total=runs)
+            document = measure_bundle(
+                bundle, runs=runs, threads=threads, schedule=schedule, prepack=prepack,
+                between=child.run if child else lambda: None, advance=lambda: bar.advance(task),
+            )  # fmt: skip
+        document["machine"] = {"platform": platform.platform(), "cores": os.cpu_count(), "threads": threads}
+        if child is not None:
+            document["reference"] = child.summary()
+            ours = document["chain"]["median"]
+            document["ratio"] = ours / document["reference"]["chain"]["median"]
+    finally:
+        if child is not None:
+            child.close()
+    if as_json:
+        print_json(document)
+    else:
+        _show(document)
+
+
+class _Reference:
+    """The PyTorch reference in a process of its own, so that neither side's memory or threads touch the other's."""
+
+    def __init__(self, checkpoint: Path, schedule: str | None, threads: int) -> None:
+        command = [
+            sys.executable,
+            "-m",
+            "pyrexport.export.bench_reference",
+            str(checkpoint),
+            str(threads),
+            schedule or "",
+        ]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.times: list[dict[str, Any]] = []
+        self._answer()  # the warm-up run
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise CheckFailed("the PyTorch reference stopped before it answered; sample the checkpoint to see why")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def run(self) -> None:
+        """One chain, timed in the other process."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("run\n")
+        self.process.stdin.flush()
+        self.times.append(self._answer())
+
+    def summary(self) -> dict[str, Any]:
+        """Minimum and median of its chains."""
+        chains = [answer["chain"] for answer in self.times]
+        return {
+            "chain": {"min": min(chains), "median": statistics.median(chains)},
+            "peak_rss_bytes": self.times[-1]["peak_rss_bytes"],
+        }
+
+    def close(self) -> None:
+        """End the process."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+def _show(document: dict[str, Any]) -> None:
+    machine = document["machine"]
+    click.echo(
+        f"{machine['platform']}, {machine['cores']} cores, {machine['threads']} threads, {time.strftime('%Y-%m-%d')}"
+    )
+    rows = [
+        [
+            name,
+            f"{part['calls']}",
+            f"{1000 * part['min']:.2f}",
+            f"{1000 * part['median']:.2f}",
+            f"{1000 * part['load']:.1f}",
+        ]
+        for name, part in document["graphs"].items()
+    ]
+    print_table("graphs", ["graph", "calls a run", "min ms", "median ms", "load ms"], rows)
+    chain = document["chain"]
+    click.echo(
+        f"chain {document['schedule']}: min {1000 * chain['min']:.1f} ms, median {1000 * chain['median']:.1f} ms, "
+        f"glue {100 * document['glue_share']:.2f} %; peak anonymous memory "
+        f"{document['peak_anonymous_bytes'] / 2**20:.0f} MiB, peak resident {document['peak_rss_bytes'] / 2**20:.0f} MiB"
+    )
+    if "reference" in document:
+        theirs = document["reference"]["chain"]
+        click.echo(
+            f"PyTorch eager: min {1000 * theirs['min']:.1f} ms, median {1000 * theirs['median']:.1f} ms; ratio {document['ratio']:.3f}"
+        )

@@ -1,0 +1,148 @@
+"""Measuring a bundle: each graph's latency, the chain, the glue between engines, and memory."""
+
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import UsageError
+from .pipeline import Pipeline, load
+
+__all__ = ["MemoryWatch", "measure_bundle"]
+
+
+class MemoryWatch:
+    """Peak anonymous memory of this process, sampled every 20 ms, and its peak resident memory, mapped files included."""
+
+    def __init__(self) -> None:
+        """Not yet watching: use it as a context manager."""
+        self.anonymous = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    @staticmethod
+    def _field(name: str) -> int:
+        """A field of /proc/self/status in bytes; 0 where there is no such file."""
+        try:
+            lines = Path("/proc/self/status").read_text().splitlines()
+        except OSError:
+            return 0
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.02):
+            self.anonymous = max(self.anonymous, self._field("RssAnon"))
+
+    @property
+    def resident(self) -> int:
+        """Peak resident memory since the process began."""
+        return self._field("VmHWM")
+
+    def __enter__(self) -> "MemoryWatch":
+        """Begin."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End."""
+        self.anonymous = max(self.anonymous, self._field("RssAnon"))
+        self._stop.set()
+        self._thread.join()
+
+
+def measure_bundle(
+    folder: Path,
+    *,
+    runs: int,
+    threads: int,
+    schedule: str | None = None,
+    prepack: bool = False,
+    between: Callable[[], None] = lambda: None,
+    advance: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Sample a bundle several times on noise embeddings, engines resident.
+
+    Args:
+        folder: of the bundle.
+        runs: how many are counted, after one to warm up.
+        threads: of one operator.
+        schedule: in place of the default.
+        prepack: see `EngineOptions`.
+        between: called after each run, so that another program can take its turn.
+        advance: called after each run.
+
+    Returns:
+        Seconds per graph (`min`, `median` of a call, `load`), of the chain, the share of the glue in it, and peak memory.
+    """
+    with MemoryWatch() as memory, load(folder, resident=True, threads=threads, prepack=prepack) as pipeline:
+        loads = _load_all(pipeline)
+        shape = (pipeline.model.text_length, pipeline.bundle.manifest.config.text_dim)
+        text = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        plan = pipeline.model.schedule(schedule)
+        timings = []
+        for index in range(runs + 1):
+            result = pipeline(
+                schedule=schedule, prompt_embeds=text, negative_prompt_embeds=text, output_type="latent", seed=index
+            )
+            if index:
+                timings.append(result.timings)
+                between()
+                advance()
+        decode = _time_decode(pipeline)
+    if not timings:
+        raise UsageError("at least one run is needed")
+    calls = {
+        f"stage{stage.index}": steps * (2 if plan.guided else 1)
+        for stage, steps in zip(reversed(pipeline.model.pyramid.stages), plan.steps, strict=True)
+    }
+    graphs = {
+        name: _summary([t.engine[name] / count for t in timings]) | {"calls": count, "load": loads[name]}
+        for name, count in calls.items()
+    }
+    graphs |= {
+        name: _summary(times) | {"calls": calls_, "load": loads[name]} for name, (times, calls_) in decode.items()
+    }
+    chains = [t.denoise for t in timings]
+    return {
+        "bundle": str(folder),
+        "schedule": plan.name,
+        "graphs": graphs,
+        "chain": _summary(chains),
+        "glue_share": statistics.median(t.glue / t.denoise for t in timings),
+        "peak_anonymous_bytes": memory.anonymous,
+        "peak_rss_bytes": memory.resident,
+    }
+
+
+def _summary(times: list[float]) -> dict[str, float]:
+    return {"min": min(times), "median": statistics.median(times)}
+
+
+def _load_all(pipeline: Pipeline) -> dict[str, float]:
+    loads = {}
+    for name in pipeline.bundle.manifest.graphs:
+        before = pipeline.timings.load
+        pipeline.open(name)
+        loads[name] = pipeline.timings.load - before
+    return loads
+
+
+def _time_decode(pipeline: Pipeline) -> dict[str, tuple[list[float], int]]:
+    """Seconds of the decoder's graphs over three latent frames."""
+    if not pipeline.bundle.manifest.has_vae:
+        return {}
+    latent = np.zeros(pipeline.model.pyramid.stages[0].latent, np.float32)
+    frames = latent.shape[1]
+    times: dict[str, tuple[list[float], int]] = {"vae_first": ([], 1)}
+    if frames > 1:
+        times["vae_next"] = ([], frames - 1)
+    start = time.perf_counter()
+    for index, _ in enumerate(pipeline.decode(latent[:, :3])):
+        now = time.perf_counter()
+        times["vae_next" if index else "vae_first"][0].append(now - start)
+        start = now
+    return times
