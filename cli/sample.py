@@ -65,7 +65,7 @@ def command(
     many = prompts is not None
     words = read_prompts(prompts) if prompts is not None else [prompt or ""]
     jobs = _jobs(words, output, grid, save_latents, many)
-    how = {"schedule": schedule, "guidance_scale": guidance_scale, "levels": None if levels is None else parse_levels(levels)}  # fmt: skip
+    how = {"name": schedule, "guidance_scale": guidance_scale, "levels": None if levels is None else parse_levels(levels)}  # fmt: skip
     results = []
     with _sampler(model, resolution, threads, resident) as (description, run):
         plan = description.schedule(**how)

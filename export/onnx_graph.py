@@ -1,5 +1,7 @@
 """From a graph's module to an ONNX model without weights: fake tensors go through the exporter, no value is read."""
 
+import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -71,6 +73,24 @@ def export_onnx(module: nn.Module, inputs: Mapping[str, tuple[int, ...]], output
     The weights keep the names of the module's parameters. Constants (positions, tables) stay in the model.
     """
     sources = sources_of(module)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of operators of packages that are not used
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside the exporter
+        model = _export(module, inputs, outputs)
+    model.graph.name = name
+    model.opset_imports["com.microsoft"] = 1
+    model.producer_name, model.producer_version = "pyrexport", None
+    for node in model.graph.all_nodes():
+        # Stack traces and module names of the machine that exported.
+        node.metadata_props.clear()
+        node.doc_string = None
+    for value in model.graph.initializers.values():
+        value.metadata_props.clear()
+    _simplify(model, sources)
+    return Graph(model, {path: source for path, source in sources.items() if path in model.graph.initializers})
+
+
+def _export(module: nn.Module, inputs: Mapping[str, tuple[int, ...]], outputs: Sequence[str]) -> ir.Model:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         for path, parameter in list(module.named_parameters()):
@@ -89,17 +109,7 @@ def export_onnx(module: nn.Module, inputs: Mapping[str, tuple[int, ...]], output
         output_names=list(outputs),
     )
     model: ir.Model = exported.model
-    model.graph.name = name
-    model.opset_imports["com.microsoft"] = 1
-    model.producer_name, model.producer_version = "pyrexport", None
-    for node in model.graph.all_nodes():
-        # Stack traces and module names of the machine that exported.
-        node.metadata_props.clear()
-        node.doc_string = None
-    for value in model.graph.initializers.values():
-        value.metadata_props.clear()
-    _simplify(model, sources)
-    return Graph(model, {path: source for path, source in sources.items() if path in model.graph.initializers})
+    return model
 
 
 def _simplify(model: ir.Model, sources: Mapping[str, Source]) -> None:

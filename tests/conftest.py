@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pyrexport.cli import main
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "scripts"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="pyrexport-tests-")
 
 Make = Callable[..., Path]
 
@@ -43,6 +45,30 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
 def tiny(make_checkpoint: Make) -> Path:
     """A tiny pyramidal checkpoint with all parts. Not to be changed: copy it."""
     return make_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def make_bundle(make_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """`make_bundle("--kind", "ppf", precision="bf16")`: a bundle of a tiny checkpoint, at 17x64x64."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def make(*arguments: str, precision: str = "fp32") -> Path:
+        key = (*arguments, precision)
+        if key not in made:
+            out = tmp_path_factory.mktemp("bundle") / "bundle"
+            command = ["build", str(make_checkpoint(*arguments)), "--target", "ort", "-o", str(out), "--quiet"]
+            result = CliRunner().invoke(main, [*command, "--precision", precision, "--resolution", "17x64x64"])
+            assert result.exit_code == 0, result.output
+            made[key] = out
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bundle(make_bundle: Make) -> Path:
+    """A bundle of the tiny pyramidal checkpoint. Not to be changed: copy it."""
+    return make_bundle()
 
 
 @pytest.fixture

@@ -1,0 +1,378 @@
+"""Bundles: what is built, how it is sampled, and how a broken one is refused."""
+
+import json
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pyrexport
+import pytest
+from helpers import resign
+from kill_build import kill_once
+from pyrexport.export.reference import Reference
+from pyrexport.runtime.bundle import open_bundle
+from pyrexport.runtime.checkpoint import read_checkpoint
+from pyrexport.runtime.errors import PyrexportError
+from pyrexport.runtime.manifest import parse_manifest, signed
+from pyrexport.runtime.parity import distance
+from pyrexport.runtime.pipeline import Pipeline
+from pyrexport.runtime.text import clean_prompt
+
+
+@pytest.fixture
+def copy(bundle, tmp_path):
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle, folder)
+    return folder
+
+
+def test_a_bundle_holds_what_its_manifest_lists(bundle, tiny):
+    document = json.loads((bundle / "manifest.json").read_text())
+    assert {path.name for path in bundle.iterdir()} == {*document["files"], "manifest.json"}
+    assert set(document["graphs"]) == {"stage0", "stage1", "stage2", "text_64", "vae_first", "vae_next"}
+    assert document["model"]["schedules"].keys() == json.loads((tiny / "pyramid.json").read_text())["schedules"].keys()
+    assert document["target"] == "ort"
+    assert document["provenance"]["options"] == {"precision": "fp32"}
+
+
+def test_graphs_hold_no_weights_no_scatter_and_no_transposed_weight(bundle):
+    for file in bundle.glob("*.onnx"):
+        model = ir.load(file)
+        kinds = {node.op_type for node in model.graph}
+        assert not {"ScatterND", "GatherND", "SplitToSequence", "If", "Loop"} & kinds, file.name
+        for name, value in model.graph.initializers.items():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                assert value.const_value.location == "weights.bin"
+                assert "Transpose" not in {use.node.op_type for use in value.uses()}, (file.name, name)
+            else:
+                assert value.const_value.nbytes <= 16 * 1024, (file.name, name)
+        if file.name.startswith("stage"):
+            names = [node.op_type for node in model.graph]
+            assert names.count("MultiHeadAttention") == 4  # two blocks, self and cross
+            assert names.count("RotaryEmbedding") == 4
+
+
+def test_every_weight_is_stored_once(bundle):
+    places = {}
+    for file in bundle.glob("*.onnx"):
+        for value in ir.load(file).graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                places[value.const_value.offset] = value.const_value.length
+    ends = [(offset, offset + length) for offset, length in sorted(places.items())]
+    assert all(end <= start for (_, end), (start, _) in zip(ends, ends[1:], strict=False))
+    document = json.loads((bundle / "manifest.json").read_text())
+    table = document["text"]["table"]
+    assert sum(places.values()) + 4 * table["rows"] * table["width"] == document["weights"]["bytes"]
+
+
+def test_sampling_a_bundle_equals_the_reference(bundle, tiny, cli, tmp_path):
+    for model, name in ((bundle, "ours.npy"), (tiny, "theirs.npy")):
+        result = cli(
+            "sample", model, "--prompt", "  a &amp;amp; b\n cat ", "-o", tmp_path / name, "--seed", 3, "--quiet"
+        )
+        assert result.exit_code == 0, result.output
+    ours, theirs = (np.load(tmp_path / name) for name in ("ours.npy", "theirs.npy"))
+    assert distance(ours, theirs).relative_l2 < 1e-5  # two blocks: far below the tolerance of 1e-4
+
+
+def test_the_api_and_the_command_line_agree(bundle, cli, tmp_path):
+    steps = []
+    with pyrexport.load(bundle, resident=True) as pipeline:
+        result = pipeline("a cat", seed=1, schedule="1-1-1", callback=steps.append)
+        latent_only = pipeline("a cat", seed=1, schedule="1-1-1", output_type="latent")
+        embeds = pipeline(prompt_embeds=pipeline.encode("a cat"), seed=1, schedule="1-1-1", output_type="latent")
+    assert [step.stage for step in steps] == [2, 1, 0]
+    assert result.frames.shape == (17, 64, 64, 3)
+    assert latent_only.frames is None
+    assert np.array_equal(result.latents, latent_only.latents)
+    assert np.array_equal(result.latents, embeds.latents)
+    assert result.timings.denoise <= result.timings.total
+    out = tmp_path / "a.npz"
+    arguments = [
+        "--seed",
+        1,
+        "--schedule",
+        "1-1-1",
+        "--save-latents",
+        tmp_path / "a.npy",
+        "--grid",
+        "--quiet",
+        "--json",
+    ]
+    done = cli("sample", bundle, "--prompt", "a cat", "-o", out, *arguments)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["files"] == [str(out), str(tmp_path / "a.png"), str(tmp_path / "a.npy")]
+    assert np.array_equal(np.load(out)["frames"], result.frames)
+    assert np.array_equal(np.load(tmp_path / "a.npy"), result.latents)
+
+
+def test_a_file_of_prompts_goes_on_where_it_stopped(bundle, cli, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\n\na dog\n")
+    out = tmp_path / "clips"
+    arguments = ["sample", bundle, "--prompts", prompts, "-o", out, "--schedule", "1-1-1", "--quiet", "--json"]
+    assert len(json.loads(cli(*arguments).stdout)["samples"]) == 2
+    kept = (out / "0000.mp4").stat().st_mtime_ns
+    (out / "0001.mp4").unlink()
+    assert [sample["prompt"] for sample in json.loads(cli(*arguments).stdout)["samples"]] == ["a dog"]
+    assert (out / "0000.mp4").stat().st_mtime_ns == kept
+
+
+def test_without_pyav_frames_go_elsewhere(bundle, cli, refused, tmp_path, monkeypatch):
+    monkeypatch.setattr("pyrexport.cli.sample.has_video_writer", lambda: False)
+    line = refused("sample", bundle, "--prompt", "a", "-o", tmp_path / "a.mp4")
+    assert "pip install 'pyrexport[video]', or give a folder for PNG files or a .npz" in line
+    assert cli("sample", bundle, "--prompt", "a", "-o", tmp_path / "frames", "--quiet").exit_code == 0
+    assert len(list((tmp_path / "frames").glob("*.png"))) == 17
+
+
+def test_one_engine_is_open_at_a_time_unless_resident(bundle):
+    for resident, most in ((False, 1), (True, 5)):
+        with pyrexport.load(bundle, resident=resident) as pipeline:
+            seen = []
+            pipeline("a", schedule="1-1-1", callback=lambda step, p=pipeline, s=seen: s.append(len(p._engines)))
+            assert max(seen) == min(most, 4) if resident else max(seen) == 1
+        assert pipeline._engines == {}
+
+
+def test_prompts_are_cleaned_as_diffusers_does():
+    from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
+    for prompt in ("", "  a\n\tb ", "&lt;b&gt; &amp;amp;lt;", "l’été â€œquotedâ€\x9d", "漢字　かな", "a" * 3000):
+        assert clean_prompt(prompt) == prompt_clean(prompt)
+
+
+def test_long_empty_and_foreign_prompts_encode_as_the_reference_does(bundle, tiny):
+    reference = Reference(read_checkpoint(tiny))
+    prompts = ["", "a " * 500, "漢字", "🎈 balloon"]
+    expected = reference.encode(prompts)
+    with pyrexport.load(bundle, resident=True) as pipeline:
+        for prompt, embeds in zip(prompts, expected, strict=True):
+            assert distance(pipeline.encode(prompt), embeds).relative_l2 < 1e-5, prompt
+
+
+def test_building_twice_gives_the_same_bytes(make_checkpoint, cli, tmp_path):
+    folder = make_checkpoint("--no-vae", "--blocks", "1")
+    for name in ("a", "b"):
+        assert cli("build", folder, "--target", "ort", "-o", tmp_path / name, "--quiet").exit_code == 0
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == [
+        "manifest.json",
+        "stage0.onnx",
+        "stage1.onnx",
+        "stage2.onnx",
+        "text_64.onnx",
+        "tokenizer.json",
+        "weights.bin",
+    ]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_an_output_in_the_way_is_refused_and_a_bundle_replaced_by_force(tiny, copy, cli, refused, tmp_path):
+    assert "give --force" in refused("build", tiny, "--target", "ort", "-o", copy)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    assert "is not a bundle" in refused("build", tiny, "--target", "ort", "-o", tmp_path / "mine", "--force")
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    assert "unknown target 'tpu': expected one of ort" in refused(
+        "build", tiny, "--target", "tpu", "-o", tmp_path / "x"
+    )
+    assert "does not exist" in refused("build", tiny, "--target", "ort", "-o", tmp_path / "no" / "x")
+    (copy.with_name("bundle.replaced")).mkdir()
+    assert cli("inspect", copy, "--quiet").exit_code == 0
+
+
+def test_a_replacement_that_was_interrupted_is_undone(tiny, copy, refused):
+    copy.rename(copy.with_name("bundle.replaced"))
+    assert "give --force" in refused("build", tiny, "--target", "ort", "-o", copy)
+    open_bundle(copy)
+
+
+@pytest.mark.slow
+def test_a_killed_build_leaves_nothing_or_a_whole_bundle_and_the_rerun_succeeds(make_checkpoint, tmp_path):
+    """Three kills: about a minute."""
+    folder = make_checkpoint("--no-vae", "--blocks", "1")
+    chance = random.Random(1)
+    for index in range(3):
+        output = tmp_path / str(index) / "bundle"
+        output.parent.mkdir()
+        kill_once(folder, output, chance.uniform(4, 12))
+
+
+def test_a_rerun_keeps_the_finished_parts(make_checkpoint, cli, tmp_path, monkeypatch):
+    from pyrexport.export import build as module
+
+    folder = make_checkpoint("--no-vae", "--no-text-encoder", "--blocks", "1")
+    real, made = module.export_onnx, []
+
+    def export(*arguments):
+        if len(made) == 2 and not (tmp_path / "again").exists():
+            raise KeyboardInterrupt
+        made.append(arguments[-1])
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "export_onnx", export)
+    assert cli("build", folder, "--target", "ort", "-o", tmp_path / "b", "--quiet").exit_code == 130
+    assert not (tmp_path / "b").exists()
+    (tmp_path / "again").touch()
+    assert cli("build", folder, "--target", "ort", "-o", tmp_path / "b", "--quiet").exit_code == 0
+    assert made == ["stage0", "stage1", "stage2"]
+    open_bundle(tmp_path / "b", verify=True)
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "stage1.onnx", "vae_next.onnx", "tokenizer.json", "manifest.json"])
+def test_a_flipped_byte_is_found(copy, cli, name):
+    data = bytearray((copy / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / name).write_bytes(data)
+    for command in (["sample", copy, "--prompt", "a", "-o", copy.parent / "x.npz"], ["inspect", copy]):
+        result = cli(*command, "--quiet")
+        assert result.exit_code in (1, 2)
+        assert name in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_verify_finds_what_size_and_time_do_not_show(copy, cli, monkeypatch):
+    from pyrexport.runtime import bundle as module
+
+    open_bundle(copy)
+    monkeypatch.setattr(module._Seen, "holds", lambda *arguments: True)  # as if nothing had been touched
+    data = bytearray((copy / "weights.bin").read_bytes())
+    data[0] ^= 1
+    (copy / "weights.bin").write_bytes(data)
+    assert cli("inspect", copy, "--quiet").exit_code == 0
+    assert cli("inspect", copy, "--verify", "--quiet").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        (lambda folder: (folder / "stage1.onnx").unlink(), 1, "stage1.onnx is missing"),
+        (lambda folder: (folder / "notes.txt").write_text("x"), 1, "notes.txt is not part of the bundle"),
+        (lambda folder: resign(folder, format=2), 2, "expected 1"),
+        (lambda folder: resign(folder, extra=1), 2, "unknown field 'extra'"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), 2, "malformed"),
+        (lambda folder: (folder / "manifest.json").unlink(), 2, "not a checkpoint|not a bundle|does not exist"),
+        (lambda folder: resign(folder, engine={"name": "onnxruntime", "version": "99.0"}), 2, "upgrade it"),
+        (lambda folder: resign(folder, target="trt"), 2, "unknown target 'trt'"),
+        (lambda folder: resign(folder, files={"../weights.bin": {"sha256": "0" * 64, "bytes": 1}}), 2, "impossible name"),
+    ],
+)  # fmt: skip
+def test_a_broken_bundle_is_refused(copy, cli, change, code, words):
+    import re
+
+    change(copy)
+    result = cli("sample", copy, "--prompt", "a", "-o", copy.parent / "x.npz", "--quiet")
+    assert result.exit_code == code, result.output
+    assert re.search(words, result.stderr)
+    assert len(result.stderr.splitlines()) == 1
+    assert not (copy.parent / "x.npz").exists()
+
+
+def test_a_link_in_place_of_a_file_is_refused(copy, cli):
+    target = copy.parent / "elsewhere.bin"
+    (copy / "weights.bin").rename(target)
+    (copy / "weights.bin").symlink_to(target)
+    assert "not a plain file" in cli("inspect", copy, "--quiet").stderr
+
+
+def test_a_graph_that_points_elsewhere_is_refused_by_its_hash(copy, cli):
+    model = ir.load(copy / "stage2.onnx")
+    assert "stage2.onnx" in str(copy / "stage2.onnx")
+    model.graph.name = "another"
+    ir.save(model, copy / "stage2.onnx")
+    assert cli("inspect", copy, "--quiet").exit_code == 1
+
+
+def mutate(value, chance: random.Random):
+    """A JSON value with one thing in it changed."""
+    if isinstance(value, dict) and value and chance.random() < 0.9:
+        key = chance.choice(sorted(value))
+        kind = chance.random()
+        if kind < 0.1:
+            return {k: v for k, v in value.items() if k != key}
+        if kind < 0.2:
+            return value | {chance.choice(["x", "", "../a", key + "x"]): value[key]}
+        return value | {key: mutate(value[key], chance)}
+    if isinstance(value, list) and value and chance.random() < 0.8:
+        index = chance.randrange(len(value))
+        return [*value[:index], mutate(value[index], chance), *value[index + 1 :]]
+    odd = [
+        None,
+        True,
+        -1,
+        0,
+        1,
+        2**70,
+        1e308,
+        float("nan"),
+        "",
+        "x" * 300,
+        "../../etc/passwd",
+        [],
+        {},
+        [[]],
+        0.5,
+        "\ud800",
+    ]
+    return chance.choice(odd)
+
+
+def test_ten_thousand_fuzzed_manifests_are_read_or_refused(bundle):
+    """Signed again, so that only the checks stand between them and the runtime: about 15 s."""
+    original = json.loads((bundle / "manifest.json").read_text())
+    chance, accepted = random.Random(0), 0
+    for _ in range(10_000):
+        document = mutate(original, chance)
+        if not isinstance(document, dict):
+            continue
+        try:
+            parse_manifest(signed(document), "manifest.json")
+            accepted += 1
+        except PyrexportError as error:
+            assert "manifest.json" in str(error)
+    # Provenance, prompts and hashes may say anything; the rest may not.
+    assert accepted < 6_000
+
+
+def test_wrong_arguments_to_the_api_are_refused(bundle):
+    with pyrexport.load(bundle) as pipeline:
+        for arguments in ({}, {"prompt": "a", "prompt_embeds": np.zeros((64, 32), np.float32)}, {"prompt": "a", "output_type": "pil"}, {"prompt": "a", "seed": -1}, {"prompt_embeds": np.zeros((3, 3), np.float32)}, {"prompt": "a", "schedule": "x"}):  # fmt: skip
+            with pytest.raises(PyrexportError):
+                pipeline(**arguments)
+        with pytest.raises(PyrexportError, match="expected float32"):
+            pipeline.run("stage2", {"latent": np.zeros((1, 16, 2, 2, 2)), "timestep_features": np.zeros((1, 256), np.float32), "text": np.zeros((1, 64, 32), np.float32)})  # fmt: skip
+        with pytest.raises(PyrexportError, match="no graph"):
+            pipeline.run("stage9", {})
+    assert isinstance(pipeline, Pipeline)
+    assert sys.modules["pyrexport"].load is pyrexport.load
+
+
+def test_parts_that_are_absent(make_bundle, cli, refused, tmp_path):
+    folder = make_bundle("--no-vae", "--no-text-encoder", "--blocks", "1")
+    assert "no text encoder" in refused("sample", folder, "--prompt", "a", "-o", tmp_path / "a.npy", "--quiet")
+    with pyrexport.load(folder) as pipeline:
+        embeds = np.zeros((64, 32), np.float32)
+        assert pipeline(prompt_embeds=embeds, output_type="latent").latents.shape == (16, 5, 8, 8)
+        with pytest.raises(PyrexportError, match="no VAE"):
+            pipeline(prompt_embeds=embeds)
+
+
+def test_bench_reports_every_graph(bundle, cli):
+    document = json.loads(cli("bench", bundle, "--runs", 2, "--quiet", "--json").stdout)
+    assert set(document["graphs"]) == {"stage0", "stage1", "stage2", "vae_first", "vae_next"}
+    assert document["graphs"]["stage2"]["calls"] == 2
+    assert 0 <= document["glue_share"] <= 1
+    assert document["peak_anonymous_bytes"] > 0
+
+
+def test_inspect_shows_a_bundle(bundle, cli):
+    document = json.loads(cli("inspect", bundle, "--json", "--quiet").stdout)
+    assert document["precision"] == {"storage": "fp32", "compute": "fp32"}
+    assert document["stages"][0]["tokens"] == 80
+    assert document["files"]["weights.bin"] == (bundle / "weights.bin").stat().st_size
+    assert Path(document["model"]) == bundle
