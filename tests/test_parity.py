@@ -1,0 +1,300 @@
+"""Parity passes where it must, and fails, at the right level, where one thing is wrong."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pyrexport
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+from helpers import resign
+from pyrexport.export import stage_graph
+from pyrexport.runtime import parity, pipeline, resample
+from pyrexport.runtime.trace import Trace
+from safetensors.numpy import load_file
+
+TEETH_ARGUMENTS = ("--resolution", "17x64x128")
+"""Not square, so that height and width can be told apart."""
+
+
+@pytest.fixture(scope="module")
+def record(make_checkpoint, tmp_path_factory):
+    """`record(...)`: a trace of a tiny checkpoint, by the command that users call."""
+    from click.testing import CliRunner
+    from pyrexport.cli import main
+
+    made = {}
+
+    def make(*arguments: str, size: str = "17x64x64", how: tuple[str, ...] = ()) -> Path:
+        key = (arguments, size, how)
+        if key not in made:
+            out = tmp_path_factory.mktemp("trace") / "trace.safetensors"
+            checkpoint = make_checkpoint(*arguments)
+            command = [
+                "parity",
+                "--record",
+                str(out),
+                "--reference",
+                str(checkpoint),
+                "--prompt",
+                "a red circle",
+                "--quiet",
+                *how,
+            ]
+            result = CliRunner().invoke(main, command)
+            assert result.exit_code == 0, result.output
+            made[key] = out
+        return made[key]
+
+    return make
+
+
+def run(bundle: Path, trace: Path) -> dict:
+    with pyrexport.load(bundle, resident=True) as opened:
+        return parity.check_parity(opened, Trace(trace))
+
+
+@pytest.mark.parametrize(("kind", "how"), [("pyramidal", ()), ("ppf", ()), ("plain", ("--schedule", "6"))])
+def test_fp32_parity_of_every_kind(make_bundle, record, kind, how):
+    arguments = ("--kind", kind, "--resolution", "17x64x64")
+    result = run(make_bundle(*arguments), record(*arguments, how=how))
+    levels = result["levels"]
+    assert result["passed"]
+    assert set(levels) == {"text", "stages", "chain", "vae", "video"}
+    assert levels["text"]["relative_l2"] <= 1e-5
+    assert levels["stages"]["relative_l2"] <= 1e-5
+    assert levels["chain"]["relative_l2"] <= 1e-4
+    assert levels["vae"]["relative_l2"] <= 1e-5
+    assert levels["video"]["psnr"] >= 60
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_reduced_storage_stays_within_its_tolerance_and_is_not_exact(make_bundle, record, precision):
+    result = run(make_bundle(precision=precision), record())
+    assert result["passed"], {
+        name: level.get("relative_l2", level.get("psnr")) for name, level in result["levels"].items()
+    }
+    # A pass at the precision's own error, not one of a tolerance that would pass anything.
+    assert result["levels"]["stages"]["relative_l2"] > result["levels"]["stages"]["tolerance"] / 30
+    assert parity.TOLERANCES["fp32"]["stages"] < result["levels"]["stages"]["relative_l2"]
+
+
+@pytest.fixture(scope="module")
+def good(make_bundle, make_checkpoint, tmp_path_factory, record):
+    """A bundle that is not square, and its trace."""
+    from click.testing import CliRunner
+    from pyrexport.cli import main
+
+    out = tmp_path_factory.mktemp("good") / "bundle"
+    command = ["build", str(make_checkpoint(*TEETH_ARGUMENTS)), "--target", "ort", "-o", str(out), "--quiet"]
+    assert CliRunner().invoke(main, command).exit_code == 0
+    return out, record(*TEETH_ARGUMENTS)
+
+
+@pytest.fixture
+def copy(good, tmp_path):
+    folder = tmp_path / "bundle"
+    shutil.copytree(good[0], folder)
+    return folder
+
+
+def change_weight(folder: Path, names: list[str], change) -> None:
+    """Change float32 weights of stage graphs in the weights file."""
+    initializers = ir.load(folder / "stage0.onnx").graph.initializers
+    mapped = []
+    for name in names:
+        place = initializers[name].const_value
+        mapped.append(np.memmap(folder / "weights.bin", np.float32, "r+", place.offset, tuple(place.shape.numpy())))
+    values = change([np.array(m) for m in mapped])
+    for target, value in zip(mapped, values, strict=True):
+        target[...] = value
+        target.flush()
+    resign(folder)
+
+
+def to_bf16(x: np.ndarray) -> np.ndarray:
+    return torch.from_numpy(x).bfloat16().float().numpy()
+
+
+WRONG_WEIGHTS = {
+    "a sign in one block": (["blocks.1.ffn_out.weight"], lambda w: [-w[0]]),
+    "weights of two blocks exchanged": (
+        ["blocks.0.attn1.to_q.weight", "blocks.1.attn1.to_q.weight"],
+        lambda w: w[::-1],
+    ),
+    "the first-frame vector dropped": (["first_frame_embedding"], lambda w: [0 * w[0]]),
+    "one layer rounded to bf16": (["blocks.0.attn1.to_v.weight"], lambda w: [to_bf16(w[0])]),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_WEIGHTS)
+def test_a_wrong_weight_fails_at_the_stages(good, copy, wrong):
+    change_weight(copy, *WRONG_WEIGHTS[wrong])
+    levels = run(copy, good[1])["levels"]
+    assert not levels["stages"]["passed"]
+    assert not levels["chain"]["teacher_forced"]["relative_l2"] <= 1e-5
+    assert levels["text"]["passed"]
+    assert levels["vae"]["passed"]
+
+
+def test_the_unchanged_bundle_passes(good):
+    result = run(*good)
+    assert result["passed"]
+    assert [probe["stage"] for probe in result["levels"]["stages"]["probes"]] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert set(result["levels"]["stages"]["probes"][0]["groups"]) == {"first", "rest"}
+    assert len(result["levels"]["chain"]["growth"][0]) == 5
+
+
+def test_a_latent_mean_that_is_not_applied_fails_at_the_vae(good, copy):
+    latents = json.loads((copy / "manifest.json").read_text())["latents"]
+    resign(copy, latents=latents | {"mean": [0.0] * 16})
+    levels = run(copy, good[1])["levels"]
+    assert [name for name, level in levels.items() if not level["passed"]] == ["vae", "video"]
+
+
+def test_taps_scaled_by_a_tenth_fail_at_the_chain(good, monkeypatch):
+    real = resample.synthesise
+    monkeypatch.setattr(
+        resample, "synthesise", lambda bands, taps, axes: real(bands, tuple(1.1 * tap for tap in taps), axes)
+    )
+    levels = run(*good)["levels"]
+    assert not levels["chain"]["passed"]
+    assert levels["stages"]["passed"]
+
+
+def test_taps_scaled_in_the_manifest_are_refused_when_it_is_opened(copy, good, refused):
+    model = json.loads((copy / "manifest.json").read_text())["model"]
+    resign(copy, model=model | {"wavelet": [1.1 * 0.5**0.5] * 2})
+    assert "low-pass taps are not orthonormal" in refused("parity", copy, "--trace", good[1], "--quiet")
+
+
+def test_a_cache_that_is_not_advanced_fails_at_the_vae(good, monkeypatch):
+    def stuck(names_of):
+        real = pipeline.Pipeline.run
+
+        def run_graph(self, graph, inputs):
+            outputs = real(self, graph, inputs)
+            if graph == "vae_next":
+                outputs |= {f"new_{name}": value for name, value in inputs.items() if name.startswith("cache_")}
+            return outputs
+
+        return run_graph
+
+    monkeypatch.setattr(pipeline.Pipeline, "run", stuck(None))
+    levels = run(*good)["levels"]
+    assert [name for name, level in levels.items() if not level["passed"]] == ["vae", "video"]
+
+
+def test_rope_axes_exchanged_fail_at_the_stages(good, make_checkpoint, cli, tmp_path, monkeypatch):
+    real = stage_graph.RotaryTables._tokens
+
+    def exchanged(self, name):
+        t, h, w = self.grid
+        table = real(self, name).reshape(t, h, w, -1)
+        size = getattr(self, f"{name}_h").shape[1]
+        height, width = table[..., -2 * size : -size], table[..., -size:]
+        return torch.cat((table[..., : -2 * size], width, height), dim=-1).reshape(t * h * w, -1)
+
+    monkeypatch.setattr(stage_graph.RotaryTables, "_tokens", exchanged)
+    folder = make_checkpoint(*TEETH_ARGUMENTS)
+    assert cli("build", folder, "--target", "ort", "-o", tmp_path / "b", "--quiet").exit_code == 0
+    levels = run(tmp_path / "b", good[1])["levels"]
+    assert [name for name, level in levels.items() if not level["passed"]] == ["stages", "chain", "video"]
+
+
+def test_the_command_fails_names_the_level_and_the_block(good, copy, make_checkpoint, cli):
+    change_weight(copy, *WRONG_WEIGHTS["a sign in one block"])
+    arguments = ["--reference", make_checkpoint(*TEETH_ARGUMENTS), "--bisect", "--json", "--quiet", "--no-decode"]
+    result = cli("parity", copy, *arguments)
+    assert result.exit_code == 1
+    assert "stages" in result.stderr
+    document = json.loads(result.stdout)
+    assert document["passed"] is False
+    assert document["bisect"]["first"] == "block 1"
+    assert document["bisect"]["relative_l2"]["block 0"] < 1e-5
+
+
+def test_the_result_can_be_kept_in_the_manifest(good, copy, cli):
+    result = cli("parity", copy, "--trace", good[1], "--store", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert "PSNR" in result.stdout
+    document = json.loads(cli("inspect", copy, "--json", "--quiet").stdout)
+    assert document["parity"]["passed"] is True
+    assert document["parity"]["levels"]["stages"]["relative_l2"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{bundle}"], "either --reference"),
+        (["{bundle}", "--trace", "/nowhere"], "does not exist"),
+        (["{bundle}", "--trace", "{bundle}/manifest.json"], "safetensors"),
+        (["{bundle}", "--trace", "{other}"], "another model"),
+        (["--trace", "{trace}"], "give a BUNDLE"),
+        (["{bundle}", "--trace", "{trace}", "--bisect"], "--bisect needs --reference"),
+        (["/nowhere", "--trace", "{trace}"], "not a bundle"),
+    ],
+)
+def test_wrong_arguments_are_refused(good, record, refused, arguments, words):
+    places = {"{bundle}": good[0], "{trace}": good[1], "{other}": record()}
+    filled = []
+    for argument in arguments:
+        for mark, place in places.items():
+            argument = argument.replace(mark, str(place))
+        filled.append(argument)
+    assert words in refused("parity", *filled, "--quiet")
+
+
+def test_a_damaged_trace_is_refused(good, refused, tmp_path):
+    path = tmp_path / "trace.safetensors"
+    path.write_bytes(good[1].read_bytes()[:-7])
+    assert "truncated" in refused("parity", good[0], "--trace", path, "--quiet")
+
+
+def test_metrics_against_numpy_and_by_hand():
+    x = np.arange(1.0, 7.0).reshape(2, 3)
+    found = parity.distance(x * 1.01, x)
+    assert found.relative_l2 == pytest.approx(0.01)
+    assert found.max_abs == pytest.approx(0.06)
+    assert found.cosine == pytest.approx(1)
+    assert parity.distance(-x, x).cosine == pytest.approx(-1)
+    assert parity.distance(x * np.nan, x).relative_l2 == np.inf
+    frames = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), np.uint8)
+    assert parity.psnr(frames, frames) == 100
+    assert parity.psnr(np.zeros_like(frames), np.ones_like(frames)) == pytest.approx(20 * np.log10(255))
+    assert parity.ssim(frames, frames) == pytest.approx(1)
+    assert parity.ssim(255 - frames, frames) < 0
+
+
+def test_plain_wan_equals_diffusers_own_pipeline(make_checkpoint, make_bundle):
+    """Same initial latents, guidance and negative prompt, 8 steps of the flow-Euler scheduler."""
+    arguments = ("--kind", "plain", "--resolution", "17x64x64")
+    bundle, checkpoint = make_bundle(*arguments), make_checkpoint(*arguments)
+    latents = np.random.default_rng(0).standard_normal((16, 5, 8, 8)).astype(np.float32)
+    theirs = WanPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    theirs.scheduler = FlowMatchEulerDiscreteScheduler.from_config(theirs.scheduler.config)
+    expected = theirs(
+        "a cat", "ugly, blurred", height=64, width=64, num_frames=17, num_inference_steps=8, guidance_scale=5.0,
+        latents=torch.from_numpy(latents)[None], output_type="latent", max_sequence_length=64,
+    ).frames[0]  # fmt: skip
+    with pyrexport.load(bundle) as ours:
+        found = ours(
+            "a cat",
+            negative_prompt="ugly, blurred",
+            schedule="8",
+            guidance_scale=5.0,
+            latents=latents,
+            output_type="latent",
+        ).latents
+    assert parity.distance(found, expected.numpy()).relative_l2 <= 1e-4
+
+
+def test_a_trace_needs_no_torch_and_holds_what_it_says(good):
+    tensors = load_file(good[1])
+    assert tensors["run.0.step.0.before"].shape == (16, 2, 2, 4)
+    assert tensors["run.0.frames"].dtype == np.uint8
+    assert np.array_equal(Trace(good[1]).tensor("run.0.frames"), tensors["run.0.frames"])
