@@ -79,13 +79,57 @@ def test_the_wheel_holds_the_package_and_nothing_stray(wheel):
     assert inside == {"__init__.py", "py.typed", *FLOORS}
 
 
-def test_the_wheel_works_in_a_clean_environment(wheel, tmp_path, tiny):
-    """From the base dependencies alone: about 30 s."""
-    venv.create(tmp_path / "venv", with_pip=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    install = [str(python), "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), str(wheel)]
+@pytest.fixture(scope="module")
+def lean(wheel, tmp_path_factory) -> Path:
+    """An environment with the base dependencies alone: no torch, no diffusers, no onnx."""
+    folder = tmp_path_factory.mktemp("lean")
+    venv.create(folder, with_pip=True)
+    install = [
+        str(folder / "bin" / "python"),
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "-c",
+        str(ROOT / "constraints.txt"),
+        str(wheel),
+    ]
     subprocess.run(install, check=True, capture_output=True)
-    run = [str(python.parent / "pyrexport"), "inspect", str(tiny), "--json"]
+    return folder / "bin"
+
+
+@pytest.mark.slow
+def test_the_wheel_inspects_a_checkpoint_without_torch(lean, tiny):
+    """The environment takes about 30 s."""
+    run = [str(lean / "pyrexport"), "inspect", str(tiny), "--json"]
     document = json.loads(subprocess.run(run, check=True, capture_output=True, text=True, cwd="/").stdout)
     assert document["kind"] == "pyramidal"
-    subprocess.run([str(python), "-c", "import pyrexport, sys; assert 'torch' not in sys.modules"], check=True, cwd="/")
+
+
+@pytest.mark.slow
+def test_the_runtime_samples_and_proves_itself_without_torch(lean, bundle, tiny, cli, tmp_path):
+    """From the command line and from Python, in the lean environment: about 40 s."""
+    trace = tmp_path / "trace.safetensors"
+    assert cli("parity", "--record", trace, "--reference", tiny, "--quiet").exit_code == 0
+
+    def run(*arguments: object) -> str:
+        command = [str(a) for a in arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, cwd="/").stdout
+
+    document = json.loads(run(lean / "pyrexport", "parity", bundle, "--trace", trace, "--json", "--quiet"))
+    assert document["passed"] is True
+    assert set(document["levels"]) == {"text", "stages", "chain", "vae", "video"}
+    run(lean / "pyrexport", "sample", bundle, "--prompt", "a cat", "-o", tmp_path / "frames", "--quiet")
+    assert len(list((tmp_path / "frames").glob("*.png"))) == 17
+    code = f"""
+import sys, pyrexport
+with pyrexport.load({str(bundle)!r}) as pipeline:
+    assert pipeline("a cat", seed=0).frames.shape == (17, 64, 64, 3)
+absent = ["torch", "diffusers", "transformers", "onnx", "safetensors", "av"]
+import importlib.util
+assert not any(importlib.util.find_spec(name) for name in absent)
+"""
+    run(lean / "python", "-c", code)
+    result = subprocess.run([lean / "pyrexport", "sample", bundle, "--prompt", "a", "-o", tmp_path / "a.mp4"], capture_output=True, text=True)  # fmt: skip
+    assert result.returncode == 2
+    assert "pip install 'pyrexport[video]'" in result.stderr

@@ -1,0 +1,55 @@
+"""What the stages of a bundle cost in memory: PSS of stage 0 alone, and of all stages, each after a forward.
+
+    python scripts/bench_memory.py BUNDLE
+
+Each case runs in a process of its own, and without torch. PSS counts mapped weights that are shared once.
+"""
+
+import json
+import platform
+import subprocess
+import sys
+
+CHILD = """
+import json, sys
+import numpy as np
+import pyrexport
+with pyrexport.load(sys.argv[1], resident=True, threads=2) as pipeline:
+    text = np.zeros((pipeline.model.text_length, pipeline.bundle.manifest.config.text_dim), np.float32)
+    for stage in pipeline.model.pyramid.stages[: int(sys.argv[2])]:
+        pipeline.velocity(stage.index, np.zeros(stage.latent, np.float32), 500.0, text)
+    lines = open("/proc/self/smaps_rollup").read().splitlines()
+    fields = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines[1:] if line.endswith("kB")}
+    print(json.dumps({"pss": fields["Pss"], "anonymous": fields["Anonymous"], "torch": "torch" in sys.modules,
+                      "weights": pipeline.bundle.manifest.weight_bytes, "stages": pipeline.model.pyramid.depth}))
+"""
+
+
+def measure(bundle: str, stages: int) -> dict[str, int]:
+    """Memory of a fresh process with the first stages open."""
+    command = [sys.executable, "-c", CHILD, bundle, str(stages)]
+    found: dict[str, int] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert not found["torch"]
+    return found
+
+
+def main(bundle: str) -> None:
+    """Print both cases and their ratio."""
+    one = measure(bundle, 1)
+    every = measure(bundle, one["stages"])
+    file = sum(size for name, size in manifest_files(bundle).items() if name == "weights.bin")
+    print(f"{platform.platform()}, Python {platform.python_version()}")
+    print(f"weights {one['weights']:,} bytes, weights.bin {file:,} bytes, ratio {file / one['weights']:.5f}")
+    for name, found in (("stage 0 alone", one), (f"all {one['stages']} stages", every)):
+        print(f"{name:16} PSS {found['pss'] / 2**20:8.1f} MiB, anonymous {found['anonymous'] / 2**20:8.1f} MiB")
+    print(f"ratio of PSS {every['pss'] / one['pss']:.3f}")
+
+
+def manifest_files(bundle: str) -> dict[str, int]:
+    """Sizes of a bundle's files."""
+    with open(f"{bundle}/manifest.json", encoding="utf-8") as file:
+        return {name: entry["bytes"] for name, entry in json.load(file)["files"].items()}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
