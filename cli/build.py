@@ -32,7 +32,8 @@ def command(
     """Build a bundle from a CHECKPOINT. An interrupted build goes on where it stopped."""
     target = find_target(target_name)
     opened = resolve_checkpoint(checkpoint, resolution)
-    from ..export.build import Reporter, build_bundle, check_output
+    from ..export.build import Reporter, build_bundle
+    from ..export.output import check_output
 
     check_output(output, force)
 

@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from ..runtime.bundle import is_bundle, open_bundle
-from ..runtime.checkpoint import ModelDescription, bare_model
 from ..runtime.documents import read_json
 from ..runtime.errors import UsageError
+from ..runtime.model import ModelDescription, bare_model
 from ..runtime.pyramid import Resolution
 from ..runtime.wan import WanConfig, flops_per_forward, transformer_tensors
 from .common import ResolutionType, output_options, print_json, print_table, progress, resolve_checkpoint

@@ -1,49 +1,30 @@
 """From a checkpoint to a bundle: graphs, one weights file, a manifest; written beside and renamed into place."""
 
-import fcntl
 import hashlib
 import json
-import math
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from ..runtime.bundle import file_digest, is_bundle
+from ..runtime.bundle import file_digest
 from ..runtime.checkpoint import Checkpoint, read_checkpoint
 from ..runtime.engines import Target, find_target
 from ..runtime.errors import UsageError
-from ..runtime.manifest import (
-    FORMAT,
-    MANIFEST_FILE,
-    PRECISIONS,
-    TOKENIZER_FILE,
-    WEIGHTS_FILE,
-    cache_names,
-    signed,
-)
+from ..runtime.manifest import FORMAT, MANIFEST_FILE, PRECISIONS, TOKENIZER_FILE, WEIGHTS_FILE, signed
 from ..runtime.pyramid import Resolution
 from ..targets.forms import OnnxForm, TensorSpec
-from .layers import Source, WeightSpace, sources_of
-from .modules import check_parts, empty_modules
+from .layers import sources_of
+from .modules import check_parts
 from .names import to_diffusers
 from .onnx_graph import export_onnx
-from .stage_graph import StageGraph
-from .text_graph import TextGraph, check_supported
-from .vae_graph import VaeGraph
+from .output import check_output, locked, swap, sync_folder, write_synced
+from .parts import Part, graph_parts, latent_statistics, table_source, text_lengths, timestep_frequencies
+from .text_graph import check_supported
 from .weights import plan_weights, write_component
 
-__all__ = ["TEXT_LENGTHS", "Reporter", "build", "build_bundle", "check_output"]
-
-TEXT_LENGTHS = (64, 128, 256)
-"""Static lengths of the text encoder below the model's own; a prompt takes the shortest that holds it."""
+__all__ = ["Reporter", "build", "build_bundle"]
 
 STATE_FILE = "parts.json"
 
@@ -59,16 +40,6 @@ class Reporter:
 
     def kept(self, name: str) -> None:
         """A part of an interrupted build is kept."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A graph to be made."""
-
-    name: str
-    module: nn.Module
-    inputs: Mapping[str, tuple[int, ...]]
-    outputs: tuple[str, ...]
 
 
 def build_bundle(
@@ -102,13 +73,13 @@ def build_bundle(
     check_supported(checkpoint.text_encoder_config)
     check_output(output, force)
     partial = output.with_name(output.name + ".partial")
-    with _locked(partial):
+    with locked(partial):
         work = _Work(checkpoint, target_name, target, partial, precision, reporter or Reporter())
         document = work.run()
-        _write_synced(partial / MANIFEST_FILE, json.dumps(document, indent=1, ensure_ascii=False).encode())
+        write_synced(partial / MANIFEST_FILE, json.dumps(document, indent=1, ensure_ascii=False).encode())
         (partial / STATE_FILE).unlink(missing_ok=True)
-        _sync_folder(partial)
-        _swap(partial, output)
+        sync_folder(partial)
+        swap(partial, output)
     return output
 
 
@@ -141,71 +112,6 @@ def build(
     return build_bundle(opened, target, find_target(target), Path(output), precision=precision, force=force)
 
 
-def check_output(output: Path, force: bool) -> None:
-    """Refuse an output that is in the way, before any work; put back a bundle whose replacement was interrupted.
-
-    Raises:
-        UsageError: the output exists, and is not a bundle that may be replaced.
-    """
-    old = _replaced(output)
-    if old.exists() and not os.path.lexists(output):
-        old.rename(output)  # an earlier replacement was interrupted between its two renames
-    if not output.absolute().parent.is_dir():
-        raise UsageError(f"folder {output.absolute().parent} of the output does not exist; make it first")
-    if not os.path.lexists(output):
-        return
-    if not force:
-        raise UsageError(f"{output} exists: give --force to replace it")
-    if not is_bundle(output):
-        raise UsageError(f"{output} exists and is not a bundle: only a bundle is replaced; remove it yourself")
-
-
-def _replaced(output: Path) -> Path:
-    return output.with_name(output.name + ".replaced")
-
-
-def _swap(partial: Path, output: Path) -> None:
-    old = _replaced(output)
-    if os.path.lexists(output):
-        shutil.rmtree(old, ignore_errors=True)
-        output.rename(old)
-    partial.rename(output)
-    _sync_folder(output.absolute().parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def _locked(partial: Path) -> Iterator[None]:
-    partial.mkdir(exist_ok=True)
-    folder = os.open(partial, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"another build is writing {partial}: wait for it") from None
-        yield
-    finally:
-        os.close(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    """Write a file beside and rename it into place, so that a part is there whole or not at all."""
-    beside = path.with_name(path.name + ".new")
-    with beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
 class _Work:
     """One build: its plan, and the state of its parts on disk."""
 
@@ -221,8 +127,8 @@ class _Work:
         self.checkpoint, self.target_name, self.target = checkpoint, target_name, target
         self.partial, self.precision, self.reporter = partial, precision, reporter
         self.storage = PRECISIONS[precision]
-        self.parts = list(_graph_parts(checkpoint, self.storage))
-        self.table = _table_source(checkpoint, self.storage)
+        self.parts = list(graph_parts(checkpoint, self.storage))
+        self.table = table_source(checkpoint, self.storage)
         sources = [source for part in self.parts for source in sources_of(part.module).values()]
         self.plan = plan_weights([*sources, *([self.table] if self.table else [])])
         self.state = self._read_state()
@@ -243,7 +149,7 @@ class _Work:
         graphs = {part.name: self._graph(part) for part in self.parts}
         if self.checkpoint.text_encoder:
             tokenizer = (self.checkpoint.folder / "tokenizer" / "tokenizer.json").read_bytes()
-            _write_synced(self.partial / TOKENIZER_FILE, tokenizer)
+            write_synced(self.partial / TOKENIZER_FILE, tokenizer)
         return self._describe(graphs)
 
     def _weights(self) -> None:
@@ -334,7 +240,7 @@ class _Work:
             return None
         place = self.plan.places[self.table]
         table = {"offset": place.offset, "rows": place.shape[0], "width": place.shape[1], "dtype": place.dtype}
-        return {"lengths": _text_lengths(self.checkpoint), "table": table}
+        return {"lengths": text_lengths(self.checkpoint), "table": table}
 
     def _read_state(self) -> dict[str, Any]:
         try:
@@ -344,68 +250,11 @@ class _Work:
         return state if isinstance(state, dict) else {}
 
     def _write_state(self) -> None:
-        _write_synced(self.partial / STATE_FILE, json.dumps(self.state).encode())
+        write_synced(self.partial / STATE_FILE, json.dumps(self.state).encode())
 
     def _finish(self, key: str, value: Any) -> None:
         self.state[key] = value
         self._write_state()
-
-
-def _graph_parts(checkpoint: Checkpoint, storage: str) -> Iterator[Part]:
-    model, config = checkpoint.model, checkpoint.config
-    for stage in model.pyramid.stages:
-        inputs = {
-            "latent": (1, *stage.latent),
-            "timestep_features": (1, config.freq_dim),
-            "text": (1, model.text_length, config.text_dim),
-        }
-        yield Part(f"stage{stage.index}", StageGraph(checkpoint, stage, storage), inputs, ("velocity",))
-    if checkpoint.text_encoder:
-        for length in _text_lengths(checkpoint):
-            inputs = {"embeddings": (1, length, config.text_dim), "mask": (1, length)}
-            yield Part(f"text_{length}", TextGraph(checkpoint, length, storage), inputs, ("text",))
-    if checkpoint.vae:
-        yield from _vae_parts(checkpoint, storage)
-
-
-def _vae_parts(checkpoint: Checkpoint, storage: str) -> Iterator[Part]:
-    channels, _, height, width = checkpoint.model.pyramid.stages[0].latent
-    latent = {"latent": (1, channels, height, width)}
-    first = VaeGraph(checkpoint, storage, first=True)
-    shapes = first.cache_shapes(height, width)
-    outputs = ("frames", *cache_names(len(shapes), new=True))
-    yield Part("vae_first", first, latent, outputs)
-    caches = dict(zip(cache_names(len(shapes)), shapes, strict=True))
-    yield Part("vae_next", VaeGraph(checkpoint, storage, first=False), latent | caches, outputs)
-
-
-def _text_lengths(checkpoint: Checkpoint) -> list[int]:
-    longest = checkpoint.model.text_length
-    return [length for length in TEXT_LENGTHS if length < longest] + [longest]
-
-
-def _table_source(checkpoint: Checkpoint, storage: str) -> Source | None:
-    if not checkpoint.text_encoder:
-        return None
-    space = WeightSpace("text_encoder", checkpoint.text_encoder, storage)
-    source: Source = space.kernel("shared.weight").source  # type: ignore[attr-defined]
-    return source
-
-
-def timestep_frequencies(width: int) -> list[float]:
-    """Frequencies of the timestep features, by diffusers' formula in PyTorch's float32."""
-    half = width // 2
-    exponent = -math.log(10000) * torch.arange(0, half, dtype=torch.float32) / half
-    return [float(value) for value in torch.exp(exponent)]
-
-
-def latent_statistics(checkpoint: Checkpoint) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of the latents per channel, from the VAE's configuration or diffusers' defaults."""
-    channels = checkpoint.config.in_channels
-    if checkpoint.vae_config is None:
-        return [0.0] * channels, [1.0] * channels
-    config = empty_modules(checkpoint)["vae"].config
-    return [float(v) for v in config.latents_mean], [float(v) for v in config.latents_std]  # type: ignore[union-attr]
 
 
 def _identities(checkpoint: Checkpoint, component: str) -> list[str]:

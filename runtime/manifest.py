@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .checkpoint import ModelDescription, describe_model
 from .documents import Fields
 from .errors import UsageError
+from .model import ModelDescription, describe_model
 from .wan import WanConfig
 
 __all__ = [

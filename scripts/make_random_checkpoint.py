@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan
-from pyrexport.runtime.checkpoint import PAPER_SCHEDULES, describe_model
 from pyrexport.runtime.errors import UsageError
+from pyrexport.runtime.model import PAPER_SCHEDULES, describe_model
 from pyrexport.runtime.pyramid import Resolution
 from pyrexport.runtime.wan import WanConfig, transformer_tensors
 from rich.progress import Progress, TimeRemainingColumn

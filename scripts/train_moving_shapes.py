@@ -23,8 +23,8 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from make_random_checkpoint import PPF_PATCHES, make_tokenizer, model_index, write_json, write_tokenizer
 from moving_shapes import FRAMES, PHRASINGS, SCENES, SIZE, crop, draw, render
 from pyrexport.export.modules import StageTransformer
-from pyrexport.runtime.checkpoint import ModelDescription, describe_model
 from pyrexport.runtime.flow import training_pair
+from pyrexport.runtime.model import ModelDescription, describe_model
 from pyrexport.runtime.pyramid import Resolution
 from pyrexport.runtime.resample import downsample, upsample
 from pyrexport.runtime.wan import WanConfig
