@@ -10,6 +10,7 @@ import click
 from ..runtime.bundle import is_bundle, open_bundle
 from ..runtime.documents import read_json
 from ..runtime.errors import UsageError
+from ..runtime.manifest import MANIFEST_FILE
 from ..runtime.model import ModelDescription, bare_model
 from ..runtime.pyramid import Resolution
 from ..runtime.wan import WanConfig, flops_per_forward, transformer_tensors
@@ -72,7 +73,7 @@ def describe(model: Path, resolution: Resolution | None) -> dict[str, Any]:
 
 
 def _describe_bundle(folder: Path, verify: bool, quiet: bool) -> dict[str, Any]:
-    nbytes = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    nbytes = sum(path.stat().st_size for path in folder.iterdir() if path.is_file() and path.name != MANIFEST_FILE)
     with progress(quiet or not verify) as bar:
         task = bar.add_task("hashing", total=nbytes)
         manifest = open_bundle(folder, verify=verify, advance=lambda n: bar.advance(task, n)).manifest

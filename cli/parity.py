@@ -44,7 +44,8 @@ def command(
     as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Compare BUNDLE with a reference. Exit code 1 if any level is out of tolerance."""
-    _check_usage(bundle, reference, trace, record, bisect)
+    recording = bool(prompts or prompts_file or schedule or levels or negative_prompt) or not decode
+    _check_usage(bundle, reference, trace, record, bisect, recording or guidance_scale is not None or seeds != (0,))
     words = read_prompts(prompts_file) if prompts_file else list(prompts or DEFAULT_PROMPTS)
     with tempfile.TemporaryDirectory() as folder:
         path = trace or record or Path(folder) / "trace.safetensors"
@@ -76,7 +77,7 @@ def command(
 
 
 def _check_usage(
-    bundle: Path | None, reference: Path | None, trace: Path | None, record: Path | None, bisect: bool
+    bundle: Path | None, reference: Path | None, trace: Path | None, record: Path | None, bisect: bool, recording: bool
 ) -> None:
     if bundle is not None and not is_bundle(bundle):
         raise UsageError(f"{bundle} is not a bundle: expected a folder with {MANIFEST_FILE}")
@@ -88,6 +89,8 @@ def _check_usage(
         raise UsageError("--record needs --reference CHECKPOINT: a trace is recorded from it")
     if bisect and reference is None:
         raise UsageError("--bisect needs --reference CHECKPOINT: the blocks are compared with it")
+    if trace is not None and recording:
+        raise UsageError("prompts, seeds, schedules and guidance belong to recording: a trace has its own")
     if record is not None:
         check_output(record)
 

@@ -1,5 +1,6 @@
 """`pyrexport sample`: prompts to videos, from a bundle or, with the PyTorch reference, from a checkpoint."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from ..runtime.bundle import is_bundle
+from ..runtime.documents import read_json
 from ..runtime.errors import UsageError
-from ..runtime.pipeline import Pipeline, load
+from ..runtime.pipeline import Pipeline, load, require_finite
 from ..runtime.pyramid import Resolution
 from ..runtime.sampler import Step, sample
 from ..runtime.schedules import Schedule, parse_levels
@@ -24,6 +26,7 @@ from ..runtime.video import (
     open_frames,
     save_array,
     write_png,
+    written_beside,
 )
 from .common import (
     ResolutionType,
@@ -70,7 +73,11 @@ def command(
     with _sampler(model, resolution, threads, resident) as (description, run):
         plan = description.schedule(**how)
         negative = description.negative_prompt if negative_prompt is None else negative_prompt
-        _make_folder(output, many)
+        if many:
+            _claim_folder(output, {
+                "model": str(model.resolve()), "prompts": words, "seed": seed, "negative_prompt": negative,
+                "levels": [list(group) for group in plan.levels], "guidance_scale": plan.guidance_scale,
+            })  # fmt: skip
         for job in jobs:
             if many and all(path.exists() for path in job.files):
                 continue  # a run over a file of prompts goes on where it stopped
@@ -139,9 +146,22 @@ def _jobs(prompts: list[str], output: Path, grid: str | None, latents: Path | No
     return jobs
 
 
-def _make_folder(output: Path, many: bool) -> None:
-    if many:
-        output.mkdir(exist_ok=True)
+def _claim_folder(output: Path, settings: dict[str, Any]) -> None:
+    """Make the folder of a run over many prompts, or make sure that what is there belongs to the same run.
+
+    Raises:
+        UsageError: the folder holds something else.
+    """
+    output.mkdir(exist_ok=True)
+    file = output / "samples.json"
+    if file.is_file():
+        if read_json(file) != settings:
+            raise UsageError(f"{output} holds samples of other prompts or settings: choose another folder")
+    elif any(output.iterdir()):
+        raise UsageError(f"{output} is not empty and holds no samples.json: choose another folder")
+    else:
+        with written_beside(file) as partial:
+            partial.write_text(json.dumps(settings, indent=1), "utf-8")
 
 
 def _stage_bars(bar: Progress, pyramid: Any, plan: Schedule) -> Callable[[Step], None]:
@@ -222,6 +242,7 @@ class _Reference:
             checkpoint.model.pyramid, reference, text[0], plan,
             negative_text=text[-1] if plan.guided else None, seed=seed, callback=advance,
         )  # fmt: skip
+        require_finite(latent, "the latents of this run")
         if job.latent_only:
             save_array(job.output, latent)
             return

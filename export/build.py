@@ -19,14 +19,12 @@ from .layers import sources_of
 from .modules import check_parts
 from .names import to_diffusers
 from .onnx_graph import export_onnx
-from .output import check_output, locked, swap, sync_folder, write_synced
+from .output import STATE_FILE, check_output, locked, partial_of, swap, write_synced
 from .parts import Part, graph_parts, latent_statistics, table_source, text_lengths, timestep_frequencies
 from .text_graph import check_supported
 from .weights import plan_weights, write_component
 
 __all__ = ["Reporter", "build", "build_bundle"]
-
-STATE_FILE = "parts.json"
 
 
 class Reporter:
@@ -72,14 +70,12 @@ def build_bundle(
     check_parts(checkpoint)
     check_supported(checkpoint.text_encoder_config)
     check_output(output, force)
-    partial = output.with_name(output.name + ".partial")
+    partial = partial_of(output)
     with locked(partial):
         work = _Work(checkpoint, target_name, target, partial, precision, reporter or Reporter())
         document = work.run()
         write_synced(partial / MANIFEST_FILE, json.dumps(document, indent=1, ensure_ascii=False).encode())
-        (partial / STATE_FILE).unlink(missing_ok=True)
-        sync_folder(partial)
-        swap(partial, output)
+        swap(partial, output, force)
     return output
 
 
@@ -163,14 +159,19 @@ class _Work:
         for component in dict.fromkeys(source.component for source in self.plan.places):
             key = f"weights of {component}"
             inputs = _fingerprint(_identities(self.checkpoint, component))
-            if self.state.get(key) == inputs:
+            if self.state.get(key) == {"inputs": inputs, "sha256": self._region(component)}:
                 self.reporter.kept(key)
                 continue
             total = sum(place.nbytes for place in self.plan.component(component).values())
             self.reporter.part(key, total)
             write_component(self.checkpoint, self.plan, component, file, self.reporter.advance)
-            self.state.pop("sha256 of weights", None)
-            self._finish(key, inputs)
+            self._finish(key, {"inputs": inputs, "sha256": self._region(component)})
+
+    def _region(self, component: str) -> str:
+        """SHA-256 of a component's part of the weights file."""
+        places = self.plan.component(component).values()
+        first, last = min(place.offset for place in places), max(place.offset + place.nbytes for place in places)
+        return file_digest(self.partial / WEIGHTS_FILE, start=first, end=last)
 
     def _graph(self, part: Part) -> dict[str, Any]:
         key = f"graph {part.name}"
@@ -207,6 +208,10 @@ class _Work:
         return graph
 
     def _describe(self, graphs: Mapping[str, Any]) -> dict[str, Any]:
+        for component in self.checkpoint.components:
+            inputs = _fingerprint(_identities(self.checkpoint, component))
+            if self.state[f"weights of {component}"]["inputs"] != inputs:
+                raise UsageError(f"{self.checkpoint.folder / component} was changed during the build: run it again")
         model, config = self.checkpoint.model, self.checkpoint.config
         names = [*dict.fromkeys(graph["file"] for graph in graphs.values()), WEIGHTS_FILE]
         names += [TOKENIZER_FILE] if self.checkpoint.text_encoder else []
@@ -263,7 +268,7 @@ def _identities(checkpoint: Checkpoint, component: str) -> list[str]:
     lines = []
     for file in files:
         status = file.stat()
-        lines.append(f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ino}")
+        lines.append(f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}")
     return lines
 
 

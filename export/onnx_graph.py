@@ -73,7 +73,8 @@ def export_onnx(module: nn.Module, inputs: Mapping[str, tuple[int, ...]], output
     The weights keep the names of the module's parameters. Constants (positions, tables) stay in the model.
     """
     sources = sources_of(module)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of operators of packages that are not used
+    for library in ("torch.onnx", "onnx_ir", "onnxscript"):  # they report what they leave alone
+        logging.getLogger(library).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside the exporter
         model = _export(module, inputs, outputs)

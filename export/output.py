@@ -10,20 +10,28 @@ from pathlib import Path
 from ..runtime.bundle import is_bundle
 from ..runtime.errors import UsageError
 
-__all__ = ["check_output", "locked", "swap", "sync_folder", "write_synced"]
+__all__ = ["STATE_FILE", "check_output", "locked", "partial_of", "swap", "sync_folder", "write_synced"]
+
+
+STATE_FILE = "parts.json"
+"""In a folder that a build is working on: what is finished. A folder without it is somebody else's."""
 
 
 def check_output(output: Path, force: bool) -> None:
-    """Refuse an output that is in the way, before any work; put back a bundle whose replacement was interrupted.
+    """Refuse an output that is in the way; put back a bundle whose replacement was interrupted.
 
     Raises:
-        UsageError: the output exists, and is not a bundle that may be replaced.
+        UsageError: the output exists and is not a bundle that may be replaced, or a folder beside it is in the way.
     """
-    old = _replaced(output)
-    if old.exists() and not os.path.lexists(output):
-        old.rename(output)  # an earlier replacement was interrupted between its two renames
+    if not output.absolute().name:
+        raise UsageError(f"{output} cannot be a bundle: expected the name of a folder")
     if not output.absolute().parent.is_dir():
         raise UsageError(f"folder {output.absolute().parent} of the output does not exist; make it first")
+    old, partial = _replaced(output), partial_of(output)
+    if is_bundle(old) and not os.path.lexists(output):
+        old.rename(output)  # a replacement was interrupted between its two renames
+    if os.path.lexists(partial) and not _is_ours(partial):
+        raise UsageError(f"{partial} is in the way and was not made by a build: move it away")
     if not os.path.lexists(output):
         return
     if not force:
@@ -32,19 +40,42 @@ def check_output(output: Path, force: bool) -> None:
         raise UsageError(f"{output} exists and is not a bundle: only a bundle is replaced; remove it yourself")
 
 
+def partial_of(output: Path) -> Path:
+    """The folder that a build works in."""
+    return output.absolute().with_name(output.absolute().name + ".partial")
+
+
+def _is_ours(partial: Path) -> bool:
+    """Whether a build left the folder, killed at any instant: before its first state, amid its parts, or at the end."""
+    if partial.is_symlink() or not partial.is_dir():
+        return False
+    names = {path.name for path in partial.iterdir()}
+    return STATE_FILE in names or names <= {f"{STATE_FILE}.new"} or is_bundle(partial)
+
+
 def _replaced(output: Path) -> Path:
-    return output.with_name(output.name + ".replaced")
+    return output.absolute().with_name(f".{output.absolute().name}.replaced")
 
 
-def swap(partial: Path, output: Path) -> None:
-    """Rename a finished folder into place; what was there is removed after."""
+def swap(partial: Path, output: Path, force: bool) -> None:
+    """Rename a finished folder into place; a bundle that was there is removed after.
+
+    Raises:
+        UsageError: something came into the way since the build began; the finished parts are kept.
+    """
+    if os.path.lexists(output) and not (force and is_bundle(output)):
+        raise UsageError(f"{output} appeared during the build: move it away and run again; the finished parts are kept")
+    (partial / STATE_FILE).unlink(missing_ok=True)
+    sync_folder(partial)
     old = _replaced(output)
     if os.path.lexists(output):
-        shutil.rmtree(old, ignore_errors=True)
+        if is_bundle(old):
+            shutil.rmtree(old)
         output.rename(old)
     partial.rename(output)
     sync_folder(output.absolute().parent)
-    shutil.rmtree(old, ignore_errors=True)
+    if is_bundle(old):
+        shutil.rmtree(old)
 
 
 @contextmanager

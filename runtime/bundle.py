@@ -81,11 +81,16 @@ def _check_file(
     seen.add(path, found)
 
 
-def file_digest(path: Path, advance: Callable[[int], None] | None = None) -> str:
-    """SHA-256 of a file, read in pieces of 8 MiB."""
+def file_digest(
+    path: Path, advance: Callable[[int], None] | None = None, *, start: int = 0, end: int | None = None
+) -> str:
+    """SHA-256 of a file, or of its bytes from `start` to `end`, read in pieces of at most 8 MiB."""
     digest = hashlib.sha256()
+    left = (path.stat().st_size if end is None else end) - start
     with path.open("rb", buffering=0) as file:
-        while piece := file.read(8 * 1024 * 1024):
+        file.seek(start)
+        while piece := file.read(min(8 * 1024 * 1024, left)):
+            left -= len(piece)
             digest.update(piece)
             if advance is not None:
                 advance(len(piece))

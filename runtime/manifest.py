@@ -157,7 +157,7 @@ def parse_manifest(document: Any, source: str) -> Manifest:
         files=files,
         weight_bytes=fields.object("weights").integer("bytes", least=0),
         provenance=fields.object("provenance").document,
-        parity=fields.object("parity").document if fields.document.get("parity") is not None else None,
+        parity=_parity(fields),
         document=fields.document,
     )
     _check_graphs(manifest, source)
@@ -178,6 +178,16 @@ def _files(fields: Fields) -> dict[str, FileEntry]:
         )
         files[name] = FileEntry(sha256, entry.integer("bytes", least=0))
     return files
+
+
+def _parity(fields: Fields) -> Mapping[str, Any] | None:
+    if fields.document.get("parity") is None:
+        return None
+    parity = fields.object("parity")
+    parity.only(("passed", "levels"))
+    parity.get("passed", "true or false", lambda v: isinstance(v, bool))
+    parity.object("levels")
+    return parity.document
 
 
 def _frequencies(fields: Fields, config: WanConfig) -> tuple[float, ...]:

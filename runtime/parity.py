@@ -13,7 +13,7 @@ from .noise import generator
 from .pipeline import Pipeline, frames_from
 from .pyramid import FrameGroup
 from .sampler import Step, euler_step, initial_latent, sample, transition
-from .schedules import Schedule
+from .schedules import Schedule, explicit_levels
 from .trace import Run, Trace
 
 __all__ = ["LEVELS", "TOLERANCES", "Distance", "check_parity", "distance", "psnr", "ssim"]
@@ -52,9 +52,17 @@ def _finite(value: float) -> float:
 
 
 def distance(found: Array, reference: Array) -> Distance:
-    """Distances in float64; a NaN counts as infinitely far."""
+    """Distances in float64; a value that is not finite, on either side, counts as infinitely far.
+
+    Raises:
+        UsageError: the shapes differ.
+    """
+    if found.shape != reference.shape:
+        raise UsageError(
+            f"the trace does not fit: expected a tensor of shape {list(found.shape)}, found {list(reference.shape)}"
+        )
     a, b = found.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
-    if not np.isfinite(a).all():
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return Distance(math.inf, math.inf, 0.0)
     norm_a, norm_b = float(np.linalg.norm(a)), float(np.linalg.norm(b))
     error = float(np.linalg.norm(a - b))
@@ -109,6 +117,7 @@ def check_parity(
             key for key in {**trace.model, **model.to_json()} if trace.model.get(key) != model.to_json().get(key)
         )
         raise UsageError(f"{trace.path} was recorded from another model: its '{odd}' differs from the bundle's")
+    _check_trace(trace, model)
     manifest = pipeline.bundle.manifest
     tolerances = TOLERANCES[manifest.storage]
     levels: dict[str, dict[str, Any]] = {}
@@ -132,6 +141,20 @@ def check_parity(
         "precision": manifest.storage,
         "levels": levels,
     }
+
+
+def _check_trace(trace: Trace, model: Any) -> None:
+    if not trace.runs or not trace.probes:
+        raise UsageError(f"{trace.path} holds no run or no probe; record it again")
+    for probe in trace.probes:
+        if probe.stage >= model.pyramid.depth or not 0 < probe.level <= 1:
+            raise UsageError(
+                f"{trace.path} holds a probe of stage {probe.stage} at level {probe.level:g}, which the model does not have"
+            )
+    for run in trace.runs:
+        levels = explicit_levels(model.pyramid, run.levels)
+        if [list(group) for group in levels] != run.levels:
+            raise UsageError(f"{trace.path} holds a run at impossible levels; record it again")
 
 
 def _passes(name: str, level: dict[str, Any], tolerances: dict[str, float]) -> bool:
@@ -260,6 +283,8 @@ def _video(pipeline: Pipeline, trace: Trace, finals: list[Array], advance: Calla
         advance("video")
         frames = np.concatenate([frames_from(video) for video in pipeline.decode(final)])
         reference = trace.tensor(f"run.{index}.frames")
+        if reference.shape != frames.shape:
+            raise UsageError(f"{trace.path}: expected frames {list(frames.shape)}, found {list(reference.shape)}")
         peaks.append(psnr(frames, reference))
         similarities.append(ssim(frames, reference))
     return {"psnr": min(peaks), "ssim": min(similarities)}

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from .bundle import Bundle, open_bundle
 from .engines import Engine, EngineOptions, Target, find_target
-from .errors import UsageError
+from .errors import CheckFailed, UsageError
 from .features import timestep_features
 from .manifest import TOKENIZER_FILE, WEIGHTS_FILE, TableEntry, cache_names
 from .sampler import Step, sample
 from .text import Tokenizer
 
-__all__ = ["Pipeline", "Sample", "Timings", "frames_from", "load"]
+__all__ = ["Pipeline", "Sample", "Timings", "frames_from", "load", "require_finite"]
 
 Array = NDArray[np.float32]
 
@@ -59,6 +59,16 @@ def frames_from(video: Array) -> NDArray[np.uint8]:
     """Frames [n, 3, H, W] in -1 … 1 to [n, H, W, 3], rounded as diffusers' VideoProcessor does."""
     scaled = np.clip(video * np.float32(0.5) + np.float32(0.5), 0, 1)
     return np.asarray((scaled * np.float32(255)).round(), np.uint8).transpose(0, 2, 3, 1)
+
+
+def require_finite(values: Array, what: str) -> None:
+    """Refuse NaN and infinity, which would otherwise become black frames.
+
+    Raises:
+        CheckFailed: there are some.
+    """
+    if not np.isfinite(values).all():
+        raise CheckFailed(f"{what} are not finite: the weights or the embeddings are damaged; run parity")
 
 
 class Pipeline:
@@ -164,6 +174,7 @@ class Pipeline:
             frame = {"latent": (latent[:, index] * std + mean)[None]}
             outputs = self.run("vae_next" if index else "vae_first", frame | caches)
             caches = {old: outputs[new] for old, new in names.items()}
+            require_finite(outputs["frames"], "the decoded frames")
             yield outputs["frames"]
 
     def __call__(
@@ -219,6 +230,7 @@ class Pipeline:
         self.timings.denoise = time.perf_counter() - denoise
         self.timings.chain_load = self.timings.load - before_load
         self.timings.chain_engines = sum(self.timings.engine.values()) - before_engines
+        require_finite(x, "the latents of this run")
         frames = None
         if output_type == "np":
             pieces = (frames_from(video) for video in self.decode(x))
@@ -244,7 +256,7 @@ class Pipeline:
 
 def _rows(file: Path, table: TableEntry, ids: list[int]) -> Array:
     """Rows of the embedding table, read from the mapped weights file."""
-    if max(ids) >= table.rows:
+    if ids and max(ids) >= table.rows:
         raise UsageError(f"the tokenizer gives token {max(ids)}, the embedding table has {table.rows} rows")
     stored = np.dtype(np.float32 if table.dtype == "float32" else np.uint16)
     mapped = np.memmap(file, stored, "r", table.offset, (table.rows, table.width))
@@ -273,6 +285,8 @@ def load(
         UsageError: it is not a bundle, or its engine is not installed or too old.
         CheckFailed: a file is missing, extra or damaged.
     """
+    if threads < 0:
+        raise UsageError(f"threads is a whole number from 0, found {threads}")
     opened = open_bundle(Path(bundle), verify=verify)
     target = find_target(opened.manifest.target)
     _check_engine(opened, target)

@@ -4,6 +4,8 @@ import html
 import re
 from pathlib import Path
 
+from .errors import UsageError
+
 __all__ = ["Tokenizer", "clean_prompt"]
 
 
@@ -23,10 +25,17 @@ class Tokenizer:
     """The bundle's tokenizer."""
 
     def __init__(self, file: Path, length: int) -> None:
-        """Read `tokenizer.json`; prompts are cut to `length` tokens, the end token kept."""
+        """Read `tokenizer.json`; prompts are cut to `length` tokens, the end token kept.
+
+        Raises:
+            UsageError: the file is not a tokenizer.
+        """
         from tokenizers import Tokenizer as Fast
 
-        self._tokenizer = Fast.from_file(str(file))
+        try:
+            self._tokenizer = Fast.from_file(str(file))
+        except Exception as error:  # tokenizers raises plain exceptions
+            raise UsageError(f"{file} is not a tokenizer: {error}") from error
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(length)
 

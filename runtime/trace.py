@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .documents import Fields
+from .documents import Fields, is_number
 from .errors import UsageError
 from .safetensors_header import read_header, read_metadata
 
@@ -32,7 +32,11 @@ class Run:
         """From the trace's description."""
         self.prompt, self.seed = fields.text("prompt"), fields.integer("seed", least=0)
         self.schedule, self.guidance_scale = fields.text("schedule"), fields.number("guidance_scale")
-        levels = fields.get("levels", "levels per stage", lambda v: isinstance(v, list) and bool(v))
+        levels = fields.get(
+            "levels",
+            "a list of natural levels per stage",
+            lambda v: isinstance(v, list) and all(isinstance(g, list) and all(map(is_number, g)) for g in v),
+        )
         self.levels: list[list[float]] = levels
         self.decoded = fields.get("decoded", "true or false", lambda v: isinstance(v, bool))
 

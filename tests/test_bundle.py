@@ -111,7 +111,7 @@ def test_the_api_and_the_command_line_agree(bundle, cli, tmp_path):
     assert np.array_equal(np.load(tmp_path / "a.npy"), result.latents)
 
 
-def test_a_file_of_prompts_goes_on_where_it_stopped(bundle, cli, tmp_path):
+def test_a_file_of_prompts_goes_on_where_it_stopped(bundle, cli, refused, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat\n\na dog\n")
     out = tmp_path / "clips"
@@ -121,6 +121,7 @@ def test_a_file_of_prompts_goes_on_where_it_stopped(bundle, cli, tmp_path):
     (out / "0001.mp4").unlink()
     assert [sample["prompt"] for sample in json.loads(cli(*arguments).stdout)["samples"]] == ["a dog"]
     assert (out / "0000.mp4").stat().st_mtime_ns == kept
+    assert "other prompts or settings" in refused(*arguments, "--seed", 9)
 
 
 def test_without_pyav_frames_go_elsewhere(bundle, cli, refused, tmp_path, monkeypatch):
@@ -184,12 +185,39 @@ def test_an_output_in_the_way_is_refused_and_a_bundle_replaced_by_force(tiny, co
         "build", tiny, "--target", "tpu", "-o", tmp_path / "x"
     )
     assert "does not exist" in refused("build", tiny, "--target", "ort", "-o", tmp_path / "no" / "x")
-    (copy.with_name("bundle.replaced")).mkdir()
-    assert cli("inspect", copy, "--quiet").exit_code == 0
+    assert "give --force" in refused("build", tiny, "--target", "ort", "-o", tmp_path / ".")
+    assert "cannot be a bundle" in refused("build", tiny, "--target", "ort", "-o", "/")
+
+
+def test_somebody_elses_folders_are_left_alone(make_checkpoint, cli, refused, tmp_path, monkeypatch):
+    from pyrexport.export import build as module
+
+    folder = make_checkpoint("--no-vae", "--no-text-encoder", "--blocks", "1")
+    (tmp_path / "a.partial").mkdir()
+    (tmp_path / "a.partial" / "thesis.txt").write_text("x")
+    (tmp_path / ".b.replaced").mkdir()
+    (tmp_path / ".b.replaced" / "thesis.txt").write_text("x")
+    assert "was not made by a build" in refused("build", folder, "--target", "ort", "-o", tmp_path / "a", "--quiet")
+    assert (tmp_path / "a.partial" / "thesis.txt").exists()
+    real = module.export_onnx
+
+    def export(*arguments):
+        (tmp_path / "b").mkdir(exist_ok=True)
+        (tmp_path / "b" / "thesis.txt").write_text("x")
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "export_onnx", export)
+    assert "appeared during the build" in refused("build", folder, "--target", "ort", "-o", tmp_path / "b", "--quiet")
+    assert (tmp_path / "b" / "thesis.txt").exists()
+    (tmp_path / "b" / "thesis.txt").unlink()
+    (tmp_path / "b").rmdir()
+    monkeypatch.setattr(module, "export_onnx", None)  # every graph is kept
+    assert cli("build", folder, "--target", "ort", "-o", tmp_path / "b", "--quiet").exit_code == 0
+    assert (tmp_path / ".b.replaced" / "thesis.txt").exists()
 
 
 def test_a_replacement_that_was_interrupted_is_undone(tiny, copy, refused):
-    copy.rename(copy.with_name("bundle.replaced"))
+    copy.rename(copy.with_name(".bundle.replaced"))
     assert "give --force" in refused("build", tiny, "--target", "ort", "-o", copy)
     open_bundle(copy)
 
@@ -221,9 +249,15 @@ def test_a_rerun_keeps_the_finished_parts(make_checkpoint, cli, tmp_path, monkey
     assert cli("build", folder, "--target", "ort", "-o", tmp_path / "b", "--quiet").exit_code == 130
     assert not (tmp_path / "b").exists()
     (tmp_path / "again").touch()
+    weights = tmp_path / "b.partial" / "weights.bin"
+    damaged = bytearray(weights.read_bytes())
+    damaged[100] ^= 255
+    weights.write_bytes(damaged)
     assert cli("build", folder, "--target", "ort", "-o", tmp_path / "b", "--quiet").exit_code == 0
     assert made == ["stage0", "stage1", "stage2"]
     open_bundle(tmp_path / "b", verify=True)
+    assert cli("build", folder, "--target", "ort", "-o", tmp_path / "c", "--quiet").exit_code == 0
+    assert (tmp_path / "b" / "weights.bin").read_bytes() == (tmp_path / "c" / "weights.bin").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["weights.bin", "stage1.onnx", "vae_next.onnx", "tokenizer.json", "manifest.json"])
@@ -368,3 +402,27 @@ def test_inspect_shows_a_bundle(bundle, cli):
     assert document["stages"][0]["tokens"] == 80
     assert document["files"]["weights.bin"] == (bundle / "weights.bin").stat().st_size
     assert Path(document["model"]) == bundle
+
+
+def swap_graphs(folder: Path, a: str, b: str) -> None:
+    graphs = json.loads((folder / "manifest.json").read_text())["graphs"]
+    graphs[a]["file"], graphs[b]["file"] = graphs[b]["file"], graphs[a]["file"]
+    resign(folder, graphs=graphs)
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        (lambda folder: swap_graphs(folder, "stage0", "stage1"), 2, "not the graph of its manifest"),
+        (lambda folder: swap_graphs(folder, "vae_first", "vae_next"), 2, "not the graph of its manifest"),
+        (lambda folder: ((folder / "tokenizer.json").write_text("{}"), resign(folder)), 2, "is not a tokenizer"),
+        (lambda folder: ((folder / "stage2.onnx").write_bytes(b"x"), resign(folder)), 2, "cannot load stage2.onnx"),
+        (lambda folder: (folder / "weights.bin").write_bytes(b"\xff" * (folder / "weights.bin").stat().st_size) and resign(folder), 1, "not finite"),
+    ],
+)  # fmt: skip
+def test_a_bundle_that_was_signed_again_is_refused_before_a_wrong_video(copy, cli, change, code, words):
+    change(copy)
+    result = cli("sample", copy, "--prompt", "a", "-o", copy.parent / "x.mp4", "--quiet")
+    assert result.exit_code == code, result.output
+    assert words in result.stderr
+    assert not (copy.parent / "x.mp4").exists()

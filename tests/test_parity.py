@@ -14,7 +14,7 @@ from helpers import resign
 from pyrexport.export import stage_graph
 from pyrexport.runtime import parity, pipeline, resample
 from pyrexport.runtime.trace import Trace
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 TEETH_ARGUMENTS = ("--resolution", "17x64x128")
 """Not square, so that height and width can be told apart."""
@@ -236,6 +236,8 @@ def test_the_result_can_be_kept_in_the_manifest(good, copy, cli):
         (["--trace", "{trace}"], "give a BUNDLE"),
         (["{bundle}", "--trace", "{trace}", "--bisect"], "--bisect needs --reference"),
         (["/nowhere", "--trace", "{trace}"], "not a bundle"),
+        (["{bundle}", "--trace", "{trace}", "--no-decode"], "belong to recording"),
+        (["{bundle}", "--trace", "{trace}", "--prompt", "a"], "belong to recording"),
     ],
 )
 def test_wrong_arguments_are_refused(good, record, refused, arguments, words):
@@ -246,6 +248,47 @@ def test_wrong_arguments_are_refused(good, record, refused, arguments, words):
             argument = argument.replace(mark, str(place))
         filled.append(argument)
     assert words in refused("parity", *filled, "--quiet")
+
+
+def tampered(path: Path, out: Path, describe=None, change=None) -> Path:
+    """A trace with its description or its tensors changed."""
+    from pyrexport.runtime.safetensors_header import read_metadata
+
+    document = json.loads(read_metadata(path)["trace"])
+    tensors = load_file(path)
+    if describe:
+        describe(document)
+    if change:
+        change(tensors)
+    save_file(tensors, out, metadata={"trace": json.dumps(document)})
+    return out
+
+
+@pytest.mark.parametrize(
+    ("describe", "change"),
+    [
+        (lambda d: d.update(runs=[]), None),
+        (lambda d: d.update(probes=[]), None),
+        (lambda d: d["probes"][0].update(stage=7), None),
+        (lambda d: d["runs"][0].update(levels=["a"]), None),
+        (lambda d: d["runs"][0].update(levels=[[1.0]]), None),
+        (lambda d: d["runs"][0].update(levels=[[1.0], [0.99], [0.5]]), None),
+        (None, lambda t: t.pop("run.0.step.3.before")),
+        (None, lambda t: t.update({"probe.0.velocity": t["probe.0.velocity"][:1].copy()})),
+        (None, lambda t: t.update({"vae.frames": t["vae.frames"].reshape(-1).copy()})),
+        (None, lambda t: t.update({"run.0.frames": t["run.0.frames"][:3].copy()})),
+    ],
+)
+def test_a_tampered_trace_is_refused(good, refused, tmp_path, describe, change):
+    refused("parity", good[0], "--trace", tampered(good[1], tmp_path / "t.safetensors", describe, change), "--quiet")
+
+
+def test_a_reference_that_is_not_finite_does_not_pass(good, tmp_path):
+    def change(tensors):
+        tensors["probe.3.velocity"][0, 0, 0, 0] = np.nan
+
+    levels = run(good[0], tampered(good[1], tmp_path / "t.safetensors", change=change))["levels"]
+    assert not levels["stages"]["passed"]
 
 
 def test_a_damaged_trace_is_refused(good, refused, tmp_path):

@@ -41,6 +41,13 @@ class OrtEngine:
         except Exception as error:  # ONNX Runtime's exceptions share no base of their own
             raise UsageError(f"onnxruntime {ort.__version__} cannot load {file.name}: {str(error)[:300]}") from error
         self.outputs = [value.name for value in self.session.get_outputs()]
+        for kind, values in (("inputs", self.session.get_inputs()), ("outputs", self.session.get_outputs())):
+            found = {value.name: list(value.shape) for value in values}
+            wanted = {name: list(spec["shape"]) for name, spec in specs[kind].items()}
+            if found != wanted:
+                raise UsageError(
+                    f"{file.name} is not the graph of its manifest: expected {kind} {wanted}, found {found}"[:400]
+                )
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Evaluate the graph.
