@@ -64,12 +64,8 @@ def draw(random: np.random.Generator, scenes: NDArray[np.int64]) -> NDArray[np.f
 
 
 def crop(geometry: NDArray[np.float32], random: np.random.Generator, frames: int, size: int) -> NDArray[np.float32]:
-    """The geometry seen through a window of `size` pixels that holds the shape, roughly in its middle.
-
-    In clips longer than five frames the shape is slowed, to travel no further than in five.
-    """
+    """The geometry seen through a window of `size` pixels whose middle the shape crosses at its own speed."""
     shifted = geometry.copy()
-    shifted[:, 3:5] *= min(1, 4 / (frames - 1))
     middle = shifted[:, 1:3] + shifted[:, 3:5] * (frames - 1) / 2
     shifted[:, 1:3] += size * random.uniform(0.3, 0.7, middle.shape) - middle
     return shifted
