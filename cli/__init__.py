@@ -1,5 +1,6 @@
 """The command line: one short module per command, loaded when it is called."""
 
+import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -62,6 +63,8 @@ def _refuse(message: str, exit_code: int) -> None:
 @click.version_option(__version__)
 def main() -> None:
     """Export pyramidal video diffusion models to on-device runtimes, and prove that they still compute the same."""
+    for library in ("DIFFUSERS", "TRANSFORMERS"):  # their notices are not about what the user asked
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
