@@ -70,7 +70,8 @@ def command(
     jobs = _jobs(words, output, grid, save_latents, many)
     how = {"name": schedule, "guidance_scale": guidance_scale, "levels": None if levels is None else parse_levels(levels)}  # fmt: skip
     results = []
-    with _sampler(model, resolution, threads, resident) as (description, run):
+    with _sampler(model, resolution, threads, resident) as (description, parts, run):
+        _check_parts(model, parts, jobs)
         plan = description.schedule(**how)
         negative = description.negative_prompt if negative_prompt is None else negative_prompt
         if many:
@@ -146,6 +147,13 @@ def _jobs(prompts: list[str], output: Path, grid: str | None, latents: Path | No
     return jobs
 
 
+def _check_parts(model: Path, parts: set[str], jobs: list[_Job]) -> None:
+    if "text encoder" not in parts:
+        raise UsageError(f"{model} has no text encoder: sample it from Python, with prompt_embeds")
+    if "VAE" not in parts and not all(job.latent_only for job in jobs):
+        raise UsageError(f"{model} has no VAE: only latents can be written; give an output that ends in .npy")
+
+
 def _claim_folder(output: Path, settings: dict[str, Any]) -> None:
     """Make the folder of a run over many prompts, or make sure that what is there belongs to the same run.
 
@@ -175,23 +183,26 @@ def _stage_bars(bar: Progress, pyramid: Any, plan: Schedule) -> Callable[[Step],
 @contextmanager
 def _sampler(
     model: Path, resolution: Resolution | None, threads: int, resident: bool
-) -> Iterator[tuple[Any, Callable[..., None]]]:
-    """The model's description, and a function that does a job."""
+) -> Iterator[tuple[Any, set[str], Callable[..., None]]]:
+    """The model's description, which optional parts it has, and a function that does a job."""
     if is_bundle(model):
         if resolution is not None:
             raise UsageError(f"{model} is a bundle, whose resolution is fixed: build one at {resolution}")
         with load(model, threads=threads, resident=resident) as pipeline:
-            yield pipeline.model, lambda *job: _run_bundle(pipeline, *job)
+            manifest = pipeline.bundle.manifest
+            parts = {name for name, there in (("text encoder", manifest.text), ("VAE", manifest.has_vae)) if there}
+            yield pipeline.model, parts, lambda *job: _run_bundle(pipeline, *job)
     else:
         checkpoint = resolve_checkpoint(model, resolution)
-        yield checkpoint.model, _Reference(checkpoint).run
+        parts = {
+            name for name, tensors in (("text encoder", checkpoint.text_encoder), ("VAE", checkpoint.vae)) if tensors
+        }
+        yield checkpoint.model, parts, _Reference(checkpoint).run
 
 
 def _run_bundle(
     pipeline: Pipeline, job: _Job, plan: Schedule, negative: str, seed: int, advance: Callable[[Step], None]
 ) -> None:
-    if not job.latent_only and not pipeline.bundle.manifest.has_vae:
-        raise UsageError(f"{pipeline.bundle.folder} has no VAE: give an output that ends in .npy for latents")
     picked: list[Frames] = []
     common: dict[str, Any] = {
         "negative_prompt": negative, "levels": [list(group) for group in plan.levels], "guidance_scale": plan.guidance_scale,
@@ -228,12 +239,6 @@ class _Reference:
     def run(self, job: _Job, plan: Schedule, negative: str, seed: int, advance: Callable[[Step], None]) -> None:
         """Sample and write."""
         checkpoint = self.checkpoint
-        if not checkpoint.text_encoder:
-            raise UsageError(
-                f"{checkpoint.folder} has no text_encoder/ folder; sample it from Python with prompt_embeds"
-            )
-        if not job.latent_only and not checkpoint.vae:
-            raise UsageError(f"{checkpoint.folder} has no vae/ folder: only latents can be written; give an output that ends in .npy")  # fmt: skip
         from ..export.reference import Reference
 
         reference = self.reference = self.reference or Reference(checkpoint)

@@ -171,7 +171,7 @@ def test_a_shard_outside_the_folder(make_checkpoint, refused, tmp_path):
         (["sample", "{tiny}", "--prompt", "a", "-o", "{out}/" + 300 * "a" + ".mp4"], "longer than 255 bytes"),
         (["sample", "{tiny}", "--prompt", "a", "-o", "{out}/a.mp4", "--grid", "{out}/a.mp4"], "is a .png"),
         (["sample", "{tiny}", "--prompt", "a", "-o", "{out}/a.mp4", "--grid", "{out}/no/a.png"], "does not exist"),
-        (["sample", "{tiny}", "--prompt", "a", "-o", "{out}/a.npy", "--grid"], "beside an .mp4"),
+        (["sample", "{tiny}", "--prompt", "a", "-o", "{out}/a.npy", "--grid"], "beside a video"),
         (["sample", "{tiny}", "--prompt", "a", "-o", "{out}/a.mp4", "--guidance-scale", "nan"], "within 0 … 100"),
         (["sample", "{tiny}", "--prompt", "a", "-o", "{out}/a.mp4", "--schedule", ""], "unknown schedule"),
         (["sample", "{tiny}", "-o", "{out}/a.mp4"], "--prompt"),
