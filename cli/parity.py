@@ -124,7 +124,8 @@ def _record(
 def _compare(pipeline: Pipeline, trace: Trace, quiet: bool) -> dict[str, Any]:
     runs = len(trace.runs)
     steps = sum(len(group) for group in trace.runs[0].levels) if runs else 0
-    totals = {"text": 1, "stages": len(trace.probes), "chain": 2 * runs * steps, "vae": 1, "video": runs}
+    texts = len({run.prompt for run in trace.runs} | {trace.negative_prompt})
+    totals = {"text": texts, "stages": len(trace.probes), "chain": 2 * runs * steps, "vae": 1, "video": runs}
     with progress(quiet) as bar:
         tasks = {name: bar.add_task(name, total=total) for name, total in totals.items()}
         return check_parity(pipeline, trace, advance=lambda level: bar.advance(tasks[level]))

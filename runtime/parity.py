@@ -16,11 +16,9 @@ from .sampler import Step, euler_step, initial_latent, sample, transition
 from .schedules import Schedule, explicit_levels
 from .trace import Run, Trace
 
-__all__ = ["LEVELS", "TOLERANCES", "Distance", "check_parity", "distance", "psnr", "ssim"]
+__all__ = ["TOLERANCES", "Distance", "check_parity", "distance", "psnr", "ssim"]
 
 Array = NDArray[Any]
-
-LEVELS = ("text", "stages", "chain", "vae", "video")
 
 TOLERANCES: dict[str, dict[str, float]] = {
     # float32 on both sides: only the order of sums differs, 1e-7 an operation; 30 blocks reach 2e-6. A weight that
