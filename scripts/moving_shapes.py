@@ -63,29 +63,29 @@ def draw(random: np.random.Generator, scenes: NDArray[np.int64]) -> NDArray[np.f
     return np.concatenate([radius[:, None], place, step], axis=1).astype(np.float32)
 
 
-def crop(geometry: NDArray[np.float32], random: np.random.Generator, frames: int, size: int) -> NDArray[np.float32]:
+def crop(geometry: NDArray[np.float32], random: np.random.Generator, size: int) -> NDArray[np.float32]:
     """The geometry seen through a window of `size` pixels whose middle the shape crosses at its own speed."""
     shifted = geometry.copy()
-    middle = shifted[:, 1:3] + shifted[:, 3:5] * (frames - 1) / 2
+    middle = shifted[:, 1:3] + shifted[:, 3:5] * (FRAMES - 1) / 2
     shifted[:, 1:3] += size * random.uniform(0.3, 0.7, middle.shape) - middle
     return shifted
 
 
-def render(scenes: NDArray[np.int64], geometry: torch.Tensor, frames: int = FRAMES, size: int = SIZE) -> torch.Tensor:
+def render(scenes: NDArray[np.int64], geometry: torch.Tensor, size: int = SIZE) -> torch.Tensor:
     """Clips [N, 3, T, H, W] in -1 … 1, edges anti-aliased, for scenes [N] and their geometry [N, 5]."""
     device = geometry.device
     axis = torch.arange(size, device=device) + 0.5
-    time = torch.arange(frames, device=device)
+    time = torch.arange(FRAMES, device=device)
     radius = geometry[:, 0].view(-1, 1, 1, 1)
-    x = axis.view(1, 1, 1, -1) - (geometry[:, 1:2] + geometry[:, 3:4] * time).view(-1, frames, 1, 1)
-    y = axis.view(1, 1, -1, 1) - (geometry[:, 2:3] + geometry[:, 4:5] * time).view(-1, frames, 1, 1)
+    x = axis.view(1, 1, 1, -1) - (geometry[:, 1:2] + geometry[:, 3:4] * time).view(-1, FRAMES, 1, 1)
+    y = axis.view(1, 1, -1, 1) - (geometry[:, 2:3] + geometry[:, 4:5] * time).view(-1, FRAMES, 1, 1)
     outside = {
         "circle": lambda: torch.sqrt(x * x + y * y) - radius,
         "square": lambda: torch.maximum(x.abs(), y.abs()) - radius,
         "triangle": lambda: torch.maximum((x.abs() - (y + radius) / 2) * (2 / math.sqrt(5)), y - radius),
     }
     kinds = torch.tensor([SHAPES.index(SCENES[i].shape) for i in scenes], device=device)
-    distance = torch.zeros(len(scenes), frames, size, size, device=device)
+    distance = torch.zeros(len(scenes), FRAMES, size, size, device=device)
     for k, name in enumerate(SHAPES):
         distance = torch.where((kinds == k).view(-1, 1, 1, 1), outside[name](), distance)
     cover = (0.5 - distance).clamp(0, 1)[:, None]

@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ import click
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, WanRMS_norm
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from make_random_checkpoint import PPF_PATCHES, make_tokenizer, model_index, write_json, write_tokenizer
 from moving_shapes import FRAMES, PHRASINGS, SCENES, SIZE, crop, draw, render
 from pyrexport.export.modules import StageTransformer
@@ -78,15 +81,13 @@ def random_of(seed: int, purpose: str, step: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox([seed, *purpose.encode(), step]))
 
 
-def clips_of(
-    random: np.random.Generator, count: int, device: str, frames: int = FRAMES, size: int = SIZE
-) -> tuple[np.ndarray, torch.Tensor]:
+def clips_of(random: np.random.Generator, count: int, device: str, size: int = SIZE) -> tuple[np.ndarray, torch.Tensor]:
     """Scenes [N] and their clips [N, 3, T, H, W], seen through a window around the shape where `size` is smaller."""
     scenes = random.integers(len(SCENES), size=count)
     geometry = draw(random, scenes)
     if size < SIZE:
-        geometry = crop(geometry, random, frames, size)
-    return scenes, render(scenes, torch.from_numpy(geometry).to(device), frames, size)
+        geometry = crop(geometry, random, size)
+    return scenes, render(scenes, torch.from_numpy(geometry).to(device), size)
 
 
 class Loop:
@@ -179,24 +180,55 @@ class Loop:
         print(f"{self.file.stem}: going on from step {self.step}", flush=True)
 
 
+def over_whole_clips(vae: AutoencoderKLWan) -> AutoencoderKLWan:
+    """Let `encode_clips` and `decode_clips` run the VAE's layers over all frames at once: diffusers goes chunk by chunk.
+
+    The same numbers, three times faster on CPU: fewer and larger convolutions, and a norm without `vector_norm`.
+    """
+    for module in vae.modules():
+        if isinstance(module, WanResample):
+            module.forward = partial(_resample, module)
+        elif isinstance(module, WanRMS_norm):
+            module.forward = partial(_channel_norm, module)
+    return vae
+
+
+def _resample(self: WanResample, x: torch.Tensor, feat_cache: None = None, feat_idx: Any = None) -> torch.Tensor:
+    """Its `forward` over a whole clip, whose first frame passes by the convolution over time."""
+    if self.mode == "upsample3d":
+        later = self.time_conv(x[:, :, 1:]).unflatten(1, (2, x.shape[1]))
+        x = torch.cat([x[:, :, :1], later.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)], 2)
+    x = self.resample(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(x), -1)).transpose(1, 2)
+    return torch.cat([x[:, :, :1], self.time_conv(x)], 2) if self.mode == "downsample3d" else x
+
+
+def _channel_norm(self: WanRMS_norm, x: torch.Tensor) -> torch.Tensor:
+    return x * torch.rsqrt((x * x).mean(1, keepdim=True) + 1e-24) * self.gamma
+
+
+def encode_clips(vae: AutoencoderKLWan, video: torch.Tensor) -> DiagonalGaussianDistribution:
+    """Clips [N, 3, 1 + 4k, H, W] to the distribution of their latents."""
+    return DiagonalGaussianDistribution(vae.quant_conv(vae.encoder(video)))
+
+
+def decode_clips(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
+    """Latents to clips, not clamped."""
+    return vae.decoder(vae.post_quant_conv(latents))
+
+
 def train_vae(run: Path, device: str, seed: int, steps: int, batch: int, deadline: float) -> AutoencoderKLWan | None:
-    """The VAE: cheap crops of five frames, then crops of whole clips (its caches drift without them), then whole clips."""
+    """The VAE: whole clips seen through a window (crops of few frames leave its caches to drift), then in full."""
     torch.manual_seed(seed)
-    vae = AutoencoderKLWan(**VAE).to(device)
+    vae = over_whole_clips(AutoencoderKLWan(**VAE).to(device))
     loop = Loop(run / "vae.pt", dict(vae.named_parameters()), steps, 2e-3, deadline)
 
     def loss_of(step: int) -> torch.Tensor:
         random = random_of(seed, "vae", step)
-        count, frames, size = batch, 5, 64
-        if step >= 0.5 * steps:
-            count, frames = max(1, batch // 2), FRAMES
-        if step >= 0.985 * steps:
-            count, size = 1, SIZE
-        _, video = clips_of(random, count, device, frames, size)
+        count, size = (batch, SIZE // 2) if step < 0.985 * steps else (max(1, batch // 2), SIZE)
+        _, video = clips_of(random, count, device, size)
         torch.manual_seed(int(random.integers(2**62)))
-        posterior = vae.encode(video).latent_dist
-        decoded = vae.decode(posterior.sample()).sample
-        error = decoded - video
+        posterior = encode_clips(vae, video)
+        error = decode_clips(vae, posterior.sample()) - video
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
         return error.abs().mean() + (error**2).mean() + KL_WEIGHT * kl
 
@@ -218,17 +250,17 @@ def make_pool(run: Path, vae: AutoencoderKLWan, device: str, seed: int, count: i
     file = run / "pool.safetensors"
     if not file.is_file():
         scenes, latents = [], []
-        for start in range(0, count, 32):
-            batch_scenes, video = clips_of(random_of(seed, "pool", start), min(32, count - start), device)
+        for start in range(0, count, 8):
+            batch_scenes, video = clips_of(random_of(seed, "pool", start), min(8, count - start), device)
             scenes.append(torch.from_numpy(batch_scenes))
-            latents.append(vae.encode(video).latent_dist.mode().cpu())
+            latents.append(encode_clips(vae, video).mode().cpu())
             if start % 320 == 0:
                 print(f"pool {start}/{count}", flush=True)
         x = torch.cat(latents)
         mean, std = x.mean((0, 2, 3, 4)), x.std((0, 2, 3, 4))
         x = (x - mean.view(1, -1, 1, 1, 1)) / std.view(1, -1, 1, 1, 1)
         save_file(
-            {"latents": x.half(), "scenes": torch.cat(scenes), "mean": mean, "std": std},
+            {"latents": x.half().contiguous(), "scenes": torch.cat(scenes), "mean": mean, "std": std},
             file.with_suffix(".partial"),
         )
         file.with_suffix(".partial").replace(file)
@@ -299,7 +331,7 @@ def batches(
     device = stages[0][0].device
     for stage, (x0, low) in zip(model.pyramid.stages, stages, strict=True):
         # A coarse stage has an eighth of the tokens, and decides what moves where: it gets more samples.
-        count = batch * 2**stage.index
+        count = batch * 4**stage.index
         pick = torch.from_numpy(random.integers(len(x0), size=count)).to(device)
         uniform = torch.from_numpy(random.uniform(0, 1, count)).float().to(device)
         level = stage.clean + uniform * (stage.noisy - stage.clean)
@@ -346,7 +378,8 @@ def train_transformer(
         losses = []
         for index, x, target, level, prompt in batches(latents, scenes, batch, random, model):
             unique, where = torch.unique(prompt, return_inverse=True)
-            with torch.autocast(device, torch.bfloat16):
+            # On CPUs without 16-bit arithmetic, bfloat16 is a hundred times slower than float32.
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):
                 text = encoder(ids[unique], mask[unique]).last_hidden_state * mask[unique][..., None]
                 velocity = modules[index](x, 1000 * level, text[where]).float()
             losses.append(nn.functional.mse_loss(velocity, target) / target.var().detach())
@@ -417,23 +450,23 @@ def write_checkpoint(
     help="Take VAE and text encoder from this checkpoint, frozen.",
 )
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
-@click.option("--vae-steps", type=click.IntRange(1), default=4000, show_default=True)
-@click.option("--vae-batch", type=click.IntRange(1), default=4, show_default=True)
+@click.option("--vae-steps", type=click.IntRange(1), default=3500, show_default=True)
+@click.option("--vae-batch", type=click.IntRange(1), default=2, show_default=True)
 @click.option(
     "--pool",
     "pool_size",
-    type=click.IntRange(72),
+    type=click.IntRange(8),
     default=1440,
     show_default=True,
     help="Clips whose latents are cached.",
 )
-@click.option("--steps", type=click.IntRange(1), default=4000, show_default=True)
+@click.option("--steps", type=click.IntRange(1), default=3000, show_default=True)
 @click.option(
     "--batch",
     type=click.IntRange(1),
-    default=12,
+    default=6,
     show_default=True,
-    help="Of stage 0; doubled for each coarser one.",
+    help="Of stage 0; four times as many for each coarser one.",
 )
 @click.option("--minutes", type=float, default=math.inf, help="Stop, resumable, after this long.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
@@ -447,9 +480,7 @@ def main(
     run.mkdir(parents=True, exist_ok=True)
     model = description(kind)
     if parts is not None:
-        vae = (
-            AutoencoderKLWan.from_pretrained(parts / "vae", torch_dtype=torch.float32).to(device).requires_grad_(False)
-        )
+        vae = over_whole_clips(AutoencoderKLWan.from_pretrained(parts / "vae", torch_dtype=torch.float32)).to(device)
         encoder = UMT5EncoderModel.from_pretrained(parts / "text_encoder", torch_dtype=torch.float32).requires_grad_(
             False
         )

@@ -1,0 +1,125 @@
+"""The demonstration's data, its judge and its training script."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+from conftest import SCRIPTS
+
+sys.path.insert(0, str(SCRIPTS))
+from moving_shapes import COLOURS, DIRECTIONS, SCENES, draw, prompts, render
+from score_moving_shapes import judge, scores
+from train_moving_shapes import VAE, AutoencoderKLWan, Loop, decode_clips, encode_clips, over_whole_clips
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[np.ndarray]:
+    """A real clip of each scene, as 8-bit frames."""
+    indices = np.arange(len(SCENES))
+    video = render(indices, torch.from_numpy(draw(np.random.default_rng(5), indices)))
+    return list((127.5 * (video + 1)).round().byte().permute(0, 2, 3, 4, 1).numpy())
+
+
+def test_there_is_a_prompt_for_each_scene() -> None:
+    """72 different ones, each with its three words."""
+    assert len(set(prompts())) == len(SCENES) == 72
+    for scene, prompt in zip(SCENES, prompts(), strict=True):
+        assert all(word in prompt for word in (scene.shape, scene.colour, scene.direction))
+
+
+def test_shapes_stay_whole_and_in_size() -> None:
+    """24 to 44 pixels wide, inside every frame."""
+    indices = np.random.default_rng(0).integers(len(SCENES), size=2000)
+    radius, x, y, dx, dy = draw(np.random.default_rng(1), indices).T
+    assert radius.min() == pytest.approx(12, abs=0.1)
+    assert radius.max() == pytest.approx(22, abs=0.1)
+    for place, step in ((x, dx), (y, dy)):
+        ends = np.stack([place, place + 16 * step])
+        assert (ends - radius).min() >= 0
+        assert (ends + radius).max() <= 128
+
+
+def test_real_clips_are_judged_right(clips: list[np.ndarray]) -> None:
+    """Every one, in every attribute."""
+    assert scores(clips, list(SCENES)) == {"colour": 1, "direction": 1, "shape": 1, "all": 1}
+
+
+@pytest.mark.parametrize(("attribute", "words"), [("colour", list(COLOURS)), ("direction", list(DIRECTIONS))])
+def test_clips_of_something_else_are_judged_wrong(clips: list[np.ndarray], attribute: str, words: list[str]) -> None:
+    """None that is of another colour or goes another way passes."""
+    for shift in range(1, len(words)):
+        others = [
+            replace(s, **{attribute: words[(words.index(getattr(s, attribute)) + shift) % len(words)]}) for s in SCENES
+        ]
+        found = scores(clips, others)
+        assert found[attribute] == found["all"] == 0
+
+
+def test_noise_and_still_pictures_show_nothing(clips: list[np.ndarray]) -> None:
+    """The judge does not guess."""
+    noise = np.random.default_rng(0).integers(0, 256, clips[0].shape, dtype=np.uint8)
+    assert judge(np.full_like(noise, 20)).shape == "none"
+    assert judge(np.repeat(clips[0][:1], 17, axis=0)).direction == "none"
+    assert judge(noise).direction == "none"
+
+
+def test_the_vae_over_whole_clips_is_diffusers_own() -> None:
+    """Training's shortcut gives the numbers of the chunked passes; float32 rounding leaves 1e-5 of values near 1."""
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan(**VAE).eval()
+    video = torch.rand(1, 3, 17, 32, 48) * 2 - 1
+    with torch.no_grad():
+        latents = vae.encode(video).latent_dist.mode()
+        frames = vae.decode(latents).sample
+        over_whole_clips(vae)
+        assert torch.allclose(encode_clips(vae, video).mode(), latents, atol=1e-5)
+        assert torch.allclose(decode_clips(vae, latents).clamp(-1, 1), frames, atol=1e-4)
+
+
+def test_a_stopped_loop_goes_on_at_the_same_loss(tmp_path: Path) -> None:
+    """Stopped at any step, the rest is bit for bit that of a run without a stop."""
+
+    def train(file: str, stops: list[float]) -> dict[str, list[float]]:
+        losses: list[float] = []
+        for deadline in stops:
+            torch.manual_seed(0)
+            layer = torch.nn.Linear(4, 4)
+            loop = Loop(tmp_path / file, dict(layer.named_parameters()), 60, 1e-2, deadline)
+
+            def loss_of(step: int, layer: torch.nn.Linear = layer, loop: Loop = loop) -> torch.Tensor:
+                if step == 23 and loop.deadline < np.inf:
+                    loop.deadline = -1.0
+                x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+                loss = (layer(x) - x.flip(1)).square().mean()
+                losses.append(loss.item())
+                return loss
+
+            loop.run(loss_of, tmp_path / "log.jsonl")
+        return {"losses": losses, "average": loop.average["weight"].flatten().tolist()}
+
+    whole = train("whole.pt", [np.inf])
+    assert train("stopped.pt", [time.monotonic() + 1e6, np.inf]) == whole
+    assert whole["losses"][-1] < 0.9 * whole["losses"][0]
+
+
+def test_the_training_script_makes_a_checkpoint(cli: Callable[..., Result], tmp_path: Path) -> None:
+    """A few steps of everything; the result opens, and weighs what the demonstration does."""
+    command = [sys.executable, str(SCRIPTS / "train_moving_shapes.py"), str(tmp_path / "run"), "-o"]
+    few = ["--vae-steps", "1", "--vae-batch", "1", "--pool", "8", "--steps", "2", "--batch", "1", "--device", "cpu"]
+    subprocess.run([*command, str(tmp_path / "out"), *few], check=True, capture_output=True)
+    result = cli("inspect", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.output)["kind"] == "pyramidal"
+    assert sum(file.stat().st_size for file in (tmp_path / "out").rglob("*") if file.is_file()) < 16_000_000
+    twin = [*command, str(tmp_path / "ppf"), *few, "--kind", "ppf", "--parts", str(tmp_path / "out")]
+    twin[2] = str(tmp_path / "ppf-run")
+    subprocess.run(twin, check=True, capture_output=True)
+    assert json.loads(cli("inspect", tmp_path / "ppf", "--json").output)["kind"] == "ppf"
