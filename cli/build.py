@@ -1,20 +1,23 @@
 """`pyrexport build`: a checkpoint to a bundle."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
 from rich.progress import Progress, TaskID
 
 from ..runtime.engines import find_target, target_names
-from ..runtime.manifest import PRECISIONS
+from ..runtime.errors import UsageError
+from ..runtime.manifest import PRECISIONS, TEXT_PRECISIONS
+from ..runtime.measure import PROCESS_BYTES
 from ..runtime.pyramid import Resolution
-from .common import ResolutionType, output_options, print_json, progress, resolve_checkpoint
+from .common import ResolutionType, output_options, print_json, print_memory, progress, resolve_checkpoint
 
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--target", "target_name", required=True, help=f"One of {', '.join(target_names())}.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the bundle.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the bundle.")
 @click.option(
     "--precision",
     type=click.Choice(list(PRECISIONS)),
@@ -22,20 +25,24 @@ from .common import ResolutionType, output_options, print_json, progress, resolv
     show_default=True,
     help="Of the stored matrices.",
 )
+@click.option(
+    "--text-precision", type=click.Choice(list(TEXT_PRECISIONS)), help="Of the text encoder, in place of --precision."
+)
 @click.option("--resolution", type=ResolutionType(), help="In place of the checkpoint's own.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
+@click.option("--plan", is_flag=True, help="Only say what each graph will need in memory; write nothing.")
 @output_options
 def command(
-    checkpoint: Path, target_name: str, output: Path, precision: str, resolution: Resolution | None, force: bool,
-    as_json: bool, quiet: bool,
+    checkpoint: Path, target_name: str, output: Path | None, precision: str, text_precision: str | None, resolution: Resolution | None, force: bool,
+    plan: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Build a bundle from a CHECKPOINT. An interrupted build goes on where it stopped."""
+    if plan == (output is not None):
+        raise UsageError("give either -o OUTPUT to build, or --plan to only say what it will need")
     target = find_target(target_name)
     opened = resolve_checkpoint(checkpoint, resolution)
-    from ..export.build import Reporter, build_bundle
+    from ..export.build import Reporter, build_bundle, plan_memory
     from ..export.output import check_output
-
-    check_output(output, force)
 
     class Bars(Reporter):
         """A bar per part."""
@@ -52,10 +59,27 @@ def command(
         def kept(self, name: str) -> None:
             self.bar.console.print(f"{name}: kept from an interrupted build")
 
+    if output is None:
+        with progress(quiet) as bar:
+            memory = plan_memory(opened, precision=precision, text_precision=text_precision, reporter=Bars(bar))
+        _show_plan(checkpoint, memory, as_json)
+        return
+    check_output(output, force)
     with progress(quiet) as bar:
-        build_bundle(opened, target_name, target, output, precision=precision, force=force, reporter=Bars(bar))
+        build_bundle(
+            opened, target_name, target, output,
+            precision=precision, text_precision=text_precision, force=force, reporter=Bars(bar),
+        )  # fmt: skip
     nbytes = {path.name: path.stat().st_size for path in sorted(output.iterdir())}
     if as_json:
         print_json({"bundle": str(output), "target": target_name, "precision": precision, "files": nbytes})
     else:
         click.echo(f"{output}: {len(nbytes)} files, {sum(nbytes.values()):,} bytes")
+
+
+def _show_plan(checkpoint: Path, memory: Mapping[str, int], as_json: bool) -> None:
+    peaks = {name: PROCESS_BYTES + nbytes for name, nbytes in memory.items()}
+    if as_json:
+        print_json({"model": str(checkpoint), "peak_anonymous_bytes": peaks})
+    else:
+        print_memory(peaks)

@@ -11,10 +11,11 @@ from ..runtime.bundle import is_bundle, open_bundle
 from ..runtime.documents import read_json
 from ..runtime.errors import UsageError
 from ..runtime.manifest import MANIFEST_FILE
+from ..runtime.measure import PROCESS_BYTES
 from ..runtime.model import ModelDescription, bare_model
 from ..runtime.pyramid import Resolution
 from ..runtime.wan import WanConfig, flops_per_forward, transformer_tensors
-from .common import ResolutionType, output_options, print_json, print_table, progress, resolve_checkpoint
+from .common import ResolutionType, output_options, print_json, print_memory, print_table, progress, resolve_checkpoint
 
 PLAIN_STEPS = (50, 4, 2)
 """Plain Wan's schedules in the paper's cost table."""
@@ -83,11 +84,12 @@ def _describe_bundle(folder: Path, verify: bool, quiet: bool) -> dict[str, Any]:
         "assumed": None,
         "target": manifest.target,
         "engine": f"{manifest.engine} {manifest.engine_version}",
-        "precision": {"storage": manifest.storage, "compute": manifest.compute},
+        "precision": {"storage": manifest.storage, "text": manifest.text_storage, "compute": manifest.compute},
         **_costs(manifest.model, manifest.config),
         "parameters": sum(math.prod(shape) for shape in shapes.values()),
         "bytes": manifest.weight_bytes,
         "files": {name: entry.nbytes for name, entry in manifest.files.items()},
+        "peak_anonymous_bytes": {name: PROCESS_BYTES + graph.memory for name, graph in manifest.graphs.items()},
         "verified": verify,
         "parity": manifest.parity,
         "provenance": manifest.provenance,
@@ -203,13 +205,16 @@ def show(document: Mapping[str, Any]) -> None:
         )
     else:
         print_table("files", ["file", "bytes"], [[name, f"{size:,}"] for name, size in document["files"].items()])
+        print_memory(document["peak_anonymous_bytes"])
         click.echo(_state_of(document))
 
 
 def _state_of(document: Mapping[str, Any]) -> str:
     precision, parity = document["precision"], document["parity"]
     proof = "not measured" if parity is None else "passed" if parity.get("passed") else "FAILED"
+    text = "" if precision["text"] == precision["storage"] else f" (the text encoder in {precision['text']})"
     return (
-        f"built for {document['engine']}; stored in {precision['storage']}, computed in {precision['compute']}; "
+        f"built for {document['engine']}; stored in {precision['storage']}{text}"
+        f", computed in {precision['compute']}; "
         f"parity {proof}{'; every file hashed again' * document['verified']}"
     )

@@ -100,8 +100,10 @@ def _block_outputs(model: ir.Model) -> Iterator[tuple[str, ir.Value]]:
     yield "patch embedding", stream
     index = 0
     while f"blocks.{index}.ffn_out.bias" in biases:
-        (biased,) = biases[f"blocks.{index}.ffn_out.bias"].uses()
+        biased = next(iter(biases[f"blocks.{index}.ffn_out.bias"].uses()))
         (gated,) = biased.node.outputs[0].uses()
         (added,) = gated.node.outputs[0].uses()
-        yield f"block {index}", added.node.outputs[0]
+        output = added.node.outputs[0]
+        joined = next((use.node for use in output.uses() if use.node.op_type == "Concat"), None)
+        yield f"block {index}", joined.outputs[0] if joined else output
         index += 1

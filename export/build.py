@@ -12,10 +12,11 @@ from ..runtime.bundle import file_digest
 from ..runtime.checkpoint import Checkpoint, read_checkpoint
 from ..runtime.engines import Target, find_target
 from ..runtime.errors import UsageError
-from ..runtime.manifest import FORMAT, MANIFEST_FILE, PRECISIONS, TOKENIZER_FILE, WEIGHTS_FILE, signed
+from ..runtime.manifest import FORMAT, MANIFEST_FILE, PRECISIONS, TEXT_PRECISIONS, TOKENIZER_FILE, WEIGHTS_FILE, signed
 from ..runtime.pyramid import Resolution
 from ..targets.forms import OnnxForm, TensorSpec
 from .layers import sources_of
+from .memory import peak_bytes
 from .modules import check_parts
 from .names import to_diffusers
 from .onnx_graph import export_onnx
@@ -24,7 +25,7 @@ from .parts import Part, graph_parts, latent_statistics, table_source, text_leng
 from .text_graph import check_supported
 from .weights import plan_weights, write_component
 
-__all__ = ["Reporter", "build", "build_bundle"]
+__all__ = ["Reporter", "build", "build_bundle", "plan_memory"]
 
 
 class Reporter:
@@ -47,6 +48,7 @@ def build_bundle(
     output: Path,
     *,
     precision: str = "fp32",
+    text_precision: str | None = None,
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> Path:
@@ -61,6 +63,7 @@ def build_bundle(
         target: found by that name.
         output: folder of the bundle.
         precision: "fp32", "fp16" or "bf16": how matrices are stored.
+        text_precision: of the text encoder, also "int8" or "int4"; None: the same.
         force: replace a bundle that is there.
         reporter: told about progress.
 
@@ -72,7 +75,8 @@ def build_bundle(
     check_output(output, force)
     partial = partial_of(output)
     with locked(partial):
-        work = _Work(checkpoint, target_name, target, partial, precision, reporter or Reporter())
+        stored = (precision, text_precision or precision)
+        work = _Work(checkpoint, target_name, target, partial, stored, reporter or Reporter())
         document = work.run()
         write_synced(partial / MANIFEST_FILE, json.dumps(document, indent=1, ensure_ascii=False).encode())
         swap(partial, output, force)
@@ -85,6 +89,7 @@ def build(
     *,
     target: str = "ort",
     precision: str = "fp32",
+    text_precision: str | None = None,
     resolution: str | None = None,
     force: bool = False,
 ) -> Path:
@@ -95,17 +100,48 @@ def build(
         output: folder of the bundle.
         target: an installed target.
         precision: "fp32", "fp16" or "bf16".
+        text_precision: of the text encoder, also "int8" or "int4"; None: the same.
         resolution: "FRAMESxHEIGHTxWIDTH", in place of the checkpoint's own.
         force: replace a bundle that is there.
 
     Raises:
         UsageError: the checkpoint, the target or the output does not fit.
     """
-    if precision not in PRECISIONS:
-        raise UsageError(f"unknown precision '{precision}': expected one of {', '.join(PRECISIONS)}")
+    for wanted, known in ((precision, PRECISIONS), (text_precision or precision, TEXT_PRECISIONS)):
+        if wanted not in known:
+            raise UsageError(f"unknown precision '{wanted}': expected one of {', '.join(known)}")
     size = None if resolution is None else Resolution.parse(resolution)
     opened = read_checkpoint(Path(checkpoint), resolution=size, rename=to_diffusers)
-    return build_bundle(opened, target, find_target(target), Path(output), precision=precision, force=force)
+    return build_bundle(
+        opened, target, find_target(target), Path(output),
+        precision=precision, text_precision=text_precision, force=force,
+    )  # fmt: skip
+
+
+def plan_memory(
+    checkpoint: Checkpoint,
+    *,
+    precision: str = "fp32",
+    text_precision: str | None = None,
+    reporter: Reporter | None = None,
+) -> dict[str, int]:
+    """What a run of each graph of a bundle would take in memory, in bytes, without weights; writes nothing.
+
+    Args:
+        checkpoint: read and checked.
+        precision: see `build_bundle`.
+        text_precision: see `build_bundle`.
+        reporter: told about progress.
+    """
+    check_parts(checkpoint)
+    check_supported(checkpoint.text_encoder_config)
+    reporter = reporter or Reporter()
+    found = {}
+    for part in graph_parts(checkpoint, PRECISIONS[precision], TEXT_PRECISIONS[text_precision or precision]):
+        reporter.part(f"graph {part.name}", 1)
+        found[part.name] = peak_bytes(export_onnx(part.module, part.inputs, part.outputs, part.name).model)
+        reporter.advance(1)
+    return found
 
 
 class _Work:
@@ -117,14 +153,14 @@ class _Work:
         target_name: str,
         target: Target,
         partial: Path,
-        precision: str,
+        precisions: tuple[str, str],
         reporter: Reporter,
     ) -> None:
         self.checkpoint, self.target_name, self.target = checkpoint, target_name, target
-        self.partial, self.precision, self.reporter = partial, precision, reporter
-        self.storage = PRECISIONS[precision]
-        self.parts = list(graph_parts(checkpoint, self.storage))
-        self.table = table_source(checkpoint, self.storage)
+        self.partial, self.precisions, self.reporter = partial, precisions, reporter
+        storage, text_storage = PRECISIONS[precisions[0]], TEXT_PRECISIONS[precisions[1]]
+        self.parts = list(graph_parts(checkpoint, storage, text_storage))
+        self.table = table_source(checkpoint, text_storage)
         sources = [source for part in self.parts for source in sources_of(part.module).values()]
         self.plan = plan_weights([*sources, *([self.table] if self.table else [])])
         self.state = self._read_state()
@@ -177,7 +213,7 @@ class _Work:
         key = f"graph {part.name}"
         inputs = _fingerprint(
             [
-                version("pyrexport"), version("torch"), version("onnxscript"), self.target_name, self.precision,
+                version("pyrexport"), version("torch"), version("onnxscript"), self.target_name, *self.precisions,
                 self.state["layout"], json.dumps(self.checkpoint.model.to_json()), repr(self.checkpoint.config),
                 json.dumps(self.checkpoint.text_encoder_config, sort_keys=True, default=str),
                 json.dumps(self.checkpoint.vae_config, sort_keys=True, default=str),
@@ -199,7 +235,7 @@ class _Work:
             ),
         }
         file = self.target.build_graph(OnnxForm(part.name, exported.model, placements, **specs), self.partial)
-        graph = {"file": file} | {
+        graph = {"file": file, "memory": peak_bytes(exported.model)} | {
             kind: {spec.name: {"shape": list(spec.shape), "dtype": spec.dtype} for spec in values}
             for kind, values in specs.items()
         }
@@ -228,14 +264,14 @@ class _Work:
                 "engine": {"name": self.target.ENGINE, "version": self.target.engine_version()},
                 "model": model.to_json(),
                 "transformer": {name: list(v) if isinstance(v, tuple) else v for name, v in vars(config).items()},
-                "precision": {"storage": self.precision, "compute": "fp32"},
+                "precision": {"storage": self.precisions[0], "text": self.precisions[1], "compute": "fp32"},
                 "timestep_frequencies": timestep_frequencies(config.freq_dim),
                 "latents": {"mean": mean, "std": std},
                 "text": self._describe_text(),
                 "graphs": dict(graphs),
                 "weights": {"bytes": self.plan.weight_bytes},
                 "files": files,
-                "provenance": _provenance(self.checkpoint, self.precision),
+                "provenance": _provenance(self.checkpoint, self.precisions),
                 "parity": None,
             }
         )
@@ -272,7 +308,7 @@ def _identities(checkpoint: Checkpoint, component: str) -> list[str]:
     return lines
 
 
-def _provenance(checkpoint: Checkpoint, precision: str) -> dict[str, Any]:
+def _provenance(checkpoint: Checkpoint, precisions: tuple[str, str]) -> dict[str, Any]:
     files: dict[str, str] = {}
     for component in checkpoint.components:
         for file in sorted({entry.file for entry in checkpoint.components[component].values()}):
@@ -281,7 +317,7 @@ def _provenance(checkpoint: Checkpoint, precision: str) -> dict[str, Any]:
     return {
         "checkpoint": {"sha256": _fingerprint(f"{name} {sha}" for name, sha in files.items()), "files": files},
         "packages": {name: version(name) for name in packages},
-        "options": {"precision": precision},
+        "options": {"precision": precisions[0], "text_precision": precisions[1]},
     }
 
 

@@ -12,7 +12,19 @@ from torch import nn
 
 from ..runtime.safetensors_header import TensorEntry
 
-__all__ = ["Linear", "Source", "WeightSpace", "attention", "rotary_embedding", "sources_of"]
+__all__ = [
+    "QUANTISED",
+    "TORCH_DTYPES",
+    "Linear",
+    "QuantisedLinear",
+    "Source",
+    "WeightSpace",
+    "attention",
+    "linear",
+    "quantised_product",
+    "rotary_embedding",
+    "sources_of",
+]
 
 
 @dataclass(frozen=True)
@@ -22,21 +34,30 @@ class Source:
     component: str
     tensor: str
     layout: str
-    """"as is"; "transposed": the tensor as a matrix [first axis, rest], transposed; "tap k": `[:, :, k]` of a convolution."""
+    """How the tensor is laid out: "as is"; "transposed": as a matrix [first axis, rest], transposed; "tap k": `[:, :, k]` of a
+    convolution; "int8 values" or "int4 values": blocks of a quantised matrix, whose "… scales" are another source.
+    """
     shape: tuple[int, ...]
     """In the graph."""
     dtype: str
-    """Stored: "float32", "float16" or "bfloat16"."""
+    """Stored: "float32", "float16", "bfloat16" or "uint8"."""
 
 
-TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+TORCH_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "uint8": torch.uint8,
+}
+QUANTISED = {"int8": (8, 128), "int4": (4, 32)}
+"""Bits, and values along the input axis that share a scale."""
 
 
 class WeightSpace:
     """Makes a component's parameters: shapes from the headers, matrices in the bundle's precision, the rest in float32."""
 
     def __init__(self, component: str, tensors: Mapping[str, TensorEntry], precision: str) -> None:
-        """Parameters of one component of a checkpoint."""
+        """Parameters of one component of a checkpoint; the precision is a dtype, "int8" or "int4"."""
         self.component, self.tensors, self.precision = component, tensors, precision
 
     def vector(self, name: str, shape: tuple[int, ...] | None = None) -> nn.Parameter:
@@ -47,6 +68,14 @@ class WeightSpace:
         """A weight [out, …] as a matrix [in, out], so that `x @ weight` needs no transposition."""
         out, *into = self.tensors[name].shape
         return self._make(name, "transposed", (torch.Size(into).numel(), out), self.precision)
+
+    def quantised(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
+        """A weight [out, in] as blocks [out, in / block, bytes of a block] and scales [out · in / block]."""
+        out, into = self.tensors[name].shape
+        bits, block = QUANTISED[self.precision]
+        blocks = -(-into // block)
+        values = self._make(name, f"{self.precision} values", (out, blocks, block * bits // 8), "uint8")
+        return values, self._make(name, f"{self.precision} scales", (out * blocks,), "float32")
 
     def kernel(self, name: str, tap: int | None = None) -> nn.Parameter:
         """A convolution's kernel [out, in, kh, kw]; one tap of a causal 3-D kernel [out, in, kt, kh, kw]."""
@@ -79,6 +108,42 @@ class Linear(nn.Module):
         """[…, in] to […, out]."""
         y = torch.matmul(x, self.weight.float())
         return y if self.bias is None else y + self.bias
+
+
+class QuantisedLinear(nn.Module):
+    """`x @ weight` without a bias, the weight in blocks of 8 or 4 bits with a scale each, the product in float32."""
+
+    def __init__(self, space: WeightSpace, name: str) -> None:
+        """The layer whose tensor is NAME.weight."""
+        super().__init__()
+        self.bits, self.block = QUANTISED[space.precision]
+        self.into = space.tensors[f"{name}.weight"].shape[1]
+        self.values, self.scales = space.quantised(f"{name}.weight")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[…, in] to […, out]."""
+        return quantised_product(x, self.values, self.scales, self.bits, self.block)
+
+
+def linear(space: WeightSpace, name: str) -> nn.Module:
+    """A layer without a bias, in the space's precision."""
+    return QuantisedLinear(space, name) if space.precision in QUANTISED else Linear(space, name, bias=False)
+
+
+@torch.library.custom_op("pyrexport::quantised_product", mutates_args=())
+def quantised_product(
+    x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, bits: int, block: int
+) -> torch.Tensor:
+    """x [..., in] times a matrix in blocks, symmetric around half the range: engines never hold it in float32 as a whole."""
+    if bits == 4:
+        values = torch.stack((values & 15, values >> 4), dim=-1).flatten(2)
+    weight = (values.float() - 2 ** (bits - 1)) * scales.view(*values.shape[:2], 1)
+    return x @ weight.flatten(1)[:, : x.shape[-1]].T
+
+
+@quantised_product.register_fake
+def _(x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, bits: int, block: int) -> torch.Tensor:
+    return x.new_empty(*x.shape[:-1], values.shape[0])
 
 
 @torch.library.custom_op("pyrexport::attention", mutates_args=())

@@ -45,6 +45,12 @@ def _schema(name: str, inputs: Sequence[str], types: Mapping[str, list[str]], at
 
 
 _FLOAT = {"T": ["tensor(float)"]}
+_MATMUL_N_BITS = _schema(
+    "MatMulNBits",
+    ["T", "B", "T"],
+    _FLOAT | {"B": ["tensor(uint8)"]},
+    ["K", "N", "bits", "block_size", "accuracy_level"],
+)
 _MULTI_HEAD_ATTENTION = _schema("MultiHeadAttention", ["T", "T", "T"], _FLOAT, ["num_heads"])
 _ROTARY_EMBEDDING = _schema(
     "RotaryEmbedding", ["T", "I", "T", "T"], _FLOAT | {"I": ["tensor(int64)"]}, ["interleaved", "num_heads"]
@@ -60,11 +66,18 @@ def _rotary_embedding(x: Any, cos: Any, sin: Any, heads: int) -> Any:
     return _ROTARY_EMBEDDING(x, first, cos, sin, interleaved=1, num_heads=heads)
 
 
+def _quantised_product(x: Any, values: Any, scales: Any, bits: int, block: int) -> Any:
+    sizes = {"K": int(x.shape[-1]), "N": int(values.shape[0])}
+    # Level 1: the product itself in float32.
+    return _MATMUL_N_BITS(x, values, scales, bits=bits, block_size=block, accuracy_level=1, **sizes)
+
+
 ORT_OPERATORS: Mapping[Any, Callable[..., Any]] = {
     torch.ops.pyrexport.attention.default: _attention,
     torch.ops.pyrexport.rotary_embedding.default: _rotary_embedding,
+    torch.ops.pyrexport.quantised_product.default: _quantised_product,
 }
-"""Operators of ONNX Runtime: attention that never holds the scores, and rotation without scatter."""
+"""Operators of ONNX Runtime: attention that never holds the scores, rotation without scatter, weights of few bits."""
 
 
 def export_onnx(module: nn.Module, inputs: Mapping[str, tuple[int, ...]], outputs: Sequence[str], name: str) -> Graph:

@@ -9,11 +9,12 @@ from torch import nn
 
 from ..runtime.checkpoint import Checkpoint
 from ..runtime.manifest import cache_names
-from .layers import Source, WeightSpace
+from .layers import QUANTISED, Source, WeightSpace
 from .modules import empty_modules
 from .stage_graph import StageGraph
 from .text_graph import TextGraph
 from .vae_graph import VaeGraph
+from .weights import FILE_DTYPES
 
 __all__ = [
     "TEXT_LENGTHS",
@@ -39,8 +40,8 @@ class Part:
     outputs: tuple[str, ...]
 
 
-def graph_parts(checkpoint: Checkpoint, storage: str) -> Iterator[Part]:
-    """Every graph of a checkpoint's bundle, matrices stored as `storage`."""
+def graph_parts(checkpoint: Checkpoint, storage: str, text_storage: str) -> Iterator[Part]:
+    """Every graph of a checkpoint's bundle, matrices stored as `storage`, the text encoder's as `text_storage`."""
     model, config = checkpoint.model, checkpoint.config
     for stage in model.pyramid.stages:
         inputs = {
@@ -52,7 +53,7 @@ def graph_parts(checkpoint: Checkpoint, storage: str) -> Iterator[Part]:
     if checkpoint.text_encoder:
         for length in text_lengths(checkpoint):
             inputs = {"embeddings": (1, length, config.text_dim), "mask": (1, length)}
-            yield Part(f"text_{length}", TextGraph(checkpoint, length, storage), inputs, ("text",))
+            yield Part(f"text_{length}", TextGraph(checkpoint, length, text_storage), inputs, ("text",))
     if checkpoint.vae:
         yield from _vae_parts(checkpoint, storage)
 
@@ -75,9 +76,11 @@ def text_lengths(checkpoint: Checkpoint) -> list[int]:
 
 
 def table_source(checkpoint: Checkpoint, storage: str) -> Source | None:
-    """The embedding table, which no graph holds."""
+    """The embedding table, which no graph holds; as it is in the checkpoint where matrices are quantised."""
     if not checkpoint.text_encoder:
         return None
+    if storage in QUANTISED:
+        storage = str(FILE_DTYPES[checkpoint.text_encoder["shared.weight"].dtype]).removeprefix("torch.")
     space = WeightSpace("text_encoder", checkpoint.text_encoder, storage)
     source: Source = space.kernel("shared.weight").source  # type: ignore[attr-defined]
     return source

@@ -13,7 +13,7 @@ from transformers.models.umt5.modeling_umt5 import UMT5Attention
 
 from ..runtime.checkpoint import Checkpoint
 from ..runtime.errors import UsageError
-from .layers import Linear, WeightSpace
+from .layers import WeightSpace, linear
 
 __all__ = ["TextGraph", "check_supported"]
 
@@ -64,13 +64,11 @@ class TextBlock(nn.Module):
         self.config = config
         attention, feed_forward = f"{name}.layer.0", f"{name}.layer.1"
         self.norm_1 = space.vector(f"{attention}.layer_norm.weight")
-        self.q, self.k, self.v, self.o = (
-            Linear(space, f"{attention}.SelfAttention.{part}", bias=False) for part in "qkvo"
-        )
+        self.q, self.k, self.v, self.o = (linear(space, f"{attention}.SelfAttention.{part}") for part in "qkvo")
         self.bias = space.vector(f"{attention}.SelfAttention.relative_attention_bias.weight")
         self.norm_2 = space.vector(f"{feed_forward}.layer_norm.weight")
         self.wi_0, self.wi_1, self.wo = (
-            Linear(space, f"{feed_forward}.DenseReluDense.{part}", bias=False) for part in ("wi_0", "wi_1", "wo")
+            linear(space, f"{feed_forward}.DenseReluDense.{part}") for part in ("wi_0", "wi_1", "wo")
         )
 
     def forward(self, x: torch.Tensor, hidden: torch.Tensor, buckets: torch.Tensor) -> torch.Tensor:

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..runtime.checkpoint import Checkpoint
 from ..runtime.safetensors_header import TensorEntry
 from ..targets.forms import Placement
-from .layers import TORCH_DTYPES, Source
+from .layers import QUANTISED, TORCH_DTYPES, Source
 
-__all__ = ["CHUNK", "WeightsPlan", "plan_weights", "write_component"]
+__all__ = ["CHUNK", "FILE_DTYPES", "WeightsPlan", "plan_weights", "write_component"]
 
 CHUNK = 32 * 1024 * 1024
 """Largest piece that is read, in bytes; its conversions hold two more of its size."""
@@ -66,9 +67,15 @@ def write_component(
     out = os.open(file, os.O_RDWR)
     try:
         for source, place in plan.component(component).items():
+            if source.layout.endswith(" scales"):
+                continue  # written with their values
             entry = tensors[source.tensor]
             with entry.file.open("rb", buffering=0) as data:
-                _write(entry, source, place, data.fileno(), out, advance)
+                if source.layout.endswith(" values"):
+                    scales = plan.places[_scales_of(source, plan)]
+                    _write_quantised(entry, source, place, scales, data.fileno(), out, advance)
+                else:
+                    _write(entry, source, place, data.fileno(), out, advance)
         os.fsync(out)
     finally:
         os.close(out)
@@ -94,6 +101,41 @@ def _write(
             per_row = flat.numel() // count
             _pwrite(out, flat, place.offset + start * per_row * wanted.itemsize)
         advance(block.numel() * wanted.itemsize)
+
+
+def _scales_of(values: Source, plan: WeightsPlan) -> Source:
+    layout = values.layout.replace("values", "scales")
+    return next(s for s in plan.component(values.component) if s.tensor == values.tensor and s.layout == layout)
+
+
+def _write_quantised(
+    entry: TensorEntry, source: Source, place: Placement, scales: Placement, data: int, out: int,
+    advance: Callable[[int], None],
+) -> None:  # fmt: skip
+    """Quantise one matrix by ONNX Runtime's own block quantiser, some rows at a time."""
+    dtype = FILE_DTYPES[entry.dtype]
+    quantise, block = _quantiser(source.layout.split()[0])
+    rows, into = entry.shape
+    per_row = place.nbytes // rows
+    blocks = scales.nbytes // 4 // rows
+    step = max(1, CHUNK // (into * 4))
+    for start in range(0, rows, step):
+        count = min(step, rows - start)
+        weight = _read(data, entry.offset + start * into * dtype.itemsize, count * into, dtype).float()
+        packed = np.zeros((count, blocks, per_row // blocks), np.uint8)
+        scale = np.zeros(count * blocks, np.float32)
+        columns = np.ascontiguousarray(weight.view(count, into).numpy().T)
+        quantise(packed, columns, scale, np.zeros(0, np.uint8), block, count, into, True)
+        _pwrite(out, torch.from_numpy(packed), place.offset + start * per_row)
+        _pwrite(out, torch.from_numpy(scale), scales.offset + start * blocks * 4)
+        advance(packed.nbytes + scale.nbytes)
+
+
+def _quantiser(precision: str) -> tuple[Any, int]:
+    from onnxruntime.capi import _pybind_state as ort
+
+    bits, block = QUANTISED[precision]
+    return {4: ort.quantize_matmul_4bits, 8: ort.quantize_matmul_8bits}[bits], block
 
 
 def _write_columns(block: torch.Tensor, start: int, columns: int, offset: int, out: int) -> None:

@@ -16,6 +16,7 @@ __all__ = [
     "FORMAT",
     "MANIFEST_FILE",
     "PRECISIONS",
+    "TEXT_PRECISIONS",
     "TOKENIZER_FILE",
     "WEIGHTS_FILE",
     "FileEntry",
@@ -33,6 +34,8 @@ MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "weights.bin"
 TOKENIZER_FILE = "tokenizer.json"
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+TEXT_PRECISIONS = {**PRECISIONS, "int8": "int8", "int4": "int4"}
+"""A text encoder's matrices can be quantised, in blocks that share a scale."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -47,9 +50,11 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class GraphEntry:
-    """A graph: its file, and shape and dtype of its inputs and outputs by name."""
+    """A graph: its file, what a run of it takes in memory, and shape and dtype of its inputs and outputs by name."""
 
     file: str
+    memory: int
+    """Bytes, predicted when it was built: inputs, activations and outputs, without weights."""
     inputs: Mapping[str, Mapping[str, Any]]
     outputs: Mapping[str, Mapping[str, Any]]
 
@@ -82,6 +87,7 @@ class Manifest:
     model: ModelDescription
     config: WanConfig
     storage: str
+    text_storage: str
     compute: str
     timestep_frequencies: tuple[float, ...]
     latents_mean: tuple[float, ...]
@@ -140,7 +146,7 @@ def parse_manifest(document: Any, source: str) -> Manifest:
     engine = fields.object("engine")
     engine.only(("name", "version"))
     precision = fields.object("precision")
-    precision.only(("storage", "compute"))
+    precision.only(("storage", "text", "compute"))
     files = _files(fields)
     manifest = Manifest(
         target=fields.text("target"),
@@ -149,6 +155,7 @@ def parse_manifest(document: Any, source: str) -> Manifest:
         model=describe_model(fields.object("model").document, config, f"{source}: model"),
         config=config,
         storage=precision.text("storage", choices=PRECISIONS),
+        text_storage=precision.text("text", choices=TEXT_PRECISIONS),
         compute=precision.text("compute", choices=PRECISIONS),
         timestep_frequencies=_frequencies(fields, config),
         **_latents(fields, config),
@@ -240,11 +247,12 @@ def _graphs(fields: Fields, files: Mapping[str, FileEntry]) -> dict[str, GraphEn
     graphs = {}
     for name, value in fields.object("graphs").document.items():
         graph = Fields(value, f"{fields.source}: graph '{name:.40}'")
-        graph.only(("file", "inputs", "outputs"))
+        graph.only(("file", "memory", "inputs", "outputs"))
         file = graph.text("file")
         if file not in files:
             raise graph.wrong("file", "one of the manifest's files")
-        graphs[name] = GraphEntry(file, _specs(graph, "inputs"), _specs(graph, "outputs"))
+        memory = graph.integer("memory", least=0)
+        graphs[name] = GraphEntry(file, memory, _specs(graph, "inputs"), _specs(graph, "outputs"))
     return graphs
 
 

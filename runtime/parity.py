@@ -31,6 +31,27 @@ TOLERANCES: dict[str, dict[str, float]] = {
 }
 """Largest relative L2 error per level, and for `video` the least PSNR in dB."""
 
+TEXT_TOLERANCES: dict[str, dict[str, float]] = {
+    # 128 values share a scale: half a step is 1/254 of their largest, 0.6 % a matrix; two dozen layers add up.
+    "int8": {"text": 3e-2, "chain": 2e-2, "video": 40.0},
+    # 32 values share a scale, half a step is 1/14 of their largest: 8 % a matrix. A size format, to be judged by eye.
+    "int4": {"text": 3e-1, "chain": 2e-1, "video": 20.0},
+}
+"""Where the text encoder alone is quantised: the chain runs free from the bundle's own embeddings."""
+
+
+def tolerances_of(storage: str, text_storage: str) -> dict[str, float]:
+    """Tolerances of a bundle by level: the wider of what its transformer's and its text encoder's storage ask for."""
+    own = TOLERANCES[storage]
+    text = TEXT_TOLERANCES.get(text_storage) or {
+        name: TOLERANCES[text_storage][name] for name in ("text", "chain", "video")
+    }
+    return own | {
+        "text": text["text"],
+        "chain": max(own["chain"], text["chain"]),
+        "video": min(own["video"], text["video"]),
+    }
+
 
 @dataclass(frozen=True)
 class Distance:
@@ -117,7 +138,7 @@ def check_parity(
         raise UsageError(f"{trace.path} was recorded from another model: its '{odd}' differs from the bundle's")
     _check_trace(trace, model)
     manifest = pipeline.bundle.manifest
-    tolerances = TOLERANCES[manifest.storage]
+    tolerances = tolerances_of(manifest.storage, manifest.text_storage)
     levels: dict[str, dict[str, Any]] = {}
     if manifest.text is not None:
         levels["text"] = _text(pipeline, trace, advance)

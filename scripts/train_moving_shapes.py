@@ -125,7 +125,7 @@ class Loop:
         first = self.step
         while not self.done and time.monotonic() < self.deadline:
             loss = loss_of(self.step)
-            self.optimiser.zero_grad(set_to_none=True)
+            self.optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
             self.optimiser.step()
@@ -195,11 +195,11 @@ def over_whole_clips(vae: AutoencoderKLWan) -> AutoencoderKLWan:
 
 def _resample(self: WanResample, x: torch.Tensor, feat_cache: None = None, feat_idx: Any = None) -> torch.Tensor:
     """Its `forward` over a whole clip, whose first frame passes by the convolution over time."""
-    if self.mode == "upsample3d":
+    if self.mode == "upsample3d" and x.shape[2] > 1:
         later = self.time_conv(x[:, :, 1:]).unflatten(1, (2, x.shape[1]))
         x = torch.cat([x[:, :, :1], later.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)], 2)
     x = self.resample(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(x), -1)).transpose(1, 2)
-    return torch.cat([x[:, :, :1], self.time_conv(x)], 2) if self.mode == "downsample3d" else x
+    return torch.cat([x[:, :, :1], self.time_conv(x)], 2) if self.mode == "downsample3d" and x.shape[2] > 1 else x
 
 
 def _channel_norm(self: WanRMS_norm, x: torch.Tensor) -> torch.Tensor:
@@ -216,16 +216,44 @@ def decode_clips(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
     return vae.decoder(vae.post_quant_conv(latents))
 
 
+@torch.no_grad()
+def initialise(vae: AutoencoderKLWan) -> None:
+    """Unit gain, almost an image VAE in every frame, and little noise on the latents: with PyTorch's defaults the first
+    thousand steps learn nothing but the background.
+    """
+    for module in vae.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            causal = module.weight.ndim == 5 and module.weight.shape[2] == 3
+            into = module.weight[0, :, 0] if causal else module.weight[0]
+            module.weight.normal_(0, into.numel() ** -0.5)
+            module.bias.zero_()
+            if causal:
+                module.weight[:, :, :2] *= 0.1
+    vae.decoder.conv_out.weight *= 0.3
+    channels = vae.config.z_dim
+    vae.quant_conv.weight[channels:] = 0
+    vae.quant_conv.bias[channels:] = -6
+
+
 def train_vae(run: Path, device: str, seed: int, steps: int, batch: int, deadline: float) -> AutoencoderKLWan | None:
-    """The VAE: whole clips seen through a window (crops of few frames leave its caches to drift), then in full."""
+    """The VAE: single images, then whole clips, both through a window, then clips in full.
+
+    Crops of a few frames leave later frames to drift.
+    """
     torch.manual_seed(seed)
-    vae = over_whole_clips(AutoencoderKLWan(**VAE).to(device))
-    loop = Loop(run / "vae.pt", dict(vae.named_parameters()), steps, 2e-3, deadline)
+    vae = AutoencoderKLWan(**VAE)
+    initialise(vae)
+    over_whole_clips(vae.to(device))
+    loop = Loop(run / "vae.pt", dict(vae.named_parameters()), steps, 1e-3, deadline)
 
     def loss_of(step: int) -> torch.Tensor:
         random = random_of(seed, "vae", step)
-        count, size = (batch, SIZE // 2) if step < 0.985 * steps else (max(1, batch // 2), SIZE)
-        _, video = clips_of(random, count, device, size)
+        images = step < 0.3 * steps
+        size = SIZE // 2 if step < 0.985 * steps else SIZE
+        _, video = clips_of(random, 4 * batch if images else batch, device, size)
+        if images:
+            at = int(random.integers(FRAMES))
+            video = video[:, :, at : at + 1]
         torch.manual_seed(int(random.integers(2**62)))
         posterior = encode_clips(vae, video)
         error = decode_clips(vae, posterior.sample()) - video
@@ -450,8 +478,8 @@ def write_checkpoint(
     help="Take VAE and text encoder from this checkpoint, frozen.",
 )
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
-@click.option("--vae-steps", type=click.IntRange(1), default=3500, show_default=True)
-@click.option("--vae-batch", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--vae-steps", type=click.IntRange(1), default=5000, show_default=True)
+@click.option("--vae-batch", type=click.IntRange(1), default=1, show_default=True)
 @click.option(
     "--pool",
     "pool_size",

@@ -49,15 +49,16 @@ def tiny(make_checkpoint: Make) -> Path:
 
 @pytest.fixture(scope="session")
 def make_bundle(make_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """`make_bundle("--kind", "ppf", precision="bf16")`: a bundle of a tiny checkpoint, at 17x64x64."""
+    """`make_bundle("--kind", "ppf", precision="bf16")`: a bundle of a tiny checkpoint, at 17x64x64; options of `build`."""
     made: dict[tuple[str, ...], Path] = {}
 
-    def make(*arguments: str, precision: str = "fp32") -> Path:
-        key = (*arguments, precision)
+    def make(*arguments: str, **options: str) -> Path:
+        given = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+        key = (*arguments, *given)
         if key not in made:
             out = tmp_path_factory.mktemp("bundle") / "bundle"
             command = ["build", str(make_checkpoint(*arguments)), "--target", "ort", "-o", str(out), "--quiet"]
-            result = CliRunner().invoke(main, [*command, "--precision", precision, "--resolution", "17x64x64"])
+            result = CliRunner().invoke(main, [*command, *given, "--resolution", "17x64x64"])
             assert result.exit_code == 0, result.output
             made[key] = out
         return made[key]

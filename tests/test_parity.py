@@ -82,6 +82,15 @@ def test_reduced_storage_stays_within_its_tolerance_and_is_not_exact(make_bundle
     assert parity.TOLERANCES["fp32"]["stages"] < result["levels"]["stages"]["relative_l2"]
 
 
+@pytest.mark.parametrize("text_precision", ["int8", "int4"])
+def test_a_quantised_text_encoder_stays_within_its_tolerance(make_bundle, record, text_precision):
+    result = run(make_bundle(text_precision=text_precision), record())
+    levels = result["levels"]
+    assert result["passed"]
+    assert levels["text"]["tolerance"] / 30 < levels["text"]["relative_l2"] <= levels["text"]["tolerance"]
+    assert levels["stages"]["relative_l2"] <= 1e-5  # nothing else is rounded
+
+
 @pytest.fixture(scope="module")
 def good(make_bundle, make_checkpoint, tmp_path_factory, record):
     """A bundle that is not square, and its trace."""

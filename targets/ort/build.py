@@ -9,7 +9,12 @@ from ..forms import OnnxForm
 
 __all__ = ["write_graph"]
 
-_DTYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
+_DTYPES = {
+    "float32": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "bfloat16": ir.DataType.BFLOAT16,
+    "uint8": ir.DataType.UINT8,
+}
 
 
 def write_graph(form: OnnxForm, folder: Path) -> str:

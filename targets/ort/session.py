@@ -28,6 +28,9 @@ class OrtEngine:
         settings.log_severity_level = 3
         if options.threads:
             settings.intra_op_num_threads = options.threads
+        # An arena keeps what it once took, in pieces that fit nothing else, and a memory pattern adds one block of the
+        # whole peak from the second run on. Without them a run takes what `export.memory` says, and gives it back.
+        settings.enable_cpu_mem_arena = settings.enable_mem_pattern = False
         if not options.prepack:
             # Prepacking copies every weight into private memory, once per graph.
             settings.add_session_config_entry("session.disable_prepacking", "1")
