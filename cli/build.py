@@ -8,7 +8,7 @@ from rich.progress import Progress, TaskID
 
 from ..runtime.engines import find_target, target_names
 from ..runtime.errors import UsageError
-from ..runtime.manifest import PRECISIONS, TEXT_PRECISIONS
+from ..runtime.manifest import CACHE_PRECISIONS, PRECISIONS, TEXT_PRECISIONS
 from ..runtime.measure import PROCESS_BYTES
 from ..runtime.pyramid import Resolution
 from .common import ResolutionType, output_options, print_json, print_memory, progress, resolve_checkpoint
@@ -28,12 +28,26 @@ from .common import ResolutionType, output_options, print_json, print_memory, pr
 @click.option(
     "--text-precision", type=click.Choice(list(TEXT_PRECISIONS)), help="Of the text encoder, in place of --precision."
 )
+@click.option(
+    "--vae-tile",
+    default="auto",
+    show_default=True,
+    help="Decode frames in tiles: HEIGHTxWIDTH in latent pixels, none, or auto: where a frame would need over 3 GiB.",
+)
+@click.option(
+    "--vae-caches",
+    type=click.Choice(list(CACHE_PRECISIONS)),
+    default="fp32",
+    show_default=True,
+    help="What the decoder keeps from frame to frame.",
+)
 @click.option("--resolution", type=ResolutionType(), help="In place of the checkpoint's own.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
 @click.option("--plan", is_flag=True, help="Only say what each graph will need in memory; write nothing.")
 @output_options
 def command(
-    checkpoint: Path, target_name: str, output: Path | None, precision: str, text_precision: str | None, resolution: Resolution | None, force: bool,
+    checkpoint: Path, target_name: str, output: Path | None, precision: str, text_precision: str | None,
+    vae_tile: str, vae_caches: str, resolution: Resolution | None, force: bool,
     plan: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Build a bundle from a CHECKPOINT. An interrupted build goes on where it stopped."""
@@ -41,7 +55,7 @@ def command(
         raise UsageError("give either -o OUTPUT to build, or --plan to only say what it will need")
     target = find_target(target_name)
     opened = resolve_checkpoint(checkpoint, resolution)
-    from ..export.build import Reporter, build_bundle, plan_memory
+    from ..export.build import Reporter, build_bundle, make_options, plan_memory
     from ..export.output import check_output
 
     class Bars(Reporter):
@@ -59,17 +73,15 @@ def command(
         def kept(self, name: str) -> None:
             self.bar.console.print(f"{name}: kept from an interrupted build")
 
+    options = make_options(opened, precision, text_precision, vae_tile, vae_caches)
     if output is None:
         with progress(quiet) as bar:
-            memory = plan_memory(opened, precision=precision, text_precision=text_precision, reporter=Bars(bar))
+            memory = plan_memory(opened, options=options, reporter=Bars(bar))
         _show_plan(checkpoint, memory, as_json)
         return
     check_output(output, force)
     with progress(quiet) as bar:
-        build_bundle(
-            opened, target_name, target, output,
-            precision=precision, text_precision=text_precision, force=force, reporter=Bars(bar),
-        )  # fmt: skip
+        build_bundle(opened, target_name, target, output, options=options, force=force, reporter=Bars(bar))
     nbytes = {path.name: path.stat().st_size for path in sorted(output.iterdir())}
     if as_json:
         print_json({"bundle": str(output), "target": target_name, "precision": precision, "files": nbytes})

@@ -88,6 +88,7 @@ def _describe_bundle(folder: Path, verify: bool, quiet: bool) -> dict[str, Any]:
         **_costs(manifest.model, manifest.config),
         "parameters": sum(math.prod(shape) for shape in shapes.values()),
         "bytes": manifest.weight_bytes,
+        "vae": manifest.document["vae"],
         "files": {name: entry.nbytes for name, entry in manifest.files.items()},
         "peak_anonymous_bytes": {name: PROCESS_BYTES + graph.memory for name, graph in manifest.graphs.items()},
         "verified": verify,
@@ -213,8 +214,13 @@ def _state_of(document: Mapping[str, Any]) -> str:
     precision, parity = document["precision"], document["parity"]
     proof = "not measured" if parity is None else "passed" if parity.get("passed") else "FAILED"
     text = "" if precision["text"] == precision["storage"] else f" (the text encoder in {precision['text']})"
+    vae = document["vae"]
+    tiles = ""
+    if vae is not None and vae["tiles"] > 1:
+        size = "x".join(map(str, vae["tile"]))
+        tiles = f"frames decoded in {vae['tiles']} tiles of {size} latent pixels, {vae['overhead']:.2f} x the frame; "
     return (
         f"built for {document['engine']}; stored in {precision['storage']}{text}"
-        f", computed in {precision['compute']}; "
+        f", computed in {precision['compute']}; {tiles}"
         f"parity {proof}{'; every file hashed again' * document['verified']}"
     )

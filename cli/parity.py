@@ -12,7 +12,9 @@ from ..runtime.errors import CheckFailed, UsageError
 from ..runtime.manifest import MANIFEST_FILE, signed
 from ..runtime.parity import check_parity
 from ..runtime.pipeline import Pipeline, load
+from ..runtime.pyramid import Resolution
 from ..runtime.schedules import parse_levels
+from ..runtime.tiles import parse_tile
 from ..runtime.trace import Trace
 from ..runtime.video import check_output, written_beside
 from .common import output_options, print_json, print_table, progress, read_prompts, resolve_checkpoint
@@ -32,6 +34,7 @@ DEFAULT_PROMPTS = ("a red circle moving left", "Two cats box on a stage, in the 
 @click.option("--levels", help="Explicit natural levels of the recorded runs.")
 @click.option("--guidance-scale", type=float)
 @click.option("--negative-prompt")
+@click.option("--vae-tile", help="HEIGHTxWIDTH: record for bundles that decode in such tiles, in latent pixels.")
 @click.option("--decode/--no-decode", default=True, help="Also compare videos.")
 @click.option("--bisect", is_flag=True, help="Name the first block that diverges; needs --reference.")
 @click.option("--store", is_flag=True, help="Keep the result in the bundle's manifest.")
@@ -40,19 +43,22 @@ DEFAULT_PROMPTS = ("a red circle moving left", "Two cats box on a stage, in the 
 def command(
     bundle: Path | None, reference: Path | None, trace: Path | None, record: Path | None, prompts: tuple[str, ...],
     prompts_file: Path | None, seeds: tuple[int, ...], schedule: str | None, levels: str | None,
-    guidance_scale: float | None, negative_prompt: str | None, decode: bool, bisect: bool, store: bool, threads: int,
+    guidance_scale: float | None, negative_prompt: str | None, vae_tile: str | None, decode: bool, bisect: bool, store: bool, threads: int,
     as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Compare BUNDLE with a reference. Exit code 1 if any level is out of tolerance."""
-    recording = bool(prompts or prompts_file or schedule or levels or negative_prompt) or not decode
+    recording = bool(prompts or prompts_file or schedule or levels or negative_prompt or vae_tile) or not decode
     _check_usage(bundle, reference, trace, record, bisect, recording or guidance_scale is not None or seeds != (0,))
     words = read_prompts(prompts_file) if prompts_file else list(prompts or DEFAULT_PROMPTS)
     with tempfile.TemporaryDirectory() as folder:
         path = trace or record or Path(folder) / "trace.safetensors"
         if reference is not None:
             how = (schedule, None if levels is None else parse_levels(levels), guidance_scale, negative_prompt)
-            resolution = load_resolution(bundle) if bundle is not None else None
-            _record(reference, path, words, seeds, how, decode, resolution, quiet)
+            tile = None if vae_tile is None else parse_tile(vae_tile)
+            resolution = None
+            if bundle is not None:
+                resolution, tile = _sizes(bundle)
+            _record(reference, path, words, seeds, how, decode, resolution, tile, quiet)
         if bundle is None:
             if as_json:
                 print_json({"trace": str(path), "bytes": path.stat().st_size})
@@ -95,16 +101,17 @@ def _check_usage(
         check_output(record)
 
 
-def load_resolution(bundle: Path) -> Any:
-    """Resolution of a bundle: its reference is sampled at the same one."""
+def _sizes(bundle: Path) -> tuple[Resolution, tuple[int, int] | None]:
+    """Resolution and tile of a bundle: its reference is sampled and decoded at the same ones."""
     from ..runtime.bundle import open_bundle
 
-    return open_bundle(bundle).manifest.model.pyramid.resolution
+    manifest = open_bundle(bundle).manifest
+    return manifest.model.pyramid.resolution, manifest.vae.tiles.tile if manifest.vae else None
 
 
 def _record(
     reference: Path, path: Path, prompts: list[str], seeds: tuple[int, ...], how: tuple[Any, ...], decode: bool,
-    resolution: Any, quiet: bool,
+    resolution: Resolution | None, tile: tuple[int, int] | None, quiet: bool,
 ) -> None:  # fmt: skip
     checkpoint = resolve_checkpoint(reference, resolution)
     name, levels, guidance_scale, negative = how
@@ -117,7 +124,7 @@ def _record(
         record_trace(
             checkpoint, path, prompts=prompts, seeds=seeds, schedule=plan,
             negative_prompt=checkpoint.model.negative_prompt if negative is None else negative,
-            decode=decode, advance=lambda: bar.advance(task),
+            decode=decode, vae_tile=tile, advance=lambda: bar.advance(task),
         )  # fmt: skip
 
 

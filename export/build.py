@@ -8,12 +8,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from ..runtime.bundle import file_digest
 from ..runtime.checkpoint import Checkpoint, read_checkpoint
 from ..runtime.engines import Target, find_target
 from ..runtime.errors import UsageError
-from ..runtime.manifest import FORMAT, MANIFEST_FILE, PRECISIONS, TEXT_PRECISIONS, TOKENIZER_FILE, WEIGHTS_FILE, signed
+from ..runtime.manifest import (
+    CACHE_PRECISIONS,
+    FORMAT,
+    MANIFEST_FILE,
+    PRECISIONS,
+    TEXT_PRECISIONS,
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+    signed,
+)
 from ..runtime.pyramid import Resolution
+from ..runtime.tiles import parse_tile
 from ..targets.forms import OnnxForm, TensorSpec
 from .layers import sources_of
 from .memory import peak_bytes
@@ -21,11 +33,21 @@ from .modules import check_parts
 from .names import to_diffusers
 from .onnx_graph import export_onnx
 from .output import STATE_FILE, check_output, locked, partial_of, swap, write_synced
-from .parts import Part, graph_parts, latent_statistics, table_source, text_lengths, timestep_frequencies
+from .parts import (
+    Options,
+    Part,
+    choose_tile,
+    graph_parts,
+    latent_statistics,
+    table_source,
+    text_lengths,
+    tile_plan,
+    timestep_frequencies,
+)
 from .text_graph import check_supported
 from .weights import plan_weights, write_component
 
-__all__ = ["Reporter", "build", "build_bundle", "plan_memory"]
+__all__ = ["Options", "Reporter", "build", "build_bundle", "make_options", "plan_memory"]
 
 
 class Reporter:
@@ -47,8 +69,7 @@ def build_bundle(
     target: Target,
     output: Path,
     *,
-    precision: str = "fp32",
-    text_precision: str | None = None,
+    options: Options | None = None,
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> Path:
@@ -62,8 +83,7 @@ def build_bundle(
         target_name: of an installed target.
         target: found by that name.
         output: folder of the bundle.
-        precision: "fp32", "fp16" or "bf16": how matrices are stored.
-        text_precision: of the text encoder, also "int8" or "int4"; None: the same.
+        options: how weights are stored and frames are cut.
         force: replace a bundle that is there.
         reporter: told about progress.
 
@@ -75,8 +95,7 @@ def build_bundle(
     check_output(output, force)
     partial = partial_of(output)
     with locked(partial):
-        stored = (precision, text_precision or precision)
-        work = _Work(checkpoint, target_name, target, partial, stored, reporter or Reporter())
+        work = _Work(checkpoint, target_name, target, partial, options or Options(), reporter or Reporter())
         document = work.run()
         write_synced(partial / MANIFEST_FILE, json.dumps(document, indent=1, ensure_ascii=False).encode())
         swap(partial, output, force)
@@ -90,6 +109,8 @@ def build(
     target: str = "ort",
     precision: str = "fp32",
     text_precision: str | None = None,
+    vae_tile: str = "auto",
+    vae_caches: str = "fp32",
     resolution: str | None = None,
     force: bool = False,
 ) -> Path:
@@ -101,43 +122,62 @@ def build(
         target: an installed target.
         precision: "fp32", "fp16" or "bf16".
         text_precision: of the text encoder, also "int8" or "int4"; None: the same.
+        vae_tile: "auto", "none" or "HEIGHTxWIDTH" in latent pixels; see `choose_tile`.
+        vae_caches: "fp32" or "fp16".
         resolution: "FRAMESxHEIGHTxWIDTH", in place of the checkpoint's own.
         force: replace a bundle that is there.
 
     Raises:
         UsageError: the checkpoint, the target or the output does not fit.
     """
-    for wanted, known in ((precision, PRECISIONS), (text_precision or precision, TEXT_PRECISIONS)):
+    for wanted, known in (
+        (precision, PRECISIONS),
+        (text_precision or precision, TEXT_PRECISIONS),
+        (vae_caches, CACHE_PRECISIONS),
+    ):
         if wanted not in known:
             raise UsageError(f"unknown precision '{wanted}': expected one of {', '.join(known)}")
     size = None if resolution is None else Resolution.parse(resolution)
     opened = read_checkpoint(Path(checkpoint), resolution=size, rename=to_diffusers)
-    return build_bundle(
-        opened, target, find_target(target), Path(output),
-        precision=precision, text_precision=text_precision, force=force,
-    )  # fmt: skip
+    options = make_options(opened, precision, text_precision, vae_tile, vae_caches)
+    return build_bundle(opened, target, find_target(target), Path(output), options=options, force=force)
+
+
+def make_options(
+    checkpoint: Checkpoint, precision: str, text_precision: str | None, vae_tile: str, vae_caches: str
+) -> Options:
+    """Options as `build` takes them, the tile chosen where it is "auto".
+
+    Raises:
+        UsageError: the tile is malformed, too small, or larger than the frame.
+    """
+    tile = None
+    if checkpoint.vae:
+        height, width = checkpoint.model.pyramid.stages[0].latent[2:]
+        if vae_tile == "auto":
+            tile = choose_tile(checkpoint)
+        elif vae_tile != "none":
+            tile = parse_tile(vae_tile)
+            if tile[0] > height or tile[1] > width:
+                raise UsageError(f"a tile of {vae_tile} latent pixels is larger than the frame's {height}x{width}")
+    return Options(precision, text_precision or precision, tile, CACHE_PRECISIONS[vae_caches])
 
 
 def plan_memory(
-    checkpoint: Checkpoint,
-    *,
-    precision: str = "fp32",
-    text_precision: str | None = None,
-    reporter: Reporter | None = None,
+    checkpoint: Checkpoint, *, options: Options | None = None, reporter: Reporter | None = None
 ) -> dict[str, int]:
     """What a run of each graph of a bundle would take in memory, in bytes, without weights; writes nothing.
 
     Args:
         checkpoint: read and checked.
-        precision: see `build_bundle`.
-        text_precision: see `build_bundle`.
+        options: see `build_bundle`.
         reporter: told about progress.
     """
     check_parts(checkpoint)
     check_supported(checkpoint.text_encoder_config)
     reporter = reporter or Reporter()
     found = {}
-    for part in graph_parts(checkpoint, PRECISIONS[precision], TEXT_PRECISIONS[text_precision or precision]):
+    for part in graph_parts(checkpoint, options or Options()):
         reporter.part(f"graph {part.name}", 1)
         found[part.name] = peak_bytes(export_onnx(part.module, part.inputs, part.outputs, part.name).model)
         reporter.advance(1)
@@ -153,14 +193,13 @@ class _Work:
         target_name: str,
         target: Target,
         partial: Path,
-        precisions: tuple[str, str],
+        options: Options,
         reporter: Reporter,
     ) -> None:
         self.checkpoint, self.target_name, self.target = checkpoint, target_name, target
-        self.partial, self.precisions, self.reporter = partial, precisions, reporter
-        storage, text_storage = PRECISIONS[precisions[0]], TEXT_PRECISIONS[precisions[1]]
-        self.parts = list(graph_parts(checkpoint, storage, text_storage))
-        self.table = table_source(checkpoint, text_storage)
+        self.partial, self.options, self.reporter = partial, options, reporter
+        self.parts = list(graph_parts(checkpoint, options))
+        self.table = table_source(checkpoint, options.text_storage)
         sources = [source for part in self.parts for source in sources_of(part.module).values()]
         self.plan = plan_weights([*sources, *([self.table] if self.table else [])])
         self.state = self._read_state()
@@ -213,7 +252,7 @@ class _Work:
         key = f"graph {part.name}"
         inputs = _fingerprint(
             [
-                version("pyrexport"), version("torch"), version("onnxscript"), self.target_name, *self.precisions,
+                version("pyrexport"), version("torch"), version("onnxscript"), self.target_name, repr(self.options),
                 self.state["layout"], json.dumps(self.checkpoint.model.to_json()), repr(self.checkpoint.config),
                 json.dumps(self.checkpoint.text_encoder_config, sort_keys=True, default=str),
                 json.dumps(self.checkpoint.vae_config, sort_keys=True, default=str),
@@ -228,11 +267,8 @@ class _Work:
         exported = export_onnx(part.module, part.inputs, part.outputs, part.name)
         placements = {name: self.plan.places[source] for name, source in exported.sources.items()}
         specs = {
-            "inputs": tuple(TensorSpec(name, shape) for name, shape in part.inputs.items()),
-            "outputs": tuple(
-                TensorSpec(value.name or "", tuple(value.shape.numpy() if value.shape else ()))
-                for value in exported.model.graph.outputs
-            ),
+            "inputs": part.inputs,
+            "outputs": tuple(_spec(value) for value in exported.model.graph.outputs),
         }
         file = self.target.build_graph(OnnxForm(part.name, exported.model, placements, **specs), self.partial)
         graph = {"file": file, "memory": peak_bytes(exported.model)} | {
@@ -264,14 +300,19 @@ class _Work:
                 "engine": {"name": self.target.ENGINE, "version": self.target.engine_version()},
                 "model": model.to_json(),
                 "transformer": {name: list(v) if isinstance(v, tuple) else v for name, v in vars(config).items()},
-                "precision": {"storage": self.precisions[0], "text": self.precisions[1], "compute": "fp32"},
+                "precision": {
+                    "storage": self.options.precision,
+                    "text": self.options.text_precision,
+                    "compute": "fp32",
+                },
                 "timestep_frequencies": timestep_frequencies(config.freq_dim),
                 "latents": {"mean": mean, "std": std},
                 "text": self._describe_text(),
+                "vae": self._describe_vae(),
                 "graphs": dict(graphs),
                 "weights": {"bytes": self.plan.weight_bytes},
                 "files": files,
-                "provenance": _provenance(self.checkpoint, self.precisions),
+                "provenance": _provenance(self.checkpoint, self.options),
                 "parity": None,
             }
         )
@@ -282,6 +323,15 @@ class _Work:
         place = self.plan.places[self.table]
         table = {"offset": place.offset, "rows": place.shape[0], "width": place.shape[1], "dtype": place.dtype}
         return {"lengths": text_lengths(self.checkpoint), "table": table}
+
+    def _describe_vae(self) -> dict[str, Any] | None:
+        if not self.checkpoint.vae:
+            return None
+        plan = tile_plan(self.checkpoint, self.options)
+        return {
+            "tile": list(plan.tile), "tiles": plan.count, "overhead": round(plan.overhead, 4),
+            "caches": self.options.vae_caches,
+        }  # fmt: skip
 
     def _read_state(self) -> dict[str, Any]:
         try:
@@ -298,6 +348,13 @@ class _Work:
         self._write_state()
 
 
+def _spec(value: ir.Value) -> TensorSpec:
+    assert value.name is not None
+    assert value.shape is not None
+    assert value.dtype is not None
+    return TensorSpec(value.name, tuple(int(n) for n in value.shape.numpy()), str(value.dtype.numpy()))
+
+
 def _identities(checkpoint: Checkpoint, component: str) -> list[str]:
     """What tells one version of a component's files from another without reading them."""
     files = sorted({entry.file for entry in checkpoint.components[component].values()})
@@ -308,7 +365,7 @@ def _identities(checkpoint: Checkpoint, component: str) -> list[str]:
     return lines
 
 
-def _provenance(checkpoint: Checkpoint, precisions: tuple[str, str]) -> dict[str, Any]:
+def _provenance(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
     files: dict[str, str] = {}
     for component in checkpoint.components:
         for file in sorted({entry.file for entry in checkpoint.components[component].values()}):
@@ -317,7 +374,7 @@ def _provenance(checkpoint: Checkpoint, precisions: tuple[str, str]) -> dict[str
     return {
         "checkpoint": {"sha256": _fingerprint(f"{name} {sha}" for name, sha in files.items()), "files": files},
         "packages": {name: version(name) for name in packages},
-        "options": {"precision": precisions[0], "text_precision": precisions[1]},
+        "options": vars(options),
     }
 
 

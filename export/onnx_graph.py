@@ -15,7 +15,8 @@ from onnxscript import opset23, optimizer
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from .layers import Source, sources_of
+from ..targets.forms import TensorSpec
+from .layers import TORCH_DTYPES, Source, sources_of
 
 __all__ = ["OPSET", "Graph", "export_onnx"]
 
@@ -80,8 +81,8 @@ ORT_OPERATORS: Mapping[Any, Callable[..., Any]] = {
 """Operators of ONNX Runtime: attention that never holds the scores, rotation without scatter, weights of few bits."""
 
 
-def export_onnx(module: nn.Module, inputs: Mapping[str, tuple[int, ...]], outputs: Sequence[str], name: str) -> Graph:
-    """Export a graph's module with fixed float32 inputs of the given shapes.
+def export_onnx(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[str], name: str) -> Graph:
+    """Export a graph's module with fixed inputs.
 
     The weights keep the names of the module's parameters. Constants (positions, tables) stay in the model.
     """
@@ -104,14 +105,14 @@ def export_onnx(module: nn.Module, inputs: Mapping[str, tuple[int, ...]], output
     return Graph(model, {path: source for path, source in sources.items() if path in model.graph.initializers})
 
 
-def _export(module: nn.Module, inputs: Mapping[str, tuple[int, ...]], outputs: Sequence[str]) -> ir.Model:
+def _export(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[str]) -> ir.Model:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         for path, parameter in list(module.named_parameters()):
             owner, _, leaf = path.rpartition(".")
             fake = torch.empty(parameter.shape, dtype=parameter.dtype)
             module.get_submodule(owner)._parameters[leaf] = nn.Parameter(fake, requires_grad=False)
-        arguments = tuple(torch.empty(shape) for shape in inputs.values())
+        arguments = tuple(torch.empty(spec.shape, dtype=TORCH_DTYPES[spec.dtype]) for spec in inputs)
         program = torch.export.export(module.eval(), arguments, strict=False)
     exported: Any = torch.onnx.export(
         program,
@@ -119,7 +120,7 @@ def _export(module: nn.Module, inputs: Mapping[str, tuple[int, ...]], outputs: S
         opset_version=OPSET,
         verbose=False,
         custom_translation_table=dict(ORT_OPERATORS),
-        input_names=list(inputs),
+        input_names=[spec.name for spec in inputs],
         output_names=list(outputs),
     )
     model: ir.Model = exported.model

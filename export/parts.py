@@ -1,14 +1,16 @@
 """The graphs that a bundle is made of, and the facts about a checkpoint that go with them."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from ..runtime.checkpoint import Checkpoint
-from ..runtime.manifest import cache_names
+from ..runtime.manifest import PRECISIONS, TEXT_PRECISIONS, cache_names
+from ..runtime.tiles import SMALLEST_TILE, TilePlan
+from ..targets.forms import TensorSpec
 from .layers import QUANTISED, Source, WeightSpace
 from .modules import empty_modules
 from .stage_graph import StageGraph
@@ -18,16 +20,26 @@ from .weights import FILE_DTYPES
 
 __all__ = [
     "TEXT_LENGTHS",
+    "Options",
     "Part",
+    "choose_tile",
     "graph_parts",
     "latent_statistics",
     "table_source",
     "text_lengths",
+    "tile_plan",
     "timestep_frequencies",
 ]
 
 TEXT_LENGTHS = (64, 128, 256)
 """Static lengths of the text encoder below the model's own; a prompt takes the shortest that holds it."""
+
+
+VAE_BUDGET = 3 * 2**30
+"""Memory that decoding may take before frames are cut into tiles, in bytes."""
+
+CACHES_TO_PEAK = 3.6
+"""Peak of a decoder's step by the bytes of its caches: the old ones, the new ones, and the activations between them."""
 
 
 @dataclass(frozen=True)
@@ -36,37 +48,98 @@ class Part:
 
     name: str
     module: nn.Module
-    inputs: Mapping[str, tuple[int, ...]]
+    inputs: tuple[TensorSpec, ...]
     outputs: tuple[str, ...]
 
 
-def graph_parts(checkpoint: Checkpoint, storage: str, text_storage: str) -> Iterator[Part]:
-    """Every graph of a checkpoint's bundle, matrices stored as `storage`, the text encoder's as `text_storage`."""
+@dataclass(frozen=True)
+class Options:
+    """How a checkpoint's graphs are stored and cut."""
+
+    precision: str = "fp32"
+    """Of the stored matrices: "fp32", "fp16" or "bf16"."""
+    text_precision: str = "fp32"
+    """Of the text encoder's; also "int8" or "int4"."""
+    vae_tile: tuple[int, int] | None = None
+    """Height and width in latent pixels; None: frames are decoded whole."""
+    vae_caches: str = "float32"
+    """Or "float16"."""
+
+    @property
+    def storage(self) -> str:
+        """Dtype of the stored matrices."""
+        return PRECISIONS[self.precision]
+
+    @property
+    def text_storage(self) -> str:
+        """Dtype of the text encoder's, or the name of its quantisation."""
+        return TEXT_PRECISIONS[self.text_precision]
+
+
+def graph_parts(checkpoint: Checkpoint, options: Options) -> Iterator[Part]:
+    """Every graph of a checkpoint's bundle."""
     model, config = checkpoint.model, checkpoint.config
     for stage in model.pyramid.stages:
-        inputs = {
-            "latent": (1, *stage.latent),
-            "timestep_features": (1, config.freq_dim),
-            "text": (1, model.text_length, config.text_dim),
-        }
-        yield Part(f"stage{stage.index}", StageGraph(checkpoint, stage, storage), inputs, ("velocity",))
+        inputs = (
+            TensorSpec("latent", (1, *stage.latent)),
+            TensorSpec("timestep_features", (1, config.freq_dim)),
+            TensorSpec("text", (1, model.text_length, config.text_dim)),
+        )
+        module = StageGraph(checkpoint, stage, options.storage)
+        yield Part(f"stage{stage.index}", module, inputs, ("velocity",))
     if checkpoint.text_encoder:
         for length in text_lengths(checkpoint):
-            inputs = {"embeddings": (1, length, config.text_dim), "mask": (1, length)}
-            yield Part(f"text_{length}", TextGraph(checkpoint, length, text_storage), inputs, ("text",))
+            encoder = TextGraph(checkpoint, length, options.text_storage)
+            specs = TensorSpec("embeddings", (1, length, config.text_dim)), TensorSpec("mask", (1, length))
+            yield Part(f"text_{length}", encoder, specs, ("text",))
     if checkpoint.vae:
-        yield from _vae_parts(checkpoint, storage)
+        yield from _vae_parts(checkpoint, options)
 
 
-def _vae_parts(checkpoint: Checkpoint, storage: str) -> Iterator[Part]:
-    channels, _, height, width = checkpoint.model.pyramid.stages[0].latent
-    latent = {"latent": (1, channels, height, width)}
-    first = VaeGraph(checkpoint, storage, first=True)
+def _vae_parts(checkpoint: Checkpoint, options: Options) -> Iterator[Part]:
+    channels = checkpoint.config.in_channels
+    height, width = tile_plan(checkpoint, options).tile
+    latent = TensorSpec("latent", (1, channels, height, width))
+    first, later = (VaeGraph(checkpoint, options.storage, options.vae_caches, first=first) for first in (True, False))
     shapes = first.cache_shapes(height, width)
     outputs = ("frames", *cache_names(len(shapes), new=True))
-    yield Part("vae_first", first, latent, outputs)
-    caches = dict(zip(cache_names(len(shapes)), shapes, strict=True))
-    yield Part("vae_next", VaeGraph(checkpoint, storage, first=False), latent | caches, outputs)
+    yield Part("vae_first", first, (latent,), outputs)
+    caches = (
+        TensorSpec(name, shape, options.vae_caches)
+        for name, shape in zip(cache_names(len(shapes)), shapes, strict=True)
+    )
+    yield Part("vae_next", later, (latent, *caches), outputs)
+
+
+def tile_plan(checkpoint: Checkpoint, options: Options) -> TilePlan:
+    """The tiles that frames are decoded in: one of the frame's size where they are decoded whole."""
+    height, width = checkpoint.model.pyramid.stages[0].latent[2:]
+    tile = options.vae_tile or (height, width)
+    return TilePlan((height, width), (min(tile[0], height), min(tile[1], width)))
+
+
+def choose_tile(checkpoint: Checkpoint) -> tuple[int, int] | None:
+    """The tile that costs the least beyond the frame and whose decoding fits `VAE_BUDGET`; None if the frame does."""
+    frame = checkpoint.model.pyramid.stages[0].latent[2:]
+    decoder = VaeGraph(checkpoint, "float32", "float32", first=True)
+
+    def estimate(height: int, width: int) -> float:
+        return CACHES_TO_PEAK * 4 * sum(math.prod(shape) for shape in decoder.cache_shapes(height, width))
+
+    if estimate(*frame) <= VAE_BUDGET:
+        return None
+    sizes = [sorted({_cover(size, count) for count in range(1, 9)}) for size in frame]
+    plans = [TilePlan(frame, (h, w)) for h in sizes[0] for w in sizes[1] if estimate(h, w) <= VAE_BUDGET]
+    return min(plans, key=lambda plan: (plan.overhead, plan.count)).tile if plans else (sizes[0][0], sizes[1][0])
+
+
+def _cover(size: int, count: int) -> int:
+    """The smallest tile of which `count`, overlapping by a quarter, cover a length."""
+    return next(
+        tile
+        for tile in range(min(SMALLEST_TILE, size), size + 1)
+        if len(TilePlan((size, size), (tile, tile)).rows) <= count
+    )
 
 
 def text_lengths(checkpoint: Checkpoint) -> list[int]:

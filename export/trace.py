@@ -35,6 +35,7 @@ def record_trace(
     schedule: Schedule,
     negative_prompt: str,
     decode: bool = True,
+    vae_tile: tuple[int, int] | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> None:
     """Record a run per prompt and seed, a few probes of each stage, and the VAE on a few frames.
@@ -47,6 +48,7 @@ def record_trace(
         schedule: of the runs.
         negative_prompt: for a guided schedule.
         decode: also decode the runs to frames, where the checkpoint has a VAE.
+        vae_tile: height and width in latent pixels of the corner that the VAE is recorded on; None: all of the frame.
         advance: called after each evaluation of the reference.
     """
     reference = Reference(checkpoint)
@@ -73,7 +75,8 @@ def record_trace(
             if decode:
                 tensors[f"{name}.frames"] = reference.decode(latent)
             if not runs and checkpoint.vae:
-                tensors["vae.latent"] = np.ascontiguousarray(latent[:, :VAE_FRAMES])
+                height, width = vae_tile or latent.shape[2:]
+                tensors["vae.latent"] = np.ascontiguousarray(latent[:, :VAE_FRAMES, :height, :width])
                 tensors["vae.frames"] = reference.decode_float(tensors["vae.latent"])
             runs.append({
                 "prompt": prompt, "seed": seed, "schedule": schedule.name, "guidance_scale": schedule.guidance_scale,

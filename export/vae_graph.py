@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..runtime.checkpoint import Checkpoint
-from .layers import WeightSpace
+from .layers import TORCH_DTYPES, WeightSpace
 
 __all__ = ["VaeGraph"]
 
@@ -19,24 +19,24 @@ Frames = list[torch.Tensor]
 class Caches:
     """Walks through the caches in the order of the layers, reading the old ones and collecting the new."""
 
-    def __init__(self, old: list[torch.Tensor]) -> None:
-        """Caches [2, C, H, W] of the frame before; empty for the first frame."""
-        self.old, self.new = old, list[torch.Tensor]()
+    def __init__(self, old: list[torch.Tensor], dtype: torch.dtype) -> None:
+        """Caches [2, C, H, W] of the frame before, empty for the first frame; the new ones are kept in a dtype."""
+        self.old, self.new, self.dtype = old, list[torch.Tensor](), dtype
 
     def extend(self, frames: Frames) -> Frames:
         """The two frames before, if there are any, then the given ones; remembers the last two of all."""
         if self.old:
-            before = self.old[len(self.new)]
+            before = self.old[len(self.new)].float()
             frames = [before[0:1], before[1:2], *frames]
-            self.new.append(torch.cat(frames[-2:], dim=0))
+            self.new.append(torch.cat(frames[-2:], dim=0).to(self.dtype))
         else:
             # Nothing lies before the first frame: its taps into the past are left out, not computed on zeros.
-            self.new.append(torch.cat((torch.zeros_like(frames[0]), frames[0]), dim=0))
+            self.new.append(torch.cat((torch.zeros_like(frames[0]), frames[0]), dim=0).to(self.dtype))
         return frames
 
     def skip(self, like: torch.Tensor) -> None:
         """A layer that the first frame bypasses: its cache is zero."""
-        self.new.append(torch.zeros_like(like).repeat(2, 1, 1, 1))
+        self.new.append(torch.zeros_like(like).repeat(2, 1, 1, 1).to(self.dtype))
 
 
 class VaeGraph(nn.Module):
@@ -45,13 +45,13 @@ class VaeGraph(nn.Module):
     The first latent frame makes one frame, a later one four. Frames are clamped to -1 … 1.
     """
 
-    def __init__(self, checkpoint: Checkpoint, precision: str, *, first: bool) -> None:
-        """The decoder of a checkpoint, for the first latent frame or a later one."""
+    def __init__(self, checkpoint: Checkpoint, precision: str, caches: str, *, first: bool) -> None:
+        """The decoder of a checkpoint, for the first latent frame or a later one, its caches in a dtype."""
         super().__init__()
         assert checkpoint.vae_config is not None
         space = WeightSpace("vae", checkpoint.vae, precision)
         config = checkpoint.vae_config
-        self.first = first
+        self.first, self.caches = first, TORCH_DTYPES[caches]
         self.post_quant = Conv2d(space, "post_quant_conv", tap=0)
         self.conv_in = CausalConv(space, "decoder.conv_in")
         middle = "decoder.mid_block"
@@ -73,7 +73,7 @@ class VaeGraph(nn.Module):
 
     def forward(self, latent: torch.Tensor, *caches: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Frames, then the new caches."""
-        walk = Caches(list(caches))
+        walk = Caches(list(caches), self.caches)
         frames = self.conv_in([self.post_quant(latent)], walk)
         for layer in (*self.mid, *self.up):
             frames = layer(frames, walk)

@@ -10,9 +10,12 @@ from typing import Any
 from .documents import Fields
 from .errors import UsageError
 from .model import ModelDescription, describe_model
+from .pyramid import VAE_SPATIAL
+from .tiles import SMALLEST_TILE, TilePlan
 from .wan import WanConfig
 
 __all__ = [
+    "CACHE_PRECISIONS",
     "FORMAT",
     "MANIFEST_FILE",
     "PRECISIONS",
@@ -24,6 +27,7 @@ __all__ = [
     "Manifest",
     "TableEntry",
     "TextEntry",
+    "VaeEntry",
     "cache_names",
     "parse_manifest",
     "signed",
@@ -36,6 +40,8 @@ TOKENIZER_FILE = "tokenizer.json"
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 TEXT_PRECISIONS = {**PRECISIONS, "int8": "int8", "int4": "int4"}
 """A text encoder's matrices can be quantised, in blocks that share a scale."""
+CACHE_PRECISIONS = {"fp32": "float32", "fp16": "float16"}
+"""Of what the decoder keeps from frame to frame."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -78,6 +84,14 @@ class TextEntry:
 
 
 @dataclass(frozen=True)
+class VaeEntry:
+    """How frames are decoded: the tiles, one as large as the frame where it is decoded whole, and the caches' dtype."""
+
+    tiles: TilePlan
+    caches: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A manifest whose every field has been checked."""
 
@@ -93,6 +107,7 @@ class Manifest:
     latents_mean: tuple[float, ...]
     latents_std: tuple[float, ...]
     text: TextEntry | None
+    vae: VaeEntry | None
     graphs: Mapping[str, GraphEntry]
     files: Mapping[str, FileEntry]
     weight_bytes: int
@@ -103,7 +118,7 @@ class Manifest:
     @property
     def has_vae(self) -> bool:
         """Whether latents can be decoded."""
-        return "vae_first" in self.graphs
+        return self.vae is not None
 
 
 def digest(document: Mapping[str, Any]) -> str:
@@ -134,7 +149,7 @@ def parse_manifest(document: Any, source: str) -> Manifest:
         raise fields.wrong("format", f"{FORMAT} (another format needs another version of pyrexport)")
     fields.only((
         "format", "target", "engine", "model", "transformer", "precision", "timestep_frequencies", "latents", "text",
-        "graphs", "weights", "files", "provenance", "parity", "hash",
+        "vae", "graphs", "weights", "files", "provenance", "parity", "hash",
     ))  # fmt: skip
     if fields.text("hash") != digest(fields.document):
         raise UsageError(
@@ -148,11 +163,12 @@ def parse_manifest(document: Any, source: str) -> Manifest:
     precision = fields.object("precision")
     precision.only(("storage", "text", "compute"))
     files = _files(fields)
+    model = describe_model(fields.object("model").document, config, f"{source}: model")
     manifest = Manifest(
         target=fields.text("target"),
         engine=engine.text("name"),
         engine_version=engine.text("version"),
-        model=describe_model(fields.object("model").document, config, f"{source}: model"),
+        model=model,
         config=config,
         storage=precision.text("storage", choices=PRECISIONS),
         text_storage=precision.text("text", choices=TEXT_PRECISIONS),
@@ -160,6 +176,7 @@ def parse_manifest(document: Any, source: str) -> Manifest:
         timestep_frequencies=_frequencies(fields, config),
         **_latents(fields, config),
         text=_text(fields, files, config),
+        vae=_vae(fields, model),
         graphs=_graphs(fields, files),
         files=files,
         weight_bytes=fields.object("weights").integer("bytes", least=0),
@@ -243,6 +260,31 @@ def _text(fields: Fields, files: Mapping[str, FileEntry], config: WanConfig) -> 
     return TextEntry(tuple(lengths), entry)
 
 
+def _vae(fields: Fields, model: ModelDescription) -> VaeEntry | None:
+    if fields.document.get("vae") is None:
+        return None
+    vae = fields.object("vae")
+    vae.only(("tile", "tiles", "overhead", "caches"))
+    _, _, height, width = model.pyramid.stages[0].latent
+
+    def fits(value: Any) -> bool:
+        return (
+            isinstance(value, list)
+            and len(value) == 2
+            and all(
+                type(n) is int and min(SMALLEST_TILE, size) <= n <= size
+                for n, size in zip(value, (height, width), strict=True)
+            )
+        )
+
+    tile = vae.get("tile", f"height and width of a tile, at most {height} and {width}", fits)
+    plan = TilePlan((height, width), (tile[0], tile[1]))
+    if vae.integer("tiles") != plan.count:
+        raise vae.wrong("tiles", f"{plan.count} of that size")
+    vae.get("overhead", f"{plan.overhead:.4g}", lambda v: v == round(plan.overhead, 4))
+    return VaeEntry(plan, vae.text("caches", choices=CACHE_PRECISIONS.values()))
+
+
 def _graphs(fields: Fields, files: Mapping[str, FileEntry]) -> dict[str, GraphEntry]:
     graphs = {}
     for name, value in fields.object("graphs").document.items():
@@ -292,25 +334,30 @@ def _check_graphs(manifest: Manifest, source: str) -> None:
             f"{source}: text: expected {model.text_length} as the longest length, found {manifest.text.lengths[-1]}"
         )
     _check_vae(manifest, source)
-    extra = sorted(manifest.graphs.keys() - expected.keys() - {"vae_first", "vae_next"})
+    decoder = {"vae_first", "vae_next"} if manifest.vae else set()
+    extra = sorted(manifest.graphs.keys() - expected.keys() - decoder)
     if extra:
         raise UsageError(f"{source}: unexpected graph '{extra[0]:.40}'")
 
 
 def _check_vae(manifest: Manifest, source: str) -> None:
-    if not {"vae_first", "vae_next"} & manifest.graphs.keys():
+    if manifest.vae is None:
         return
-    pyramid = manifest.model.pyramid
-    channels, _, height, width = pyramid.stages[0].latent
-    size = pyramid.resolution
+    channels = manifest.model.pyramid.stages[0].latent[0]
+    height, width = manifest.vae.tiles.tile
     first = manifest.graphs.get("vae_first")
     caches = {name: spec["shape"] for name, spec in (first.outputs if first else {}).items() if name != "frames"}
     if list(caches) != cache_names(len(caches), new=True) or not caches:
         raise UsageError(f"{source}: graph 'vae_first': expected outputs frames, new_cache_0, new_cache_1, …")
     latent = {"latent": [1, channels, height, width]}
     old = dict(zip(cache_names(len(caches)), caches.values(), strict=True))
-    _same_specs(manifest, source, "vae_first", latent, {"frames": [1, 3, size.height, size.width], **caches})
-    _same_specs(manifest, source, "vae_next", latent | old, {"frames": [4, 3, size.height, size.width], **caches})
+    size = [3, height * VAE_SPATIAL, width * VAE_SPATIAL]
+    _same_specs(manifest, source, "vae_first", latent, {"frames": [1, *size], **caches})
+    _same_specs(manifest, source, "vae_next", latent | old, {"frames": [4, *size], **caches})
+    for graph in (manifest.graphs["vae_first"].outputs, manifest.graphs["vae_next"].inputs):
+        odd = next((n for n, spec in graph.items() if "cache" in n and spec["dtype"] != manifest.vae.caches), None)
+        if odd is not None:
+            raise UsageError(f"{source}: '{odd}': expected dtype {manifest.vae.caches}, found {graph[odd]['dtype']}")
 
 
 def _same_specs(

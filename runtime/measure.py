@@ -132,16 +132,16 @@ def _load_all(pipeline: Pipeline) -> dict[str, float]:
 
 
 def _time_decode(pipeline: Pipeline) -> dict[str, tuple[list[float], int]]:
-    """Seconds of the decoder's graphs over three latent frames."""
-    if not pipeline.bundle.manifest.has_vae:
+    """Seconds of the decoder's graphs over three latent frames of a tile."""
+    if pipeline.bundle.manifest.vae is None:
         return {}
-    latent = np.zeros(pipeline.model.pyramid.stages[0].latent, np.float32)
-    frames = latent.shape[1]
-    times: dict[str, tuple[list[float], int]] = {"vae_first": ([], 1)}
+    tiles = pipeline.bundle.manifest.vae.tiles
+    channels, frames, *_ = pipeline.model.pyramid.stages[0].latent
+    times: dict[str, tuple[list[float], int]] = {"vae_first": ([], tiles.count)}
     if frames > 1:
-        times["vae_next"] = ([], frames - 1)
+        times["vae_next"] = ([], tiles.count * (frames - 1))
     start = time.perf_counter()
-    for index, _ in enumerate(pipeline.decode(latent[:, :3])):
+    for index, _ in enumerate(pipeline.decode_tile(np.zeros((channels, min(frames, 3), *tiles.tile), np.float32))):
         now = time.perf_counter()
         times["vae_next" if index else "vae_first"][0].append(now - start)
         start = now

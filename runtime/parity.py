@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import UsageError
+from .manifest import Manifest
 from .noise import generator
 from .pipeline import Pipeline, frames_from
 from .pyramid import FrameGroup
@@ -40,17 +41,25 @@ TEXT_TOLERANCES: dict[str, dict[str, float]] = {
 """Where the text encoder alone is quantised: the chain runs free from the bundle's own embeddings."""
 
 
-def tolerances_of(storage: str, text_storage: str) -> dict[str, float]:
-    """Tolerances of a bundle by level: the wider of what its transformer's and its text encoder's storage ask for."""
-    own = TOLERANCES[storage]
-    text = TEXT_TOLERANCES.get(text_storage) or {
-        name: TOLERANCES[text_storage][name] for name in ("text", "chain", "video")
-    }
-    return own | {
-        "text": text["text"],
-        "chain": max(own["chain"], text["chain"]),
-        "video": min(own["video"], text["video"]),
-    }
+TILED_VIDEO = 30.0
+"""Least PSNR of a video that is decoded in tiles: the decoder's attention sees a tile alone, which no graph can mend."""
+
+HALF_CACHES = {"vae": 3e-3, "video": 40.0}
+"""Where the decoder's caches are kept in 11 bits."""
+
+
+def tolerances_of(manifest: Manifest) -> dict[str, float]:
+    """Tolerances of a bundle by level: the widest of what each part's way of storing asks for."""
+    asked = [TOLERANCES[manifest.storage]]
+    text = manifest.text_storage
+    asked.append(TEXT_TOLERANCES.get(text) or {name: TOLERANCES[text][name] for name in ("text", "chain", "video")})
+    if manifest.vae is not None:
+        asked += [{"video": TILED_VIDEO}] * (manifest.vae.tiles.count > 1)
+        asked += [HALF_CACHES] * (manifest.vae.caches == "float16")
+    return {
+        name: (min if name == "video" else max)(levels[name] for levels in asked if name in levels)
+        for name in TOLERANCES[manifest.storage]
+    } | {"text": asked[1]["text"]}
 
 
 @dataclass(frozen=True)
@@ -138,16 +147,15 @@ def check_parity(
         raise UsageError(f"{trace.path} was recorded from another model: its '{odd}' differs from the bundle's")
     _check_trace(trace, model)
     manifest = pipeline.bundle.manifest
-    tolerances = tolerances_of(manifest.storage, manifest.text_storage)
+    tolerances = tolerances_of(manifest)
     levels: dict[str, dict[str, Any]] = {}
     if manifest.text is not None:
         levels["text"] = _text(pipeline, trace, advance)
     levels["stages"] = _stages(pipeline, trace, advance)
     levels["chain"] = _chain(pipeline, trace, advance)
-    if manifest.has_vae and "vae.latent" in trace:
+    if manifest.vae is not None and "vae.latent" in trace:
         advance("vae")
-        frames = np.concatenate(list(pipeline.decode(trace.tensor("vae.latent"))))
-        levels["vae"] = distance(frames, trace.tensor("vae.frames")).to_json()
+        levels["vae"] = _vae(pipeline, trace, manifest.vae.tiles.tile)
         finals = levels["chain"].pop("finals")
         if all(run.decoded for run in trace.runs):
             levels["video"] = _video(pipeline, trace, finals, advance)
@@ -294,6 +302,18 @@ def _free_running(
         pipeline.model.pyramid, pipeline, text, _schedule(run), negative_text=negative, seed=run.seed, callback=keep
     )
     return latents, final
+
+
+def _vae(pipeline: Pipeline, trace: Trace, tile: tuple[int, int]) -> dict[str, float]:
+    """The decoder's graphs alone: on one tile, where frames are decoded in tiles."""
+    latent = trace.tensor("vae.latent")
+    if latent.shape[2:] != tile:
+        size = "x".join(map(str, tile))
+        raise UsageError(
+            f"{trace.path} was recorded for another decoder: its latent is {list(latent.shape[2:])}, the bundle's tile "
+            f"{list(tile)}; record it with --vae-tile {size}"
+        )
+    return distance(np.concatenate(list(pipeline.decode_tile(latent))), trace.tensor("vae.frames")).to_json()
 
 
 def _video(pipeline: Pipeline, trace: Trace, finals: list[Array], advance: Callable[[str], None]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from .features import timestep_features
 from .manifest import TOKENIZER_FILE, WEIGHTS_FILE, TableEntry, cache_names
 from .sampler import Step, sample
 from .text import Tokenizer
+from .tiles import decode_tiled
 
 __all__ = ["Pipeline", "Sample", "Timings", "frames_from", "load", "require_finite"]
 
@@ -157,14 +158,23 @@ class Pipeline:
         return velocity
 
     def decode(self, latent: Array) -> Iterator[Array]:
-        """Frames [n, 3, H, W] in -1 … 1, one latent frame at a time: one frame, then four by four.
+        """Frames [n, 3, H, W] in -1 … 1: one frame, then four by four.
+
+        A frame that is decoded in tiles comes when its last tile does.
 
         Raises:
             UsageError: the bundle has no VAE.
         """
-        manifest = self.bundle.manifest
-        if not manifest.has_vae:
+        vae = self.bundle.manifest.vae
+        if vae is None:
             raise UsageError(f"{self.bundle.folder} has no VAE: take latents")
+        if vae.tiles.count == 1:
+            return self.decode_tile(latent)
+        return decode_tiled(vae.tiles, latent, self.decode_tile)
+
+    def decode_tile(self, latent: Array) -> Iterator[Array]:
+        """A latent [C, T, h, w] of a tile's size to frames [n, 3, 8h, 8w] in -1 … 1, one latent frame at a time."""
+        manifest = self.bundle.manifest
         mean, std = (
             np.array(values, np.float32)[:, None, None] for values in (manifest.latents_mean, manifest.latents_std)
         )

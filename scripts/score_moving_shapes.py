@@ -1,18 +1,26 @@
 """Judge clips of moving shapes without any learned part, and score a model over the 72 prompts.
 
-    python scripts/score_moving_shapes.py MODEL [--schedule NAME] [--seeds 0,1] [--save FOLDER]
+    python scripts/score_moving_shapes.py MODEL [--schedule NAME] [--seeds 0,1] [--sheet FILE.png]
 
 Colour is the hue of the shape, direction the way of its centroid, shape its area against its bounding box.
 """
 
 import colorsys
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import click
 import numpy as np
+import pyrexport
 from moving_shapes import COLOURS, DIRECTIONS, SCENES, Scene, prompts
 from numpy.typing import NDArray
+from pyrexport.runtime.bundle import is_bundle
+from pyrexport.runtime.model import ModelDescription
+from pyrexport.runtime.sampler import sample
+from pyrexport.runtime.video import contact_sheet, write_png
 from rich.progress import track
 
 ATTRIBUTES = ("colour", "direction", "shape")
@@ -81,6 +89,39 @@ def scores(clips: list[NDArray[np.uint8]], scenes: list[Scene]) -> dict[str, flo
     return {a: float(values.mean()) for a, values in right.items()} | {"all": float(every.mean())}
 
 
+Sampler = Callable[[str, str | None, float | None, int], NDArray[np.uint8]]
+"""Prompt, schedule, guidance scale and seed to a clip."""
+
+
+@contextmanager
+def opened(model: Path) -> Iterator[tuple[ModelDescription, Sampler]]:
+    """A bundle, or a checkpoint sampled by the PyTorch reference."""
+    if is_bundle(model):
+        with pyrexport.load(model, resident=True) as pipeline:
+
+            def run(prompt: str, schedule: str | None, guidance_scale: float | None, seed: int) -> NDArray[np.uint8]:
+                frames = pipeline(prompt, schedule=schedule, guidance_scale=guidance_scale, seed=seed).frames
+                assert frames is not None
+                return frames
+
+            yield pipeline.model, run
+        return
+    from pyrexport.export.reference import Reference
+    from pyrexport.runtime.checkpoint import read_checkpoint
+
+    checkpoint = read_checkpoint(model)
+    reference = Reference(checkpoint)
+    encode = cache(lambda prompt: reference.encode([prompt])[0])
+
+    def refer(prompt: str, schedule: str | None, guidance_scale: float | None, seed: int) -> NDArray[np.uint8]:
+        plan = checkpoint.model.schedule(schedule, guidance_scale=guidance_scale)
+        negative = encode(checkpoint.model.negative_prompt)
+        latent = sample(checkpoint.model.pyramid, reference, encode(prompt), plan, negative_text=negative, seed=seed)
+        return reference.decode(latent)
+
+    yield checkpoint.model, refer
+
+
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path, exists=True))
 @click.option(
@@ -89,44 +130,31 @@ def scores(clips: list[NDArray[np.uint8]], scenes: list[Scene]) -> dict[str, flo
 @click.option("--guidance-scale", type=float)
 @click.option("--seeds", default="0,1", show_default=True)
 @click.option("--every", type=click.IntRange(1), default=1, help="Take every n-th prompt only.")
-@click.option("--save", type=click.Path(path_type=Path), help="A folder for the clips, as .npy.")
+@click.option("--sheet", type=click.Path(path_type=Path), help="A PNG for a row of frames of every sixth clip.")
 def main(
     model: Path,
     schedules: tuple[str, ...],
     guidance_scale: float | None,
     seeds: str,
     every: int,
-    save: Path | None,
+    sheet: Path | None,
 ) -> None:
-    """Sample MODEL with the PyTorch reference and print the scores as JSON."""
-    from pyrexport.export.reference import Reference
-    from pyrexport.runtime.checkpoint import read_checkpoint
-    from pyrexport.runtime.sampler import sample
-
-    checkpoint = read_checkpoint(model)
-    reference = Reference(checkpoint)
-    words = prompts()[::every]
-    text = reference.encode([*words, checkpoint.model.negative_prompt])
-    for name in schedules or (None,):
-        plan = checkpoint.model.schedule(name, guidance_scale=guidance_scale)
-        result: dict[str, object] = {"schedule": plan.name, "guidance_scale": plan.guidance_scale}
-        for seed in map(int, seeds.split(",")):
-            clips = []
-            for i in track(range(len(words)), f"{plan.name}, seed {seed}"):
-                latent = sample(
-                    checkpoint.model.pyramid,
-                    reference,
-                    text[i],
-                    plan,
-                    negative_text=text[-1],
-                    seed=1000 * seed + i,
-                )
-                clips.append(reference.decode(latent))
-            result[f"seed {seed}"] = scores(clips, list(SCENES[::every]))
-            if save is not None:
-                save.mkdir(parents=True, exist_ok=True)
-                np.save(save / f"{plan.name}-{seed}.npy", np.stack(clips))
-        click.echo(json.dumps(result))
+    """Sample MODEL, a checkpoint (by the PyTorch reference) or a bundle, and print the scores as JSON."""
+    words, scenes = prompts()[::every], list(SCENES[::every])
+    with opened(model) as (description, clip_of):
+        for name in schedules or (None,):
+            plan = description.schedule(name, guidance_scale=guidance_scale)
+            result: dict[str, object] = {"schedule": plan.name, "guidance_scale": plan.guidance_scale}
+            for seed in map(int, seeds.split(",")):
+                clips = [
+                    clip_of(prompt, name, guidance_scale, 1000 * seed + i)
+                    for i, prompt in enumerate(track(words, f"{plan.name}, seed {seed}"))
+                ]
+                result[f"seed {seed}"] = scores(clips, scenes)
+                if sheet is not None:
+                    write_png(sheet, contact_sheet(clips[:: max(1, 6 // every)]))
+                    sheet = None
+            click.echo(json.dumps(result))
 
 
 if __name__ == "__main__":
