@@ -1,6 +1,5 @@
 """`pyrexport build`: a checkpoint to a bundle."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -9,7 +8,7 @@ from rich.progress import Progress, TaskID
 from ..runtime.engines import find_target, target_names
 from ..runtime.errors import UsageError
 from ..runtime.manifest import CACHE_PRECISIONS, PRECISIONS, TEXT_PRECISIONS
-from ..runtime.measure import PROCESS_BYTES
+from ..runtime.measure import predicted_peaks
 from ..runtime.pyramid import Resolution
 from .common import ResolutionType, output_options, print_json, print_memory, progress, resolve_checkpoint
 
@@ -57,6 +56,7 @@ def command(
     opened = resolve_checkpoint(checkpoint, resolution)
     from ..export.build import Reporter, build_bundle, make_options, plan_memory
     from ..export.output import check_output
+    from ..export.parts import tile_plan
 
     class Bars(Reporter):
         """A bar per part."""
@@ -77,7 +77,12 @@ def command(
     if output is None:
         with progress(quiet) as bar:
             memory = plan_memory(opened, options=options, reporter=Bars(bar))
-        _show_plan(checkpoint, memory, as_json)
+        tiles = tile_plan(opened, options) if opened.vae else None
+        peaks = predicted_peaks(memory, tiles, opened.model.pyramid.resolution.frames)
+        if as_json:
+            print_json({"model": str(checkpoint), "peak_anonymous_bytes": peaks})
+        else:
+            print_memory(peaks)
         return
     check_output(output, force)
     with progress(quiet) as bar:
@@ -87,11 +92,3 @@ def command(
         print_json({"bundle": str(output), "target": target_name, "precision": precision, "files": nbytes})
     else:
         click.echo(f"{output}: {len(nbytes)} files, {sum(nbytes.values()):,} bytes")
-
-
-def _show_plan(checkpoint: Path, memory: Mapping[str, int], as_json: bool) -> None:
-    peaks = {name: PROCESS_BYTES + nbytes for name, nbytes in memory.items()}
-    if as_json:
-        print_json({"model": str(checkpoint), "peak_anonymous_bytes": peaks})
-    else:
-        print_memory(peaks)

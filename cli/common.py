@@ -111,7 +111,6 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 def print_memory(peaks: Mapping[str, int]) -> None:
     """A table of what each graph is predicted to take when it runs, in a process of its own."""
     rows = [[name, f"{nbytes / 2**20:,.0f}"] for name, nbytes in peaks.items()]
-    rows.append(["a sample, one engine open at a time", f"{max(peaks.values()) / 2**20:,.0f}"])
     print_table("predicted peak of anonymous memory", ["graph", "MiB"], rows)
 
 

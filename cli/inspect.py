@@ -11,7 +11,7 @@ from ..runtime.bundle import is_bundle, open_bundle
 from ..runtime.documents import read_json
 from ..runtime.errors import UsageError
 from ..runtime.manifest import MANIFEST_FILE
-from ..runtime.measure import PROCESS_BYTES
+from ..runtime.measure import predicted_peaks
 from ..runtime.model import ModelDescription, bare_model
 from ..runtime.pyramid import Resolution
 from ..runtime.wan import WanConfig, flops_per_forward, transformer_tensors
@@ -90,7 +90,11 @@ def _describe_bundle(folder: Path, verify: bool, quiet: bool) -> dict[str, Any]:
         "bytes": manifest.weight_bytes,
         "vae": manifest.document["vae"],
         "files": {name: entry.nbytes for name, entry in manifest.files.items()},
-        "peak_anonymous_bytes": {name: PROCESS_BYTES + graph.memory for name, graph in manifest.graphs.items()},
+        "peak_anonymous_bytes": predicted_peaks(
+            {name: graph.memory for name, graph in manifest.graphs.items()},
+            manifest.vae.tiles if manifest.vae else None,
+            manifest.model.pyramid.resolution.frames,
+        ),
         "verified": verify,
         "parity": manifest.parity,
         "provenance": manifest.provenance,

@@ -1,5 +1,6 @@
 """From a checkpoint to a bundle: graphs, one weights file, a manifest; written beside and renamed into place."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -13,7 +14,7 @@ import onnx_ir as ir
 from ..runtime.bundle import file_digest
 from ..runtime.checkpoint import Checkpoint, read_checkpoint
 from ..runtime.engines import Target, find_target
-from ..runtime.errors import UsageError
+from ..runtime.errors import CheckFailed, UsageError
 from ..runtime.manifest import (
     CACHE_PRECISIONS,
     FORMAT,
@@ -89,6 +90,7 @@ def build_bundle(
 
     Raises:
         UsageError: the output is there, is no bundle, or another build is writing it.
+        CheckFailed: the disk is too small; finished parts are kept.
     """
     check_parts(checkpoint)
     check_supported(checkpoint.text_encoder_config)
@@ -96,8 +98,16 @@ def build_bundle(
     partial = partial_of(output)
     with locked(partial):
         work = _Work(checkpoint, target_name, target, partial, options or Options(), reporter or Reporter())
-        document = work.run()
-        write_synced(partial / MANIFEST_FILE, json.dumps(document, indent=1, ensure_ascii=False).encode())
+        try:
+            document = work.run()
+            write_synced(partial / MANIFEST_FILE, json.dumps(document, indent=1, ensure_ascii=False).encode())
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise CheckFailed(
+                f"{partial} cannot grow further ({error.strerror}): the weights alone take {work.plan.nbytes:,} bytes; make "
+                "room and run again: finished parts are kept"
+            ) from None
         swap(partial, output, force)
     return output
 
@@ -225,6 +235,12 @@ class _Work:
 
     def _weights(self) -> None:
         file = self.partial / WEIGHTS_FILE
+        held = file.stat().st_blocks * 512 if file.is_file() else 0
+        free = shutil.disk_usage(self.partial).free
+        if free + held < self.plan.nbytes:
+            raise CheckFailed(
+                f"{self.partial}: expected room for {self.plan.nbytes:,} bytes of weights, found {free + held:,} bytes free"
+            )
         layout = _fingerprint([f"{source} {place}" for source, place in self.plan.places.items()])
         if not file.is_file() or self.state.get("layout") != layout or file.stat().st_size != self.plan.nbytes:
             self.state = {"layout": layout}

@@ -3,18 +3,35 @@
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .pipeline import Pipeline, load
+from .pyramid import VAE_SPATIAL
+from .tiles import TilePlan
 
-__all__ = ["PROCESS_BYTES", "MemoryWatch", "measure_bundle"]
+__all__ = ["PROCESS_BYTES", "MemoryWatch", "measure_bundle", "predicted_peaks"]
 
 PROCESS_BYTES = 40 * 2**20
 """Anonymous memory of Python, NumPy and an engine that is open, before it runs: measured with ONNX Runtime 1.31."""
+
+
+def predicted_peaks(memory: Mapping[str, int], tiles: TilePlan | None, frames: int) -> dict[str, int]:
+    """Peak of anonymous memory of a process that runs each graph, and of one that samples, engines one at a time.
+
+    Args:
+        memory: of each graph, as `export.memory` plans it.
+        tiles: that frames are decoded in, if there is a decoder.
+        frames: of the video.
+    """
+    peaks = {name: PROCESS_BYTES + nbytes for name, nbytes in memory.items()}
+    if tiles is not None and tiles.count > 1:  # the whole video waits for its last tile
+        canvas = frames * 3 * VAE_SPATIAL**2 * tiles.frame[0] * tiles.frame[1] * 4
+        peaks |= {name: nbytes + canvas for name, nbytes in peaks.items() if name.startswith("vae_")}
+    return peaks | {"sample": max(peaks.values())}
 
 
 class MemoryWatch:

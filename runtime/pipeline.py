@@ -122,8 +122,7 @@ class Pipeline:
                 self.close()
             start = time.perf_counter()
             entry = manifest.graphs[graph]
-            storage = manifest.text_storage if graph.startswith("text_") else manifest.storage
-            specs = {"inputs": entry.inputs, "outputs": entry.outputs, "stored_half": storage in ("fp16", "bf16")}
+            specs = {"inputs": entry.inputs, "outputs": entry.outputs}
             self._engines[graph] = self.target.open_engine(self.bundle.file(entry.file), specs, self.options)
             self.timings.load += time.perf_counter() - start
         return self._engines[graph]

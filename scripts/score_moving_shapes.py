@@ -130,7 +130,7 @@ def opened(model: Path) -> Iterator[tuple[ModelDescription, Sampler]]:
 @click.option("--guidance-scale", type=float)
 @click.option("--seeds", default="0,1", show_default=True)
 @click.option("--every", type=click.IntRange(1), default=1, help="Take every n-th prompt only.")
-@click.option("--sheet", type=click.Path(path_type=Path), help="A PNG for a row of frames of every sixth clip.")
+@click.option("--sheet", type=click.Path(path_type=Path), help="A PNG with frames of every thirteenth clip.")
 def main(
     model: Path,
     schedules: tuple[str, ...],
@@ -152,7 +152,7 @@ def main(
                 ]
                 result[f"seed {seed}"] = scores(clips, scenes)
                 if sheet is not None:
-                    write_png(sheet, contact_sheet(clips[:: max(1, 6 // every)]))
+                    write_png(sheet, contact_sheet(clips[:: max(1, 13 // every)]))
                     sheet = None
             click.echo(json.dumps(result))
 

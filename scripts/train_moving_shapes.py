@@ -265,6 +265,12 @@ def train_vae(run: Path, device: str, seed: int, steps: int, batch: int, deadlin
     return round_to_half(vae.eval().requires_grad_(False))
 
 
+def load_vae(folder: Path, device: str) -> AutoencoderKLWan:
+    """A VAE that was trained before."""
+    vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=torch.float32)
+    return over_whole_clips(vae.eval().requires_grad_(False)).to(device)
+
+
 def round_to_half(module: Any) -> Any:
     """The module with its parameters rounded as they are stored."""
     for p in module.parameters():
@@ -273,8 +279,13 @@ def round_to_half(module: Any) -> Any:
 
 
 @torch.no_grad()
-def make_pool(run: Path, vae: AutoencoderKLWan, device: str, seed: int, count: int) -> dict[str, torch.Tensor]:
-    """Normalised latents of a pool of clips, with their scenes and the statistics, cached in one file."""
+def make_pool(
+    run: Path, vae: AutoencoderKLWan, device: str, seed: int, count: int, trained: bool
+) -> dict[str, torch.Tensor]:
+    """Normalised latents of a pool of clips, with their scenes and the statistics, cached in one file.
+
+    A VAE that was trained before brings its own statistics.
+    """
     file = run / "pool.safetensors"
     if not file.is_file():
         scenes, latents = [], []
@@ -285,7 +296,10 @@ def make_pool(run: Path, vae: AutoencoderKLWan, device: str, seed: int, count: i
             if start % 320 == 0:
                 print(f"pool {start}/{count}", flush=True)
         x = torch.cat(latents)
-        mean, std = x.mean((0, 2, 3, 4)), x.std((0, 2, 3, 4))
+        if trained:
+            mean, std = (torch.tensor(values) for values in (vae.config.latents_mean, vae.config.latents_std))
+        else:
+            mean, std = x.mean((0, 2, 3, 4)), x.std((0, 2, 3, 4))
         x = (x - mean.view(1, -1, 1, 1, 1)) / std.view(1, -1, 1, 1, 1)
         save_file(
             {"latents": x.half().contiguous(), "scenes": torch.cat(scenes), "mean": mean, "std": std},
@@ -477,6 +491,12 @@ def write_checkpoint(
     type=click.Path(path_type=Path, exists=True),
     help="Take VAE and text encoder from this checkpoint, frozen.",
 )
+@click.option(
+    "--vae",
+    "vae_of",
+    type=click.Path(path_type=Path, exists=True),
+    help="Take the VAE alone from this folder, and train the rest.",
+)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("--vae-steps", type=click.IntRange(1), default=5000, show_default=True)
 @click.option("--vae-batch", type=click.IntRange(1), default=1, show_default=True)
@@ -499,7 +519,7 @@ def write_checkpoint(
 @click.option("--minutes", type=float, default=math.inf, help="Stop, resumable, after this long.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def main(
-    run: Path, output: Path, kind: str, parts: Path | None, device: str, vae_steps: int, vae_batch: int, pool_size: int,
+    run: Path, output: Path, kind: str, parts: Path | None, vae_of: Path | None, device: str, vae_steps: int, vae_batch: int, pool_size: int,
     steps: int, batch: int, minutes: float, seed: int,
 ) -> None:  # fmt: skip
     """Train into RUN (again, to go on), and write the CHECKPOINT when done."""
@@ -507,22 +527,22 @@ def main(
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     run.mkdir(parents=True, exist_ok=True)
     model = description(kind)
+    given = vae_of or (parts and parts / "vae")
+    vae = load_vae(given, device) if given else train_vae(run, device, seed, vae_steps, vae_batch, deadline)
+    if vae is None:
+        return
     if parts is not None:
-        vae = over_whole_clips(AutoencoderKLWan.from_pretrained(parts / "vae", torch_dtype=torch.float32)).to(device)
         encoder = UMT5EncoderModel.from_pretrained(parts / "text_encoder", torch_dtype=torch.float32).requires_grad_(
             False
         )
         tokenizer = Tokenizer.from_file(str(parts / "tokenizer" / "tokenizer.json"))
     else:
-        vae = train_vae(run, device, seed, vae_steps, vae_batch, deadline)
-        if vae is None:
-            return
         torch.manual_seed(seed)
         encoder = UMT5EncoderModel(UMT5Config(**UMT5, feed_forward_proj="gated-gelu", tie_word_embeddings=False))
         tokenizer = make_tokenizer(
             [scene.prompt(i) for scene in SCENES for i in range(len(PHRASINGS))], UMT5["vocab_size"]
         )
-    pool = make_pool(run, vae, device, seed, pool_size)
+    pool = make_pool(run, vae, device, seed, pool_size, trained=given is not None)
     trained = train_transformer(
         run, model, pool, tokenizer, encoder, parts is not None, device, seed, steps, batch, deadline
     )

@@ -1,11 +1,14 @@
 """Bundles: what is built, how it is sampled, and how a broken one is refused."""
 
+import errno
 import json
+import os
 import random
 import shutil
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx_ir as ir
@@ -229,6 +232,31 @@ def test_a_killed_build_leaves_nothing_or_a_whole_bundle_and_the_rerun_succeeds(
         output = tmp_path / str(index) / "bundle"
         output.parent.mkdir()
         kill_once(folder, output, chance.uniform(4, 12))
+
+
+def test_a_disk_that_is_or_becomes_full_ends_a_build_in_one_line(make_checkpoint, cli, tmp_path, monkeypatch):
+    out, checkpoint = tmp_path / "out", make_checkpoint()
+    command = ("build", checkpoint, "--target", "ort", "-o", out, "--quiet", "--resolution", "17x64x64")
+    with monkeypatch.context() as context:
+        context.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+        result = cli(*command)
+        assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+        assert "1,000 bytes free" in result.stderr
+    real, left = os.pwrite, [40]
+
+    def pwrite(*arguments):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments)
+
+    with monkeypatch.context() as context:
+        context.setattr("os.pwrite", pwrite)
+        result = cli(*command)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "make room and run again" in result.stderr
+    assert not out.exists()
+    assert cli(*command).exit_code == 0
 
 
 def test_a_rerun_keeps_the_finished_parts(make_checkpoint, cli, tmp_path, monkeypatch):

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
-from conftest import SCRIPTS
+from conftest import DATA, SCRIPTS
 
 sys.path.insert(0, str(SCRIPTS))
 from moving_shapes import COLOURS, DIRECTIONS, SCENES, draw, prompts, render
 from score_moving_shapes import judge, scores
-from train_moving_shapes import VAE, AutoencoderKLWan, Loop, decode_clips, encode_clips, over_whole_clips
+from train_moving_shapes import VAE, AutoencoderKLWan, Loop, decode_clips, encode_clips, load_vae, over_whole_clips
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +82,18 @@ def test_the_vae_over_whole_clips_is_diffusers_own() -> None:
         over_whole_clips(vae)
         assert torch.allclose(encode_clips(vae, video).mode(), latents, atol=1e-5)
         assert torch.allclose(decode_clips(vae, latents).clamp(-1, 1), frames, atol=1e-4)
+
+
+def test_clips_survive_the_trained_vae(clips: list[np.ndarray]) -> None:
+    """Every third scene, encoded and decoded, is judged as what it is."""
+    vae = load_vae(DATA / "moving-shapes" / "vae", "cpu")
+    decoded = []
+    with torch.no_grad():
+        for clip in clips[::3]:
+            video = torch.from_numpy(clip).permute(3, 0, 1, 2)[None] / 127.5 - 1
+            frames = decode_clips(vae, encode_clips(vae, video).mode())[0].clamp(-1, 1)
+            decoded.append((127.5 * (frames + 1)).round().byte().permute(1, 2, 3, 0).numpy())
+    assert scores(decoded, list(SCENES[::3]))["all"] == 1
 
 
 def test_a_stopped_loop_goes_on_at_the_same_loss(tmp_path: Path) -> None:

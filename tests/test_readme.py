@@ -9,8 +9,7 @@ import pytest
 from click.testing import CliRunner
 from pyrexport.cli import main
 
-ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text("utf-8")
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text("utf-8")
 
 
 def blocks(language: str) -> list[str]:
@@ -18,11 +17,10 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_every_command_of_the_readme_succeeds_in_order(tmp_path, monkeypatch):
+def test_every_command_of_the_readme_succeeds_in_order(tiny, tmp_path, monkeypatch):
     """About 40 s, most of it the two builds."""
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(ROOT / "tests" / "data", "tests/data")
-    Path("demo").mkdir()
+    shutil.copytree(tiny, "demo/checkpoint")
     commands = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
     assert len(commands) >= 8
     for command in commands:

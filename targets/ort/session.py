@@ -34,9 +34,9 @@ class OrtEngine:
         if not options.prepack:
             # Prepacking copies every weight into private memory, once per graph.
             settings.add_session_config_entry("session.disable_prepacking", "1")
-        if specs.get("stored_half"):
-            # Folding the casts would expand the mapped 16-bit weights into private float32 ones.
-            settings.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantFolding")
+        # Folding would expand mapped 16-bit weights into private float32 ones, and a text encoder's position biases into
+        # a table per layer.
+        settings.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantFolding")
         try:
             self.session = ort.InferenceSession(
                 str(file), settings, providers=[options.provider or "CPUExecutionProvider"]

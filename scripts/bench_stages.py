@@ -1,0 +1,230 @@
+"""One stage at real width, ONNX Runtime beside PyTorch, in alternation.
+
+    python scripts/bench_stages.py [--preset wan2.1-1.3b] [--blocks 2] [--stage 1] [--threads 2] [--runs 3]
+
+Each contender is a process of its own that waits while the others run. Share is of the fastest float32 (or bfloat16)
+matrix product of 2048 x 2048 that PyTorch reaches here on the same threads. Memory is the peak of anonymous memory.
+"""
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+CONTENDERS = {
+    "torch eager fp32": ("torch", "float32"),
+    "torch eager bf16": ("torch", "bfloat16"),
+    "torch.compile bf16": ("compile", "bfloat16"),
+    "ort fp32, weights shared": ("ort", "fp32"),
+    "ort fp32, prepacked": ("prepacked", "fp32"),
+    "ort bf16 stored": ("ort", "bf16"),
+}
+BASELINE = "torch eager fp32"
+SLOW = 0.1
+"""A contender in bfloat16 is left out where its matrix products reach less than this share of float32's."""
+
+
+class Contender:
+    """A process that answers each line with a forward's seconds and its peak memory."""
+
+    def __init__(self, *arguments: str) -> None:
+        """Start it; the first answer, a forward to warm up, is waited for."""
+        command = [sys.executable, __file__, "--child", *arguments]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.seconds: list[float] = []
+        self.answer()
+
+    def answer(self) -> dict[str, Any]:
+        """The next answer."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise click.ClickException("a contender stopped before it answered")
+        self.last: dict[str, Any] = json.loads(line)
+        return self.last
+
+    def run(self) -> None:
+        """One forward."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        self.seconds.append(self.answer()["seconds"])
+
+    def close(self) -> None:
+        """End it."""
+        self.process.communicate()
+
+
+def child(kind: str, precision: str, model: str, stage: str, threads: str) -> None:
+    """Forward one stage for each line of standard input, after one to warm up."""
+    forward = _ort(kind, model, int(stage), int(threads)) if kind in ("ort", "prepacked") else None
+    forward = forward or _torch(kind, precision, model, int(stage), int(threads))
+    from pyrexport.runtime.measure import MemoryWatch
+
+    with MemoryWatch() as memory:
+        while True:
+            start = time.perf_counter()
+            forward()
+            print(json.dumps({"seconds": time.perf_counter() - start, "anonymous": memory.anonymous}), flush=True)
+            if not sys.stdin.readline():
+                return
+
+
+def _ort(kind: str, bundle: str, stage: int, threads: int) -> Any:
+    import numpy as np
+    import pyrexport
+
+    pipeline = pyrexport.load(bundle, threads=threads, prepack=kind == "prepacked")
+    latent = np.random.default_rng(0).standard_normal(pipeline.model.pyramid.stages[stage].latent).astype(np.float32)
+    text = np.zeros((pipeline.model.text_length, pipeline.bundle.manifest.config.text_dim), np.float32)
+    pipeline.open(f"stage{stage}")
+    return lambda: pipeline.velocity(stage, latent, 500.0, text)
+
+
+def _torch(kind: str, precision: str, checkpoint: str, stage: int, threads: int) -> Any:
+    import torch
+    from pyrexport.export.modules import load_transformer
+    from pyrexport.runtime.checkpoint import read_checkpoint
+
+    torch.set_num_threads(threads)
+    opened = read_checkpoint(Path(checkpoint))
+    dtype = getattr(torch, precision)
+    module: Any = load_transformer(opened)[stage].to(dtype)
+    if kind == "compile":
+        module = torch.compile(module)
+    latent = torch.randn(1, *opened.model.pyramid.stages[stage].latent, dtype=dtype)
+    text = torch.zeros(1, opened.model.text_length, opened.config.text_dim, dtype=dtype)
+
+    def forward() -> None:
+        with torch.no_grad():
+            module(latent, torch.tensor([500.0]), text)
+
+    return forward
+
+
+def matmul_peak(threads: int) -> dict[str, float]:
+    """FLOP/s of the fastest of ten matrix products in float32 and, within seconds, in bfloat16."""
+    import torch
+
+    torch.set_num_threads(threads)
+    peaks = {}
+    for name, size in (("float32", 2048), ("bfloat16", 512)):
+        a = torch.randn(size, size).to(getattr(torch, name))
+        times = []
+        for _ in range(10):
+            start = time.perf_counter()
+            a @ a
+            times.append(time.perf_counter() - start)
+        peaks[name] = 2 * size**3 / min(times)
+    return peaks
+
+
+def _build(folder: Path, preset: str, blocks: int) -> dict[str, str]:
+    checkpoint = folder / "checkpoint"
+    make = [sys.executable, str(Path(__file__).with_name("make_random_checkpoint.py")), str(checkpoint)]
+    options = ["--preset", preset, "--blocks", str(blocks), "--dtype", "float32", "--no-text-encoder", "--no-vae"]
+    subprocess.run([*make, *options, "--quiet"], check=True)
+    models = {"torch": str(checkpoint)}
+    for precision in ("fp32", "bf16"):
+        models[precision] = str(folder / precision)
+        build = [sys.executable, "-m", "pyrexport.cli", "build", str(checkpoint), "--target", "ort"]
+        subprocess.run(
+            [*build, "-o", models[precision], "--precision", precision], check=True, stdout=subprocess.DEVNULL
+        )
+    return models
+
+
+def show(rows: list[dict[str, Any]], title: str) -> None:
+    """Print the table."""
+    table = Table(title=title, title_justify="left")
+    for column in ("", "seconds, least", "median", "ratio", "GFLOP/s", "share of matmul", "peak MiB"):
+        table.add_column(column, justify="right" if column else "left")
+    for row in rows:
+        table.add_row(
+            row["name"], f"{row['min']:.3f}", f"{row['median']:.3f}", f"{row['ratio']:.3f}", f"{row['gflops']:.0f}",
+            f"{row['share']:.0%}", f"{row['anonymous'] / 2**20:,.0f}",
+        )  # fmt: skip
+    Console(width=110).print(table)
+
+
+@click.command()
+@click.option("--preset", type=click.Choice(["wan2.1-1.3b", "wan2.1-14b"]), default="wan2.1-1.3b", show_default=True)
+@click.option("--blocks", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--stage", type=click.IntRange(0, 2), default=1, show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--runs", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--only", multiple=True, type=click.Choice(list(CONTENDERS)), help="May be given more than once.")
+@click.option("--json", "as_json", is_flag=True)
+def main(preset: str, blocks: int, stage: int, threads: int, runs: int, only: tuple[str, ...], as_json: bool) -> None:
+    """Measure every contender that runs here."""
+    from pyrexport.runtime.checkpoint import read_checkpoint
+    from pyrexport.runtime.wan import flops_per_forward
+
+    peaks = matmul_peak(threads)
+    wanted = [name for name in CONTENDERS if name in only or not only]
+    slow = peaks["bfloat16"] < SLOW * peaks["float32"]
+    for name in [n for n in wanted if slow and CONTENDERS[n][1] == "bfloat16"]:
+        click.echo(f"{name}: left out, a bfloat16 product reaches {peaks['bfloat16'] / 1e9:.1f} GFLOP/s here", err=True)
+        wanted.remove(name)
+    with tempfile.TemporaryDirectory() as folder:
+        models = _build(Path(folder), preset, blocks)
+        opened = read_checkpoint(Path(models["torch"]))
+        place = opened.model.pyramid.stages[stage]
+        flop = flops_per_forward(opened.config, place.tokens, opened.model.text_length, place.patch_size)
+        contenders = {}
+        for name in wanted:
+            kind, precision = CONTENDERS[name]
+            model = models[precision if kind in ("ort", "prepacked") else "torch"]
+            contenders[name] = Contender(kind, precision, model, str(stage), str(threads))
+        for _ in range(runs):
+            for contender in contenders.values():
+                contender.run()
+        for contender in contenders.values():
+            contender.close()
+    least = {name: min(contender.seconds) for name, contender in contenders.items()}
+    baseline = least.get(BASELINE, next(iter(least.values())))
+    rows = [
+        {
+            "name": name,
+            "min": least[name],
+            "median": statistics.median(contender.seconds),
+            "ratio": least[name] / baseline,
+            "gflops": flop / least[name] / 1e9,
+            "share": flop / least[name] / peaks["bfloat16" if CONTENDERS[name][1] == "bfloat16" else "float32"],
+            "anonymous": contender.last["anonymous"],
+        }
+        for name, contender in contenders.items()
+    ]
+    versions = {name: version(name) for name in ("torch", "diffusers", "onnxruntime")}
+    machine = {
+        "platform": platform.platform(),
+        "threads": threads,
+        "matmul_gflops": {k: v / 1e9 for k, v in peaks.items()},
+    }
+    if as_json:
+        click.echo(json.dumps({"machine": machine, "versions": versions, "flop": flop, "contenders": rows}, indent=2))
+        return
+    title = (
+        f"{preset}, {blocks} blocks, stage {stage}: {place.tokens:,} tokens, {flop / 1e12:.3f} TFLOP, {threads} threads"
+    )
+    show(rows, title)
+    click.echo(
+        f"ratio to {BASELINE if BASELINE in least else next(iter(least))}; matmul peak {peaks['float32'] / 1e9:.0f} GFLOP/s in float32; {versions}"
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(*sys.argv[2:])
+    else:
+        main()
