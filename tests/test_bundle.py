@@ -38,7 +38,8 @@ def test_a_bundle_holds_what_its_manifest_lists(bundle, tiny):
     assert set(document["graphs"]) == {"stage0", "stage1", "stage2", "text_64", "vae_first", "vae_next"}
     assert document["model"]["schedules"].keys() == json.loads((tiny / "pyramid.json").read_text())["schedules"].keys()
     assert document["target"] == "ort"
-    assert document["provenance"]["options"] == {"precision": "fp32"}
+    options = {"precision": "fp32", "text_precision": "fp32", "vae_tile": None, "vae_caches": "float32"}
+    assert document["provenance"]["options"] == options
 
 
 def test_graphs_hold_no_weights_no_scatter_and_no_transposed_weight(bundle):

@@ -17,6 +17,7 @@ from pyrexport.runtime.wan import WanConfig
 
 CHILD = """
 import sys
+import numpy as np
 import pyrexport
 from pyrexport.runtime.measure import MemoryWatch
 with pyrexport.load(sys.argv[1], threads=2) as pipeline:
