@@ -74,7 +74,8 @@ def test_wans_original_names_are_read_through_diffusers_conversion(tiny, tmp_pat
     out = [tmp_path / "a.npy", tmp_path / "b.npy"]
     for source, path in zip((tiny, folder), out, strict=True):
         assert cli("sample", source, "--prompt", "a", "-o", path, "--quiet").exit_code == 0
-    assert np.array_equal(*map(np.load, out))
+    # Another order of tensors in the file is another alignment of the mapped weights, and so another order of sums.
+    assert np.allclose(*map(np.load, out), rtol=0, atol=1e-5)
 
 
 def original_name(name: str) -> str:
