@@ -236,14 +236,14 @@ def test_a_killed_build_leaves_nothing_or_a_whole_bundle_and_the_rerun_succeeds(
 
 
 def test_a_disk_that_is_or_becomes_full_ends_a_build_in_one_line(make_checkpoint, cli, tmp_path, monkeypatch):
-    out, checkpoint = tmp_path / "out", make_checkpoint()
+    out, checkpoint = tmp_path / "out", make_checkpoint("--kind", "plain", "--no-vae", "--no-text-encoder")
     command = ("build", checkpoint, "--target", "ort", "-o", out, "--quiet", "--resolution", "17x64x64")
     with monkeypatch.context() as context:
         context.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
         result = cli(*command)
         assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
         assert "1,000 bytes free" in result.stderr
-    real, left = os.pwrite, [40]
+    real, left = os.pwrite, [10]
 
     def pwrite(*arguments):
         left[0] -= 1

@@ -94,7 +94,7 @@ def test_a_trained_decoder_shows_no_seam(
 ) -> None:
     """Two shapes side by side on 128x256 pixels, in 3 tiles of 16x16 latents beside untiled: PSNR of 35 dB at least. 60 s."""
     checkpoint = tmp_path / "checkpoint"
-    shutil.copytree(make_checkpoint("--no-text-encoder"), checkpoint)
+    shutil.copytree(make_checkpoint("--kind", "plain", "--no-text-encoder", "--resolution", "17x128x256"), checkpoint)
     shutil.rmtree(checkpoint / "vae")
     shutil.copytree(DATA / "moving-shapes" / "vae", checkpoint / "vae")
     scenes = np.array([25, 71])
@@ -108,7 +108,7 @@ def test_a_trained_decoder_shows_no_seam(
     )
     videos = []
     for tile in ("none", "16x16"):
-        options = ("--resolution", "17x128x256", "--vae-tile", tile, "--quiet")
+        options = ("--vae-tile", tile, "--quiet")
         assert cli("build", checkpoint, "--target", "ort", "-o", tmp_path / tile, *options).exit_code == 0
         with pyrexport.load(tmp_path / tile) as pipeline:
             videos.append(frames_from(np.concatenate(list(pipeline.decode((latent - mean) / std)))))
