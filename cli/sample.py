@@ -190,7 +190,7 @@ def _sampler(
             raise UsageError(f"{model} is a bundle, whose resolution is fixed: build one at {resolution}")
         with load(model, threads=threads, resident=resident) as pipeline:
             manifest = pipeline.bundle.manifest
-            parts = {name for name, there in (("text encoder", manifest.text), ("VAE", manifest.has_vae)) if there}
+            parts = {name for name, there in (("text encoder", manifest.text), ("VAE", manifest.vae)) if there}
             yield pipeline.model, parts, lambda *job: _run_bundle(pipeline, *job)
     else:
         checkpoint = resolve_checkpoint(model, resolution)

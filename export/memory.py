@@ -140,4 +140,6 @@ def _workspace(node: ir.Node) -> int:
     """What an operator takes beside its outputs while it runs."""
     if node.op_type == "MultiHeadAttention":  # query, key and value, one head after the other
         return sum(_nbytes(value) for value in node.inputs[:3] if value is not None)
+    if node.op_type == "MatMulNBits":  # the matrix in float32
+        return 4 * node.attributes["K"].as_int() * node.attributes["N"].as_int()
     return 0

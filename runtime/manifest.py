@@ -115,11 +115,6 @@ class Manifest:
     parity: Mapping[str, Any] | None
     document: Mapping[str, Any]
 
-    @property
-    def has_vae(self) -> bool:
-        """Whether latents can be decoded."""
-        return self.vae is not None
-
 
 def digest(document: Mapping[str, Any]) -> str:
     """SHA-256 of a manifest's content, its own hash left out."""

@@ -133,6 +133,19 @@ class Pipeline:
         Raises:
             UsageError: the bundle has no text encoder.
         """
+        embeddings, mask = self.embed(prompt)
+        length = mask.shape[1]
+        text = self.run(f"text_{length}", {"embeddings": embeddings, "mask": mask})["text"][0]
+        out = np.zeros((self.model.text_length, text.shape[1]), np.float32)
+        out[:length] = text
+        return out
+
+    def embed(self, prompt: str) -> tuple[Array, Array]:
+        """What the text encoder is given: rows of its table [1, L, text width] and their mask [1, L], L the shortest length.
+
+        Raises:
+            UsageError: the bundle has no text encoder.
+        """
         manifest = self.bundle.manifest
         if manifest.text is None:
             raise UsageError(f"{self.bundle.folder} has no text encoder: give prompt_embeds")
@@ -144,10 +157,7 @@ class Pipeline:
         mask[0, : len(ids)] = 1
         embeddings = np.zeros((1, length, manifest.text.table.width), np.float32)
         embeddings[0, : len(ids)] = _rows(self.bundle.file(WEIGHTS_FILE), manifest.text.table, ids)
-        text = self.run(f"text_{length}", {"embeddings": embeddings, "mask": mask})["text"][0]
-        out = np.zeros((self.model.text_length, text.shape[1]), np.float32)
-        out[:length] = text
-        return out
+        return embeddings, mask
 
     def velocity(self, stage: int, latent: Array, timestep: float, text: Array) -> Array:
         """See `sampler.Denoiser`."""

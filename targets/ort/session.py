@@ -31,12 +31,14 @@ class OrtEngine:
         # An arena keeps what it once took, in pieces that fit nothing else, and a memory pattern adds one block of the
         # whole peak from the second run on. Without them a run takes what `export.memory` says, and gives it back.
         settings.enable_cpu_mem_arena = settings.enable_mem_pattern = False
-        if not options.prepack:
-            # Prepacking copies every weight into private memory, once per graph.
-            settings.add_session_config_entry("session.disable_prepacking", "1")
         # Folding would expand mapped 16-bit weights into private float32 ones, and a text encoder's position biases into
         # a table per layer.
-        settings.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantFolding")
+        unwanted = ["ConstantFolding"]
+        if not options.prepack:
+            # Prepacking copies every weight into private memory, once per graph; so does a convolution's blocked layout.
+            settings.add_session_config_entry("session.disable_prepacking", "1")
+            unwanted.append("NchwcTransformer")
+        settings.add_session_config_entry("optimization.disable_specified_optimizers", ";".join(unwanted))
         try:
             self.session = ort.InferenceSession(
                 str(file), settings, providers=[options.provider or "CPUExecutionProvider"]
