@@ -17,17 +17,16 @@ from ..runtime.engines import Target, find_target
 from ..runtime.errors import CheckFailed, UsageError
 from ..runtime.manifest import (
     CACHE_PRECISIONS,
-    FORMAT,
     MANIFEST_FILE,
     PRECISIONS,
     TEXT_PRECISIONS,
     TOKENIZER_FILE,
     WEIGHTS_FILE,
-    signed,
 )
 from ..runtime.pyramid import Resolution
 from ..runtime.tiles import parse_tile
 from ..targets.forms import OnnxForm, TensorSpec
+from .describe import describe_bundle
 from .layers import sources_of
 from .memory import peak_bytes
 from .modules import check_parts
@@ -39,11 +38,7 @@ from .parts import (
     Part,
     choose_tile,
     graph_parts,
-    latent_statistics,
     table_source,
-    text_lengths,
-    tile_plan,
-    timestep_frequencies,
 )
 from .text_graph import check_supported
 from .weights import plan_weights, write_component
@@ -300,7 +295,6 @@ class _Work:
             inputs = _fingerprint(_identities(self.checkpoint, component))
             if self.state[f"weights of {component}"]["inputs"] != inputs:
                 raise UsageError(f"{self.checkpoint.folder / component} was changed during the build: run it again")
-        model, config = self.checkpoint.model, self.checkpoint.config
         names = [*dict.fromkeys(graph["file"] for graph in graphs.values()), WEIGHTS_FILE]
         names += [TOKENIZER_FILE] if self.checkpoint.text_encoder else []
         files = {}
@@ -308,46 +302,12 @@ class _Work:
             path = self.partial / name
             self.reporter.part(f"hash of {name}", path.stat().st_size)
             files[name] = {"sha256": file_digest(path, self.reporter.advance), "bytes": path.stat().st_size}
-        mean, std = latent_statistics(self.checkpoint)
-        return signed(
-            {
-                "format": FORMAT,
-                "target": self.target_name,
-                "engine": {"name": self.target.ENGINE, "version": self.target.engine_version()},
-                "model": model.to_json(),
-                "transformer": {name: list(v) if isinstance(v, tuple) else v for name, v in vars(config).items()},
-                "precision": {
-                    "storage": self.options.precision,
-                    "text": self.options.text_precision,
-                    "compute": "fp32",
-                },
-                "timestep_frequencies": timestep_frequencies(config.freq_dim),
-                "latents": {"mean": mean, "std": std},
-                "text": self._describe_text(),
-                "vae": self._describe_vae(),
-                "graphs": dict(graphs),
-                "weights": {"bytes": self.plan.weight_bytes},
-                "files": files,
-                "provenance": _provenance(self.checkpoint, self.options),
-                "parity": None,
-            }
-        )
-
-    def _describe_text(self) -> dict[str, Any] | None:
-        if self.table is None:
-            return None
-        place = self.plan.places[self.table]
-        table = {"offset": place.offset, "rows": place.shape[0], "width": place.shape[1], "dtype": place.dtype}
-        return {"lengths": text_lengths(self.checkpoint), "table": table}
-
-    def _describe_vae(self) -> dict[str, Any] | None:
-        if not self.checkpoint.vae:
-            return None
-        plan = tile_plan(self.checkpoint, self.options)
-        return {
-            "tile": list(plan.tile), "tiles": plan.count, "overhead": round(plan.overhead, 4),
-            "caches": self.options.vae_caches,
-        }  # fmt: skip
+        engine = {"name": self.target.ENGINE, "version": self.target.engine_version()}
+        table = None if self.table is None else self.plan.places[self.table]
+        return describe_bundle(
+            self.checkpoint, self.options, self.target_name, engine,
+            graphs=graphs, table=table, weight_bytes=self.plan.weight_bytes, files=files,
+        )  # fmt: skip
 
     def _read_state(self) -> dict[str, Any]:
         try:
@@ -379,19 +339,6 @@ def _identities(checkpoint: Checkpoint, component: str) -> list[str]:
         status = file.stat()
         lines.append(f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}")
     return lines
-
-
-def _provenance(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
-    files: dict[str, str] = {}
-    for component in checkpoint.components:
-        for file in sorted({entry.file for entry in checkpoint.components[component].values()}):
-            files[f"{component}/{file.name}"] = file_digest(file)
-    packages = ("pyrexport", "torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript")
-    return {
-        "checkpoint": {"sha256": _fingerprint(f"{name} {sha}" for name, sha in files.items()), "files": files},
-        "packages": {name: version(name) for name in packages},
-        "options": vars(options),
-    }
 
 
 def _fingerprint(lines: Any) -> str:

@@ -157,7 +157,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def make_tokenizer(corpus: list[str], vocab_size: int) -> Tokenizer:
-    """A unigram tokenizer with T5's special tokens, trained on a corpus."""
+    """A unigram tokenizer with T5's special tokens, trained on a corpus; the same corpus gives the same ids."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace(" {2,}", " ")]
@@ -174,8 +174,25 @@ def make_tokenizer(corpus: list[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
+    _put_in_order(tokenizer, len(specials))
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return tokenizer
+
+
+def _put_in_order(tokenizer: Tokenizer, specials: int) -> None:
+    """By score, then by name: the trainer goes by a hash table, which is another one in each process.
+
+    Single characters that it only keeps for completeness get scores a ten-thousandth apart, just above the lowest: they
+    share these in their own order.
+    """
+    trained = json.loads(tokenizer.to_str())["model"]
+    rest = [(piece, round(score, 6)) for piece, score in trained["vocab"][specials:]]
+    bound = min(score for _, score in rest) + 1e-4 * len(rest)
+    kept = sorted(piece for piece, score in rest if len(piece) == 1 and score <= bound)
+    scores = sorted((score for piece, score in rest if piece in kept), reverse=True)
+    rest = sorted((entry for entry in rest if entry[0] not in kept), key=lambda entry: (-entry[1], entry[0]))
+    vocabulary = [*map(tuple, trained["vocab"][:specials]), *rest, *zip(kept, scores, strict=True)]
+    tokenizer.model = models.Unigram(vocabulary, trained["unk_id"], byte_fallback=False)
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
@@ -216,10 +233,9 @@ def shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
 
 def pyramid_document(kind: str, stages: int, wavelet: str, resolution: Resolution, text_length: int) -> dict[str, Any]:
     """`pyramid.json` of a random model; the paper's schedules where there are three stages."""
-    steps = {"2-2-1": [2, 2, 1], "20-20-10": [20, 20, 10]} if stages == 3 else {}
-    if not steps:
-        few = [2] * (stages - 1) + [1]
-        steps = {"-".join(map(str, few)): few}
+    few = [2] * (stages - 1) + [1]
+    steps = {"2-2-1": [2, 2, 1], "20-20-10": [20, 20, 10]} if stages == 3 else {"-".join(map(str, few)): few}
+    plain = {"stages": 1, "schedules": {"50": {"steps": [50], "guidance_scale": 5.0}}, "default_schedule": "50"}
     return {
         "format": 1,
         "kind": kind,
@@ -238,7 +254,57 @@ def pyramid_document(kind: str, stages: int, wavelet: str, resolution: Resolutio
         "default_schedule": next(iter(steps)),
         "negative_prompt": "",
         "patch_sizes": PPF_PATCHES[:stages] if kind == "ppf" else None,
+        **(plain if kind == "plain" else {}),
     }
+
+
+def transformer_config(preset: str, blocks: int | None, width: int | None) -> WanConfig:
+    """A preset's transformer, with another number of blocks or width where they are given."""
+    fields = dict(TRANSFORMERS[preset])
+    if width is not None:
+        if width % fields["attention_head_dim"]:
+            raise click.UsageError(
+                f"--width is a multiple of the head size {fields['attention_head_dim']}, found {width}"
+            )
+        fields["ffn_dim"] = fields["ffn_dim"] * width // (fields["num_attention_heads"] * fields["attention_head_dim"])
+        fields["num_attention_heads"] = width // fields["attention_head_dim"]
+    fields["num_layers"] = blocks or fields["num_layers"]
+    return WanConfig(**fields)
+
+
+def write_transformer(
+    folder: Path, config: WanConfig, tensors: Mapping[str, tuple[int, ...]], dtype: str, common: dict[str, Any]
+) -> None:
+    """The transformer's weights and configuration."""
+    stem = "diffusion_pytorch_model"
+    write_safetensors(folder, stem, tensors, dtype=dtype, blocks=config.num_layers, **common)
+    head = {
+        "_class_name": "WanTransformer3DModel",
+        "_diffusers_version": "0.39.0",
+        "qk_norm": "rms_norm_across_heads",
+    }
+    write_json(folder / "config.json", head | vars(config))
+
+
+def write_vae(folder: Path, tiny: bool, common: dict[str, Any]) -> None:
+    """The VAE: Wan's own, or one of base width 8."""
+    with init_empty_weights():
+        autoencoder = AutoencoderKLWan(**({"base_dim": 8} if tiny else {}))
+    stem = "diffusion_pytorch_model"
+    write_safetensors(folder, stem, shapes(autoencoder), dtype="float32", blocks=8, **common)
+    autoencoder.save_config(folder)
+
+
+def write_text(partial: Path, tiny: bool, common: dict[str, Any]) -> None:
+    """The text encoder, UMT5-XXL or a tiny one, and a tokenizer."""
+    config = UMT5Config(**UMT5["tiny" if tiny else "xxl"], feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    with init_empty_weights():
+        encoder = UMT5EncoderModel(config)
+    folder = partial / "text_encoder"
+    dtype = "float32" if tiny else "bfloat16"
+    write_safetensors(folder, "model", shapes(encoder), dtype=dtype, blocks=config.num_layers, **common)
+    write_json(folder / "config.json", config.to_dict() | {"architectures": ["UMT5EncoderModel"]})
+    write_tokenizer(partial / "tokenizer", make_tokenizer(CORPUS, config.vocab_size if tiny else 2000))
 
 
 @click.command()
@@ -269,23 +335,9 @@ def main(
         raise click.UsageError(f"{out} is a file: expected the name of a folder")
     if out.exists() and not force:
         raise click.UsageError(f"{out} exists; give --force to replace it")
-    fields = dict(TRANSFORMERS[preset])
-    if width is not None:
-        if width % fields["attention_head_dim"]:
-            raise click.UsageError(
-                f"--width is a multiple of the head size {fields['attention_head_dim']}, found {width}"
-            )
-        fields["ffn_dim"] = fields["ffn_dim"] * width // (fields["num_attention_heads"] * fields["attention_head_dim"])
-        fields["num_attention_heads"] = width // fields["attention_head_dim"]
-    fields["num_layers"] = blocks or fields["num_layers"]
-    config = WanConfig(**fields)
+    config = transformer_config(preset, blocks, width)
     tiny = preset == "tiny"
-    sized = resolution is not None
-    resolution = resolution or RESOLUTIONS[preset]
-    document = pyramid_document(kind, stages, wavelet, resolution, 64 if tiny else 512)
-    described = kind != "plain" or sized
-    if kind == "plain":
-        document |= {"stages": 1, "schedules": {"50": {"steps": [50], "guidance_scale": 5.0}}, "default_schedule": "50"}
+    document = pyramid_document(kind, stages, wavelet, resolution or RESOLUTIONS[preset], 64 if tiny else 512)
     try:
         describe_model(document | ({"wavelet": wavelet} if wavelet != "haar" else {}), config, "checkpoint")
     except UsageError as error:  # before anything is written
@@ -299,58 +351,18 @@ def main(
         partial / "scheduler" / "scheduler_config.json",
         {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 5.0},
     )
-    if described:
+    if kind != "plain" or resolution is not None:
         write_json(partial / "pyramid.json", document)
     columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn())
     with Progress(*columns, disable=quiet) as bar:
         common: dict[str, Any] = {"seed": seed, "shard": shard_bytes, "bar": bar}
-        write_safetensors(
-            partial / "transformer",
-            "diffusion_pytorch_model",
-            transformer_tensors(config, kind, [(p[0], p[1], p[2]) for p in document["patch_sizes"] or []]),
-            dtype=dtype or ("bfloat16" if preset == "wan2.1-14b" else "float32"),
-            blocks=config.num_layers,
-            **common,
-        )
-        write_json(
-            partial / "transformer" / "config.json",
-            {
-                "_class_name": "WanTransformer3DModel",
-                "_diffusers_version": "0.39.0",
-                "qk_norm": "rms_norm_across_heads",
-            }
-            | vars(config),
-        )
-        with init_empty_weights():
-            autoencoder = AutoencoderKLWan(**({"base_dim": 8} if tiny else {}))
-            umt5 = UMT5Config(
-                **UMT5["tiny" if tiny else "xxl"], feed_forward_proj="gated-gelu", tie_word_embeddings=False
-            )
-            encoder = UMT5EncoderModel(umt5)
+        dtype = dtype or ("bfloat16" if preset == "wan2.1-14b" else "float32")
+        patches = [(p[0], p[1], p[2]) for p in document["patch_sizes"] or []]
+        write_transformer(partial / "transformer", config, transformer_tensors(config, kind, patches), dtype, common)
         if vae:
-            write_safetensors(
-                partial / "vae",
-                "diffusion_pytorch_model",
-                shapes(autoencoder),
-                dtype="float32",
-                blocks=8,
-                **common,
-            )
-            autoencoder.save_config(partial / "vae")
+            write_vae(partial / "vae", tiny, common)
         if text_encoder:
-            write_safetensors(
-                partial / "text_encoder",
-                "model",
-                shapes(encoder),
-                dtype="float32" if tiny else "bfloat16",
-                blocks=umt5.num_layers,
-                **common,
-            )
-            write_json(
-                partial / "text_encoder" / "config.json",
-                umt5.to_dict() | {"architectures": ["UMT5EncoderModel"]},
-            )
-            write_tokenizer(partial / "tokenizer", make_tokenizer(CORPUS, umt5.vocab_size if tiny else 2000))
+            write_text(partial, tiny, common)
     if out.exists():
         shutil.rmtree(out)
     partial.rename(out)

@@ -12,9 +12,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,8 @@ import click
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, WanRMS_norm
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from make_random_checkpoint import PPF_PATCHES, make_tokenizer, model_index, write_json, write_tokenizer
-from moving_shapes import FRAMES, PHRASINGS, SCENES, SIZE, crop, draw, render
+from moving_shapes import FRAMES, PHRASINGS, SCENES, SIZE
 from pyrexport.export.modules import StageTransformer
 from pyrexport.runtime.flow import training_pair
 from pyrexport.runtime.model import ModelDescription, describe_model
@@ -38,6 +35,8 @@ from pyrexport.runtime.wan import WanConfig
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import nn
+from train_shapes_vae import clips_of, encode_clips, load_vae, train_vae
+from training_loop import Loop, random_of
 from transformers import UMT5Config, UMT5EncoderModel
 
 CONFIG = WanConfig(num_attention_heads=4, attention_head_dim=64, ffn_dim=1024, num_layers=4, text_dim=128, freq_dim=256)
@@ -50,11 +49,8 @@ UMT5 = {
     "vocab_size": 256,
     "dropout_rate": 0.0,
 }
-VAE = {"base_dim": 8}
 TEXT_LENGTH = 32
-KL_WEIGHT = 3e-4
 DROP_PROMPT = 0.1
-EMA = 0.999
 
 
 def description(kind: str) -> ModelDescription:
@@ -74,208 +70,6 @@ def description(kind: str) -> ModelDescription:
         "patch_sizes": PPF_PATCHES[:3] if kind == "ppf" else None,
     }
     return describe_model(document, CONFIG, "the demonstration's pyramid.json")
-
-
-def random_of(seed: int, purpose: str, step: int) -> np.random.Generator:
-    """A generator that depends on the seed, a purpose and a step alone."""
-    return np.random.Generator(np.random.Philox([seed, *purpose.encode(), step]))
-
-
-def clips_of(random: np.random.Generator, count: int, device: str, size: int = SIZE) -> tuple[np.ndarray, torch.Tensor]:
-    """Scenes [N] and their clips [N, 3, T, H, W], seen through a window around the shape where `size` is smaller."""
-    scenes = random.integers(len(SCENES), size=count)
-    geometry = draw(random, scenes)
-    if size < SIZE:
-        geometry = crop(geometry, random, size)
-    return scenes, render(scenes, torch.from_numpy(geometry).to(device), size)
-
-
-class Loop:
-    """A training loop that can be killed: parameters, optimiser and step in one file, saved beside and renamed."""
-
-    def __init__(
-        self, file: Path, parameters: Mapping[str, nn.Parameter], steps: int, rate: float, deadline: float
-    ) -> None:
-        """Start, or go on from the file if it is there."""
-        self.file, self.parameters, self.steps, self.deadline = file, parameters, steps, deadline
-        fused = next(iter(parameters.values())).is_cuda
-        self.optimiser = torch.optim.AdamW(
-            parameters.values(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=fused
-        )
-        warm = max(1, min(300, steps // 10))
-        self.rate = torch.optim.lr_scheduler.LambdaLR(
-            self.optimiser,
-            lambda step: (
-                min(1.0, (step + 1) / warm) * (0.01 + 0.99 * (1 + math.cos(math.pi * min(1, step / steps))) / 2)
-            ),
-        )
-        self.average = {name: p.detach().clone() for name, p in parameters.items()}
-        self.step = 0
-        if file.is_file():
-            self._resume(torch.load(file, weights_only=True, map_location=next(iter(parameters.values())).device))
-
-    @property
-    def done(self) -> bool:
-        """Whether all steps have been taken."""
-        return self.step >= self.steps
-
-    def run(self, loss_of: Callable[[int], torch.Tensor], log: Path, save_every: float = 60.0) -> bool:
-        """Take steps until all are taken or time is up; returns whether all are taken."""
-        name, saved, window, start = self.file.stem, time.monotonic(), [], time.monotonic()
-        first = self.step
-        while not self.done and time.monotonic() < self.deadline:
-            loss = loss_of(self.step)
-            self.optimiser.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
-            self.optimiser.step()
-            self.rate.step()
-            self.step += 1
-            keep = min(EMA, (1 + self.step) / (10 + self.step))
-            torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.parameters.values()], 1 - keep)
-            window.append(loss.detach())
-            if self.step % 50 == 0 or self.done:
-                mean = torch.stack(window).mean().item()
-                window.clear()
-                pace = (time.monotonic() - start) / (self.step - first)
-                line = {
-                    "part": name,
-                    "step": self.step,
-                    "of": self.steps,
-                    "loss": mean,
-                    "seconds_per_step": pace,
-                }
-                print(
-                    f"{name} {self.step}/{self.steps} loss {mean:.5f}, {pace:.3f} s a step, {pace * (self.steps - self.step) / 60:.0f} min left",
-                    flush=True,
-                )
-                with log.open("a") as out:
-                    out.write(json.dumps(line) + "\n")
-            if time.monotonic() - saved > save_every:
-                self.save()
-                saved = time.monotonic()
-        self.save()
-        return self.done
-
-    def save(self) -> None:
-        """Write the state beside, then rename."""
-        state = {
-            "step": self.step,
-            "parameters": {name: p.detach() for name, p in self.parameters.items()},
-            "average": self.average,
-            "optimiser": self.optimiser.state_dict(),
-            "rate": {"last_epoch": self.rate.last_epoch},
-        }
-        partial = self.file.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self.file)
-
-    def _resume(self, state: dict[str, Any]) -> None:
-        self.step = state["step"]
-        for name, p in self.parameters.items():
-            p.data.copy_(state["parameters"][name])
-        self.average = state["average"]
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.rate.last_epoch = state["rate"]["last_epoch"]
-        print(f"{self.file.stem}: going on from step {self.step}", flush=True)
-
-
-def over_whole_clips(vae: AutoencoderKLWan) -> AutoencoderKLWan:
-    """Let `encode_clips` and `decode_clips` run the VAE's layers over all frames at once: diffusers goes chunk by chunk.
-
-    The same numbers, three times faster on CPU: fewer and larger convolutions, and a norm without `vector_norm`.
-    """
-    for module in vae.modules():
-        if isinstance(module, WanResample):
-            module.forward = partial(_resample, module)
-        elif isinstance(module, WanRMS_norm):
-            module.forward = partial(_channel_norm, module)
-    return vae
-
-
-def _resample(self: WanResample, x: torch.Tensor, feat_cache: None = None, feat_idx: Any = None) -> torch.Tensor:
-    """Its `forward` over a whole clip, whose first frame passes by the convolution over time."""
-    if self.mode == "upsample3d" and x.shape[2] > 1:
-        later = self.time_conv(x[:, :, 1:]).unflatten(1, (2, x.shape[1]))
-        x = torch.cat([x[:, :, :1], later.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)], 2)
-    x = self.resample(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(x), -1)).transpose(1, 2)
-    return torch.cat([x[:, :, :1], self.time_conv(x)], 2) if self.mode == "downsample3d" and x.shape[2] > 1 else x
-
-
-def _channel_norm(self: WanRMS_norm, x: torch.Tensor) -> torch.Tensor:
-    return x * torch.rsqrt((x * x).mean(1, keepdim=True) + 1e-24) * self.gamma
-
-
-def encode_clips(vae: AutoencoderKLWan, video: torch.Tensor) -> DiagonalGaussianDistribution:
-    """Clips [N, 3, 1 + 4k, H, W] to the distribution of their latents."""
-    return DiagonalGaussianDistribution(vae.quant_conv(vae.encoder(video)))
-
-
-def decode_clips(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
-    """Latents to clips, not clamped."""
-    return vae.decoder(vae.post_quant_conv(latents))
-
-
-@torch.no_grad()
-def initialise(vae: AutoencoderKLWan) -> None:
-    """Unit gain, almost an image VAE in every frame, and little noise on the latents: with PyTorch's defaults the first
-    thousand steps learn nothing but the background.
-    """
-    for module in vae.modules():
-        if isinstance(module, nn.Conv2d | nn.Conv3d):
-            causal = module.weight.ndim == 5 and module.weight.shape[2] == 3
-            into = module.weight[0, :, 0] if causal else module.weight[0]
-            module.weight.normal_(0, into.numel() ** -0.5)
-            module.bias.zero_()
-            if causal:
-                module.weight[:, :, :2] *= 0.1
-    vae.decoder.conv_out.weight *= 0.3
-    channels = vae.config.z_dim
-    vae.quant_conv.weight[channels:] = 0
-    vae.quant_conv.bias[channels:] = -6
-
-
-def train_vae(run: Path, device: str, seed: int, steps: int, batch: int, deadline: float) -> AutoencoderKLWan | None:
-    """The VAE: single images, then whole clips, both through a window, then clips in full.
-
-    Crops of a few frames leave later frames to drift.
-    """
-    torch.manual_seed(seed)
-    vae = AutoencoderKLWan(**VAE)
-    initialise(vae)
-    over_whole_clips(vae.to(device))
-    loop = Loop(run / "vae.pt", dict(vae.named_parameters()), steps, 1e-3, deadline)
-
-    def loss_of(step: int) -> torch.Tensor:
-        random = random_of(seed, "vae", step)
-        images = step < 0.3 * steps
-        size = SIZE // 2 if step < 0.985 * steps else SIZE
-        _, video = clips_of(random, 4 * batch if images else batch, device, size)
-        if images:
-            at = int(random.integers(FRAMES))
-            video = video[:, :, at : at + 1]
-        torch.manual_seed(int(random.integers(2**62)))
-        posterior = encode_clips(vae, video)
-        error = decode_clips(vae, posterior.sample()) - video
-        kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-        return error.abs().mean() + (error**2).mean() + KL_WEIGHT * kl
-
-    if not loop.run(loss_of, run / "log.jsonl"):
-        return None
-    return round_to_half(vae.eval().requires_grad_(False))
-
-
-def load_vae(folder: Path, device: str) -> AutoencoderKLWan:
-    """A VAE that was trained before."""
-    vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=torch.float32)
-    return over_whole_clips(vae.eval().requires_grad_(False)).to(device)
-
-
-def round_to_half(module: Any) -> Any:
-    """The module with its parameters rounded as they are stored."""
-    for p in module.parameters():
-        p.data = p.data.half().float()
-    return module
 
 
 @torch.no_grad()

@@ -15,9 +15,11 @@ from click.testing import Result
 from conftest import DATA, SCRIPTS
 
 sys.path.insert(0, str(SCRIPTS))
+from make_random_checkpoint import make_tokenizer
 from moving_shapes import COLOURS, DIRECTIONS, SCENES, draw, prompts, render
 from score_moving_shapes import judge, scores
-from train_moving_shapes import VAE, AutoencoderKLWan, Loop, decode_clips, encode_clips, load_vae, over_whole_clips
+from train_shapes_vae import VAE, AutoencoderKLWan, decode_clips, encode_clips, load_vae, over_whole_clips
+from training_loop import Loop
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +97,13 @@ def test_clips_survive_the_trained_vae(clips: list[np.ndarray]) -> None:
             frames = decode_clips(vae, encode_clips(vae, video).mode()).clamp(-1, 1)
             decoded.extend((127.5 * (frames + 1)).round().byte().permute(0, 2, 3, 4, 1).numpy())
     assert scores(decoded, list(SCENES[::5]))["all"] == 1
+
+
+def test_a_corpus_has_one_tokenizer() -> None:
+    """A run that was stopped trains it again: other ids would undo what the text encoder has learned."""
+    first, second = (make_tokenizer(prompts(), 256).to_str() for _ in range(2))
+    assert first == second
+    assert make_tokenizer(prompts()[::2], 256).to_str() != first
 
 
 def test_a_stopped_loop_goes_on_at_the_same_loss(tmp_path: Path) -> None:
