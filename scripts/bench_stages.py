@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,9 @@ SLOW = 0.1
 class Contender:
     """A process that answers each line with a forward's seconds and its peak memory."""
 
-    def __init__(self, *arguments: str) -> None:
-        """Start it; the first answer, a forward to warm up, is waited for."""
-        command = [sys.executable, __file__, "--child", *arguments]
+    def __init__(self, script: str, *arguments: str) -> None:
+        """Start a script's `--child`; the first answer, a forward to warm up, is waited for."""
+        command = [sys.executable, script, "--child", *arguments]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.seconds: list[float] = []
         self.answer()
@@ -69,13 +70,22 @@ def child(kind: str, precision: str, model: str, stage: str, threads: str) -> No
     """Forward one stage for each line of standard input, after one to warm up."""
     forward = _ort(kind, model, int(stage), int(threads)) if kind in ("ort", "prepacked") else None
     forward = forward or _torch(kind, precision, model, int(stage), int(threads))
+
+    def timed() -> float:
+        start = time.perf_counter()
+        forward()
+        return time.perf_counter() - start
+
+    answer_lines(timed)
+
+
+def answer_lines(measure: Callable[[], float]) -> None:
+    """Measure once, then once for each line of standard input; seconds and peak memory go to standard output."""
     from pyrexport.runtime.measure import MemoryWatch
 
     with MemoryWatch() as memory:
         while True:
-            start = time.perf_counter()
-            forward()
-            print(json.dumps({"seconds": time.perf_counter() - start, "anonymous": memory.anonymous}), flush=True)
+            print(json.dumps({"seconds": measure(), "anonymous": memory.anonymous}), flush=True)
             if not sys.stdin.readline():
                 return
 
@@ -185,7 +195,7 @@ def main(preset: str, blocks: int, stage: int, threads: int, runs: int, only: tu
         for name in wanted:
             kind, precision = CONTENDERS[name]
             model = models[precision if kind in ("ort", "prepacked") else "torch"]
-            contenders[name] = Contender(kind, precision, model, str(stage), str(threads))
+            contenders[name] = Contender(__file__, kind, precision, model, str(stage), str(threads))
         for _ in range(runs):
             for contender in contenders.values():
                 contender.run()
