@@ -7,41 +7,42 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..runtime.bundle import is_bundle
+from ..runtime.engines import EngineOptions
 from ..runtime.errors import CheckFailed, UsageError
 from ..runtime.measure import measure_bundle
-from .common import output_options, print_json, print_table, progress
+from .common import engine_options, output_options, print_json, print_table, progress
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--threads", type=click.IntRange(0), default=0, help="Of one operator; 0: all cores.")
 @click.option("--schedule", help="Of the chain.")
-@click.option("--prepack", is_flag=True, help="Let the engine copy weights into its own layout.")
 @click.option("--reference", type=click.Path(path_type=Path), help="Time this checkpoint in PyTorch too, alternating.")
+@engine_options
 @output_options
 def command(
-    bundle: Path, runs: int, threads: int, schedule: str | None, prepack: bool, reference: Path | None, as_json: bool, quiet: bool
+    bundle: Path, runs: int, schedule: str | None, reference: Path | None, engine: EngineOptions, as_json: bool, quiet: bool
 ) -> None:  # fmt: skip
     """Measure latency per stage, load time, peak memory and glue of BUNDLE."""
     if not is_bundle(bundle):
         raise UsageError(f"{bundle} is not a bundle: expected a folder with manifest.json")
-    threads = threads or os.cpu_count() or 1
-    child = _Reference(reference, schedule, threads) if reference is not None else None
+    engine = replace(engine, threads=engine.threads or os.cpu_count() or 1)
+    child = _Reference(reference, schedule, engine.threads) if reference is not None else None
     try:
         with progress(quiet) as bar:
             task = bar.add_task("runs", total=runs)
             document = measure_bundle(
-                bundle, runs=runs, threads=threads, schedule=schedule, prepack=prepack,
+                bundle, runs=runs, engine=engine, schedule=schedule,
                 between=child.run if child else lambda: None, advance=lambda: bar.advance(task),
             )  # fmt: skip
-        document["machine"] = {"platform": platform.platform(), "cores": os.cpu_count(), "threads": threads}
+        document["machine"] = {"platform": platform.platform(), "cores": os.cpu_count(), **vars(engine)}
         if child is not None:
             document["reference"] = child.summary()
             ours = document["chain"]["median"]

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,11 +20,13 @@ from rich.progress import (
 from rich.table import Table
 
 from ..runtime.checkpoint import Checkpoint, read_checkpoint
+from ..runtime.engines import EngineOptions
 from ..runtime.errors import UsageError
 from ..runtime.pyramid import Resolution
 
 __all__ = [
     "ResolutionType",
+    "engine_options",
     "output_options",
     "print_json",
     "print_table",
@@ -51,6 +54,24 @@ def output_options(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else there.")(
         command
     )
+
+
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--threads`, `--prepack` and `--provider`, as one argument `engine`."""
+
+    @wraps(command)
+    def wrapped(*arguments: Any, threads: int, prepack: bool, provider: str, **others: Any) -> Any:
+        return command(*arguments, engine=EngineOptions(threads, prepack, provider), **others)
+
+    for option in (
+        click.option(
+            "--provider", default="", metavar="NAME", help="ONNX Runtime's execution provider, in place of the CPU's."
+        ),
+        click.option("--prepack", is_flag=True, help="Let the engine copy weights into its own layout."),
+        click.option("--threads", type=click.IntRange(0), default=0, help="Of one operator; 0: the engine's choice."),
+    ):
+        wrapped = option(wrapped)
+    return wrapped
 
 
 def sampling_options(command: F) -> F:

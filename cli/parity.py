@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..runtime.bundle import is_bundle
+from ..runtime.engines import EngineOptions
 from ..runtime.errors import CheckFailed, UsageError
 from ..runtime.manifest import MANIFEST_FILE, signed
 from ..runtime.parity import check_parity
@@ -17,7 +18,7 @@ from ..runtime.schedules import parse_levels
 from ..runtime.tiles import parse_tile
 from ..runtime.trace import Trace
 from ..runtime.video import check_output, written_beside
-from .common import output_options, print_json, print_table, progress, read_prompts, resolve_checkpoint
+from .common import engine_options, output_options, print_json, print_table, progress, read_prompts, resolve_checkpoint
 
 DEFAULT_PROMPTS = ("a red circle moving left", "Two cats box on a stage, in the style of an old film.")
 
@@ -38,13 +39,13 @@ DEFAULT_PROMPTS = ("a red circle moving left", "Two cats box on a stage, in the 
 @click.option("--decode/--no-decode", default=True, help="Also compare videos.")
 @click.option("--bisect", is_flag=True, help="Name the first block that diverges; needs --reference.")
 @click.option("--store", is_flag=True, help="Keep the result in the bundle's manifest.")
-@click.option("--threads", type=click.IntRange(0), default=0)
+@engine_options
 @output_options
 def command(
     bundle: Path | None, reference: Path | None, trace: Path | None, record: Path | None, prompts: tuple[str, ...],
     prompts_file: Path | None, seeds: tuple[int, ...], schedule: str | None, levels: str | None,
-    guidance_scale: float | None, negative_prompt: str | None, vae_tile: str | None, decode: bool, bisect: bool, store: bool, threads: int,
-    as_json: bool, quiet: bool,
+    guidance_scale: float | None, negative_prompt: str | None, vae_tile: str | None, decode: bool, bisect: bool, store: bool,
+    engine: EngineOptions,     as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Compare BUNDLE with a reference. Exit code 1 if any level is out of tolerance."""
     recording = bool(prompts or prompts_file or schedule or levels or negative_prompt or vae_tile) or not decode
@@ -66,7 +67,7 @@ def command(
                 click.echo(f"{path}: {path.stat().st_size:,} bytes")
             return
         opened = Trace(path)
-        with load(bundle, threads=threads, resident=True) as pipeline:
+        with load(bundle, resident=True, **vars(engine)) as pipeline:
             result = _compare(pipeline, opened, quiet)
             if bisect and not result["levels"]["stages"]["passed"]:
                 assert reference is not None

@@ -14,6 +14,7 @@ from rich.progress import Progress
 
 from ..runtime.bundle import is_bundle
 from ..runtime.documents import read_json
+from ..runtime.engines import EngineOptions
 from ..runtime.errors import UsageError
 from ..runtime.pipeline import Pipeline, load, require_finite
 from ..runtime.pyramid import Resolution
@@ -30,6 +31,7 @@ from ..runtime.video import (
 )
 from .common import (
     ResolutionType,
+    engine_options,
     output_options,
     print_json,
     progress,
@@ -51,13 +53,13 @@ Frames = NDArray[np.uint8]
 @click.option("--grid", is_flag=False, flag_value="", default=None, metavar="[FILE]", help="Also a PNG contact sheet, by default beside the output.")  # fmt: skip
 @click.option("--save-latents", type=click.Path(path_type=Path), help="Also the latents, as .npy.")
 @click.option("--resolution", type=ResolutionType(), help="Of a checkpoint; a bundle's is fixed.")
-@click.option("--threads", type=click.IntRange(0), default=0, help="Of one operator; 0: the engine's choice.")
 @click.option("--resident", is_flag=True, help="Keep all engines of a bundle open.")
+@engine_options
 @sampling_options
 @output_options
 def command(
     model: Path, prompt: str | None, prompts: Path | None, output: Path, grid: str | None, save_latents: Path | None,
-    resolution: Resolution | None, threads: int, resident: bool, negative_prompt: str | None,
+    resolution: Resolution | None, engine: EngineOptions, resident: bool, negative_prompt: str | None,
     guidance_scale: float | None, schedule: str | None, levels: str | None, seed: int, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Sample a video from MODEL, a bundle or a checkpoint."""
@@ -70,7 +72,7 @@ def command(
     jobs = _jobs(words, output, grid, save_latents, many)
     how = {"name": schedule, "guidance_scale": guidance_scale, "levels": None if levels is None else parse_levels(levels)}  # fmt: skip
     results = []
-    with _sampler(model, resolution, threads, resident) as (description, parts, run):
+    with _sampler(model, resolution, engine, resident) as (description, parts, run):
         _check_parts(model, parts, jobs)
         plan = description.schedule(**how)
         negative = description.negative_prompt if negative_prompt is None else negative_prompt
@@ -182,22 +184,24 @@ def _stage_bars(bar: Progress, pyramid: Any, plan: Schedule) -> Callable[[Step],
 
 @contextmanager
 def _sampler(
-    model: Path, resolution: Resolution | None, threads: int, resident: bool
+    model: Path, resolution: Resolution | None, engine: EngineOptions, resident: bool
 ) -> Iterator[tuple[Any, set[str], Callable[..., None]]]:
     """The model's description, which optional parts it has, and a function that does a job."""
     if is_bundle(model):
         if resolution is not None:
             raise UsageError(f"{model} is a bundle, whose resolution is fixed: build one at {resolution}")
-        with load(model, threads=threads, resident=resident) as pipeline:
+        with load(model, resident=resident, **vars(engine)) as pipeline:
             manifest = pipeline.bundle.manifest
             parts = {name for name, there in (("text encoder", manifest.text), ("VAE", manifest.vae)) if there}
             yield pipeline.model, parts, lambda *job: _run_bundle(pipeline, *job)
     else:
+        if engine.prepack or engine.provider:
+            raise UsageError(f"{model} is a checkpoint, which PyTorch runs: --prepack and --provider are for bundles")
         checkpoint = resolve_checkpoint(model, resolution)
         parts = {
             name for name, tensors in (("text encoder", checkpoint.text_encoder), ("VAE", checkpoint.vae)) if tensors
         }
-        yield checkpoint.model, parts, _Reference(checkpoint).run
+        yield checkpoint.model, parts, _Reference(checkpoint, engine.threads).run
 
 
 def _run_bundle(
@@ -232,15 +236,19 @@ def _write_extras(job: _Job, latents: NDArray[np.float32], frames: list[Frames])
 class _Reference:
     """Jobs done by the PyTorch reference."""
 
-    def __init__(self, checkpoint: Any) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: Any, threads: int) -> None:
+        self.checkpoint, self.threads = checkpoint, threads
         self.reference: Any = None
 
     def run(self, job: _Job, plan: Schedule, negative: str, seed: int, advance: Callable[[Step], None]) -> None:
         """Sample and write."""
         checkpoint = self.checkpoint
+        import torch
+
         from ..export.reference import Reference
 
+        if self.threads:
+            torch.set_num_threads(self.threads)
         reference = self.reference = self.reference or Reference(checkpoint)
         text = reference.encode([job.prompt, negative] if plan.guided else [job.prompt])
         latent = sample(

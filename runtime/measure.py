@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .engines import EngineOptions
 from .pipeline import Pipeline, load
 from .pyramid import VAE_SPATIAL
 from .tiles import TilePlan
@@ -77,9 +78,8 @@ def measure_bundle(
     folder: Path,
     *,
     runs: int,
-    threads: int,
+    engine: EngineOptions,
     schedule: str | None = None,
-    prepack: bool = False,
     between: Callable[[], None] = lambda: None,
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
@@ -88,16 +88,15 @@ def measure_bundle(
     Args:
         folder: of the bundle.
         runs: how many are counted, after one to warm up.
-        threads: of one operator.
+        engine: how graphs are opened.
         schedule: in place of the default.
-        prepack: see `EngineOptions`.
         between: called after each run, so that another program can take its turn.
         advance: called after each run.
 
     Returns:
         Seconds per graph (`min`, `median` of a call, `load`), of the chain, the share of the glue in it, and peak memory.
     """
-    with MemoryWatch() as memory, load(folder, resident=True, threads=threads, prepack=prepack) as pipeline:
+    with MemoryWatch() as memory, load(folder, resident=True, **vars(engine)) as pipeline:
         loads = _load_all(pipeline)
         shape = (pipeline.model.text_length, pipeline.bundle.manifest.config.text_dim)
         text = np.random.default_rng(0).standard_normal(shape).astype(np.float32)

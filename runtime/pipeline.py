@@ -287,7 +287,13 @@ def _rows(file: Path, table: TableEntry, ids: list[int]) -> Array:
 
 
 def load(
-    bundle: str | Path, *, resident: bool = False, threads: int = 0, prepack: bool = False, verify: bool = False
+    bundle: str | Path,
+    *,
+    resident: bool = False,
+    threads: int = 0,
+    prepack: bool = False,
+    provider: str = "",
+    verify: bool = False,
 ) -> Pipeline:
     """Open a bundle as a pipeline.
 
@@ -299,10 +305,12 @@ def load(
         resident: keep all engines open, in place of one at a time.
         threads: of one operator; 0: the engine's choice.
         prepack: let the engine copy weights into its own layout.
+        provider: ONNX Runtime's execution provider, such as "CUDAExecutionProvider"; empty: the CPU's.
         verify: hash every file again.
 
     Raises:
-        UsageError: it is not a bundle, or its engine is not installed or too old.
+        UsageError: it is not a bundle, or its engine is not installed or too old; later, when a graph is opened, that there
+            is no such provider.
         CheckFailed: a file is missing, extra or damaged.
     """
     if threads < 0:
@@ -310,7 +318,7 @@ def load(
     opened = open_bundle(Path(bundle), verify=verify)
     target = find_target(opened.manifest.target)
     _check_engine(opened, target)
-    return Pipeline(opened, target, options=EngineOptions(threads, prepack), resident=resident)
+    return Pipeline(opened, target, options=EngineOptions(threads, prepack, provider), resident=resident)
 
 
 def _check_engine(bundle: Bundle, target: Target) -> None:

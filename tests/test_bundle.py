@@ -392,6 +392,13 @@ def test_ten_thousand_fuzzed_manifests_are_read_or_refused(bundle):
     assert accepted < 6_000
 
 
+def test_a_provider_that_is_not_there(bundle, tiny, refused, tmp_path):
+    arguments = ("--prompt", "a", "-o", tmp_path / "x.npy", "--provider", "CUDAExecutionProvider", "--quiet")
+    assert "has no 'CUDAExecutionProvider' here: expected one of" in refused("sample", bundle, *arguments)
+    assert "are for bundles" in refused("sample", tiny, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
 def test_wrong_arguments_to_the_api_are_refused(bundle):
     with pyrexport.load(bundle) as pipeline:
         for arguments in ({}, {"prompt": "a", "prompt_embeds": np.zeros((64, 32), np.float32)}, {"prompt": "a", "output_type": "pil"}, {"prompt": "a", "seed": -1}, {"prompt_embeds": np.zeros((3, 3), np.float32)}, {"prompt": "a", "schedule": "x"}):  # fmt: skip

@@ -13,6 +13,9 @@ from ...runtime.errors import UsageError
 
 __all__ = ["OrtEngine"]
 
+CPU = "CPUExecutionProvider"
+"""Also what evaluates the operators that another provider leaves."""
+
 
 class OrtEngine:
     """One graph. Weights stay mapped from the file, shared by all graphs and processes, unless prepacking is asked for."""
@@ -21,9 +24,14 @@ class OrtEngine:
         """Load a graph.
 
         Raises:
-            UsageError: ONNX Runtime refuses it.
+            UsageError: ONNX Runtime refuses it, or has no such execution provider here.
         """
         self.specs = specs
+        provider = options.provider or CPU
+        if provider not in ort.get_available_providers():
+            raise UsageError(
+                f"onnxruntime has no '{provider}' here: expected one of {', '.join(ort.get_available_providers())}"
+            )
         settings = ort.SessionOptions()
         settings.log_severity_level = 3
         if options.threads:
@@ -40,9 +48,7 @@ class OrtEngine:
             unwanted.append("NchwcTransformer")
         settings.add_session_config_entry("optimization.disable_specified_optimizers", ";".join(unwanted))
         try:
-            self.session = ort.InferenceSession(
-                str(file), settings, providers=[options.provider or "CPUExecutionProvider"]
-            )
+            self.session = ort.InferenceSession(str(file), settings, providers=[*dict.fromkeys([provider, CPU])])
         except Exception as error:  # ONNX Runtime's exceptions share no base of their own
             raise UsageError(f"onnxruntime {ort.__version__} cannot load {file.name}: {str(error)[:300]}") from error
         self.outputs = [value.name for value in self.session.get_outputs()]
