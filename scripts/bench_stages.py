@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import onnxruntime
 from rich.console import Console
 from rich.table import Table
 
@@ -28,8 +29,12 @@ CONTENDERS = {
     "torch.compile bf16": ("compile", "bfloat16"),
     "ort fp32, weights shared": ("ort", "fp32"),
     "ort fp32, prepacked": ("prepacked", "fp32"),
+    "ort fp16 stored": ("ort", "fp16"),
     "ort bf16 stored": ("ort", "bf16"),
 }
+for provider in onnxruntime.get_available_providers():
+    if provider not in ("CPUExecutionProvider", "AzureExecutionProvider"):
+        CONTENDERS |= {f"ort {name}, {provider}": (provider, name) for name in ("fp32", "fp16")}
 BASELINE = "torch eager fp32"
 SLOW = 0.1
 """A contender in bfloat16 is left out where its matrix products reach less than this share of float32's."""
@@ -68,8 +73,10 @@ class Contender:
 
 def child(kind: str, precision: str, model: str, stage: str, threads: str) -> None:
     """Forward one stage for each line of standard input, after one to warm up."""
-    forward = _ort(kind, model, int(stage), int(threads)) if kind in ("ort", "prepacked") else None
-    forward = forward or _torch(kind, precision, model, int(stage), int(threads))
+    if kind in ("torch", "compile"):
+        forward = _torch(kind, precision, model, int(stage), int(threads))
+    else:
+        forward = _ort(kind, model, int(stage), int(threads))
 
     def timed() -> float:
         start = time.perf_counter()
@@ -94,7 +101,8 @@ def _ort(kind: str, bundle: str, stage: int, threads: int) -> Any:
     import numpy as np
     import pyrexport
 
-    pipeline = pyrexport.load(bundle, threads=threads, prepack=kind == "prepacked")
+    provider = "" if kind in ("ort", "prepacked") else kind
+    pipeline = pyrexport.load(bundle, threads=threads, prepack=kind == "prepacked", provider=provider)
     latent = np.random.default_rng(0).standard_normal(pipeline.model.pyramid.stages[stage].latent).astype(np.float32)
     text = np.zeros((pipeline.model.text_length, pipeline.bundle.manifest.config.text_dim), np.float32)
     pipeline.open(f"stage{stage}")
@@ -145,7 +153,7 @@ def _build(folder: Path, preset: str, blocks: int) -> dict[str, str]:
     options = ["--preset", preset, "--blocks", str(blocks), "--dtype", "float32", "--no-text-encoder", "--no-vae"]
     subprocess.run([*make, *options, "--quiet"], check=True)
     models = {"torch": str(checkpoint)}
-    for precision in ("fp32", "bf16"):
+    for precision in ("fp32", "fp16", "bf16"):
         models[precision] = str(folder / precision)
         build = [sys.executable, "-m", "pyrexport.cli", "build", str(checkpoint), "--target", "ort"]
         subprocess.run(
@@ -194,7 +202,7 @@ def main(preset: str, blocks: int, stage: int, threads: int, runs: int, only: tu
         contenders = {}
         for name in wanted:
             kind, precision = CONTENDERS[name]
-            model = models[precision if kind in ("ort", "prepacked") else "torch"]
+            model = models["torch" if kind in ("torch", "compile") else precision]
             contenders[name] = Contender(__file__, kind, precision, model, str(stage), str(threads))
         for _ in range(runs):
             for contender in contenders.values():
