@@ -56,8 +56,8 @@ DROP_PROMPT = 0.1
 def description(kind: str) -> ModelDescription:
     """The `pyramid.json` of the checkpoint."""
     schedules = {
-        name: {"steps": list(map(int, name.split("-"))), "shift": 5.0, "guidance_scale": 1.0}
-        for name in ("2-2-1", "10-10-10", "20-10-10")
+        name: {"steps": list(map(int, name.split("-"))), "shift": 5.0, "guidance_scale": guidance}
+        for name, guidance in (("2-2-1", 1.0), ("10-10-10", 1.0), ("8-6-6", 3.0))
     }
     document = {
         "format": 1,
@@ -66,7 +66,7 @@ def description(kind: str) -> ModelDescription:
         "resolution": asdict(Resolution(FRAMES, SIZE, SIZE)),
         "text_length": TEXT_LENGTH,
         "schedules": schedules,
-        "default_schedule": "10-10-10",
+        "default_schedule": "8-6-6",
         "patch_sizes": PPF_PATCHES[:3] if kind == "ppf" else None,
     }
     return describe_model(document, CONFIG, "the demonstration's pyramid.json")
@@ -254,6 +254,7 @@ def write_checkpoint(
     write_json(partial / "transformer" / "config.json", head | asdict(CONFIG))
     vae.save_config(partial / "vae")
     config = json.loads((partial / "vae" / "config.json").read_text())
+    config.pop("_name_or_path", None)  # where the VAE was read from
     write_json(
         partial / "vae" / "config.json",
         config | {f"latents_{k}": [float(v) for v in pool[k]] for k in ("mean", "std")},

@@ -73,6 +73,16 @@ def bundle(make_bundle: Make) -> Path:
     return make_bundle()
 
 
+@pytest.fixture(scope="session")
+def shapes_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the demonstration checkpoint. Not to be changed: copy it."""
+    out = tmp_path_factory.mktemp("shapes") / "bundle"
+    command = ["build", str(DATA / "moving-shapes"), "--target", "ort", "-o", str(out), "--quiet"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    return out
+
+
 @pytest.fixture
 def cli() -> Callable[..., Result]:
     """Run a command line in this process."""

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+from conftest import DATA
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -99,18 +100,19 @@ def lean(wheel, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_wheel_inspects_a_checkpoint_without_torch(lean, tiny):
+def test_the_wheel_inspects_a_checkpoint_without_torch(lean):
     """The environment takes about 30 s."""
-    run = [str(lean / "pyrexport"), "inspect", str(tiny), "--json"]
+    run = [str(lean / "pyrexport"), "inspect", str(DATA / "moving-shapes"), "--json"]
     document = json.loads(subprocess.run(run, check=True, capture_output=True, text=True, cwd="/").stdout)
     assert document["kind"] == "pyramidal"
 
 
 @pytest.mark.slow
-def test_the_runtime_samples_and_proves_itself_without_torch(lean, bundle, tiny, cli, tmp_path):
-    """From the command line and from Python, in the lean environment: about 40 s."""
-    trace = tmp_path / "trace.safetensors"
-    assert cli("parity", "--record", trace, "--reference", tiny, "--quiet").exit_code == 0
+def test_the_runtime_samples_and_proves_itself_without_torch(lean, shapes_bundle, cli, tmp_path):
+    """The demonstration, from the command line and from Python, in the lean environment: about 40 s."""
+    bundle, trace = shapes_bundle, tmp_path / "trace.safetensors"
+    how = ("--prompt", "a red circle moving left", "--schedule", "2-2-1", "--quiet")
+    assert cli("parity", "--record", trace, "--reference", DATA / "moving-shapes", *how).exit_code == 0
 
     def run(*arguments: object) -> str:
         command = [str(a) for a in arguments]
@@ -124,7 +126,7 @@ def test_the_runtime_samples_and_proves_itself_without_torch(lean, bundle, tiny,
     code = f"""
 import sys, pyrexport
 with pyrexport.load({str(bundle)!r}) as pipeline:
-    assert pipeline("a cat", seed=0).frames.shape == (17, 64, 64, 3)
+    assert pipeline("a red circle moving left", seed=0, schedule="2-2-1").frames.shape == (17, 128, 128, 3)
 absent = ["torch", "diffusers", "transformers", "onnx", "safetensors", "av"]
 import importlib.util
 assert not any(importlib.util.find_spec(name) for name in absent)

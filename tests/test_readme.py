@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from conftest import DATA
 from pyrexport.cli import main
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text("utf-8")
@@ -17,10 +18,11 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_every_command_of_the_readme_succeeds_in_order(tiny, tmp_path, monkeypatch):
-    """About 40 s, most of it the two builds."""
+def test_every_command_of_the_readme_succeeds_in_order(tmp_path, monkeypatch):
+    """About 70 s, most of it the two builds."""
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(tiny, "demo/checkpoint")
+    shutil.copytree(DATA, "tests/data")
+    Path("demo").mkdir()
     commands = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
     assert len(commands) >= 8
     for command in commands:
