@@ -10,7 +10,15 @@ import onnx_ir as ir
 import onnxscript
 import torch
 from onnx.defs import OpSchema
-from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
+from onnx_ir.passes.common import (
+    CommonSubexpressionEliminationPass,
+    DeduplicateInitializersPass,
+    InlinePass,
+    LiftConstantsToInitializersPass,
+    NameFixPass,
+    RemoveUnusedNodesPass,
+    ShapeInferencePass,
+)
 from onnxscript import opset23, optimizer
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -134,9 +142,20 @@ def _simplify(model: ir.Model, sources: Mapping[str, Source]) -> None:
         del model.graph.initializers[value.name or ""]
         value.const_value = None
     model.graph.inputs.extend(weights)
-    optimizer.optimize(model, num_iterations=2, output_size_limit=4096)
-    CommonSubexpressionEliminationPass()(model)
-    RemoveUnusedNodesPass()(model)
+    # onnxscript's whole optimizer adds pattern rules, whose time grows with the square of the blocks and one of which drops
+    # the epsilon of the VAE's norms as a zero.
+    InlinePass()(model)
+    optimizer.fold_constants(model, output_size_limit=4096)
+    for tidy in (
+        RemoveUnusedNodesPass(),
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        DeduplicateInitializersPass(),
+        CommonSubexpressionEliminationPass(),
+        RemoveUnusedNodesPass(),
+        NameFixPass(),
+        ShapeInferencePass(),
+    ):
+        tidy(model)
     for value in weights:
         model.graph.inputs.remove(value)
         if value.uses():

@@ -75,12 +75,12 @@ class TextBlock(nn.Module):
         """[1, L, d_model] to the same; `hidden` [1, 1, 1, L] is very negative where a token is padding."""
         width, eps, heads = (self.config.d_model,), self.config.layer_norm_epsilon, self.config.num_heads
         y = nn.functional.rms_norm(x, width, self.norm_1, eps)
-        q, k, v = (layer(y).unflatten(-1, (heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        q, k, v = (layer(y).unflatten(-1, (heads, -1)) for layer in (self.q, self.k, self.v))
         bias = (
             nn.functional.embedding(buckets, self.bias).permute(2, 0, 1).unsqueeze(0)
         )  # T5 adds it to unscaled scores
-        scores = torch.softmax(torch.matmul(q, k.transpose(2, 3)) + bias + hidden, dim=-1)
-        x = x + self.o(torch.matmul(scores, v).transpose(1, 2).flatten(2))
+        scores = torch.softmax(torch.matmul(q.transpose(1, 2), k.permute(0, 2, 3, 1)) + bias + hidden, dim=-1)
+        x = x + self.o(torch.matmul(scores, v.transpose(1, 2)).transpose(1, 2).flatten(2))
         y = nn.functional.rms_norm(x, width, self.norm_2, eps)
         return x + self.wo(nn.functional.gelu(self.wi_0(y), approximate="tanh") * self.wi_1(y))
 

@@ -93,7 +93,8 @@ def _write(
         count = min(step, rows - start)
         block = _read(data, entry.offset + start * row * dtype.itemsize, count * row, dtype).to(wanted)
         if source.layout == "transposed":
-            _write_columns(block.view(count, row).T.contiguous(), start, rows, place.offset, out)
+            columns = block.view(count, row).T.clone(memory_format=torch.contiguous_format)  # strides too, of one row
+            _write_columns(columns, start, rows, place.offset, out)
         else:
             if source.layout.startswith("tap "):
                 block = block.view(count, *entry.shape[1:])[:, :, int(source.layout[4:])].contiguous()

@@ -16,7 +16,11 @@ import pyrexport
 import pytest
 from helpers import resign
 from kill_build import kill_once
+from pyrexport.export import weights
+from pyrexport.export.layers import sources_of
+from pyrexport.export.parts import Options, graph_parts
 from pyrexport.export.reference import Reference
+from pyrexport.export.weights import plan_weights, write_component
 from pyrexport.runtime.bundle import open_bundle
 from pyrexport.runtime.checkpoint import read_checkpoint
 from pyrexport.runtime.errors import PyrexportError
@@ -70,6 +74,23 @@ def test_every_weight_is_stored_once(bundle):
     document = json.loads((bundle / "manifest.json").read_text())
     table = document["text"]["table"]
     assert sum(places.values()) + 4 * table["rows"] * table["width"] == document["weights"]["bytes"]
+
+
+def test_weights_do_not_depend_on_the_size_of_the_pieces_they_are_read_in(tiny, tmp_path, monkeypatch):
+    """In 16 bits and by one row at a time, too: a piece of one row has the strides of the whole matrix."""
+    checkpoint = read_checkpoint(tiny)
+    parts = graph_parts(checkpoint, Options("bf16"))
+    plan = plan_weights([source for part in parts for source in sources_of(part.module).values()])
+    written = []
+    for chunk in (weights.CHUNK, 1024, 260):
+        monkeypatch.setattr(weights, "CHUNK", chunk)
+        file = tmp_path / str(chunk)
+        file.touch()
+        for component in checkpoint.components:
+            write_component(checkpoint, plan, component, file, lambda count: None)
+        written.append(file.read_bytes())
+    assert written[0] == written[1] == written[2]
+    assert len(written[0]) > 10**5
 
 
 def test_sampling_a_bundle_equals_the_reference(bundle, tiny, cli, tmp_path):
