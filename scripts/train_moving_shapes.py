@@ -293,17 +293,17 @@ def write_checkpoint(
     help="Take the VAE alone from this folder, and train the rest.",
 )
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
-@click.option("--vae-steps", type=click.IntRange(1), default=5000, show_default=True)
-@click.option("--vae-batch", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--vae-steps", type=click.IntRange(1), default=3000, show_default=True)
+@click.option("--vae-batch", type=click.IntRange(1), default=2, show_default=True)
 @click.option(
     "--pool",
     "pool_size",
     type=click.IntRange(8),
-    default=1440,
+    default=1080,
     show_default=True,
     help="Clips whose latents are cached.",
 )
-@click.option("--steps", type=click.IntRange(1), default=3000, show_default=True)
+@click.option("--steps", type=click.IntRange(1), default=6000, show_default=True)
 @click.option(
     "--batch",
     type=click.IntRange(1),
