@@ -40,6 +40,7 @@ class Loop:
         )
         self.average = {name: p.detach().clone() for name, p in parameters.items()}
         self.step = 0
+        self.losses: list[torch.Tensor] = []
         if file.is_file():
             self._resume(torch.load(file, weights_only=True, map_location=next(iter(parameters.values())).device))
 
@@ -50,7 +51,7 @@ class Loop:
 
     def run(self, loss_of: Callable[[int], torch.Tensor], log: Path, save_every: float = 60.0) -> bool:
         """Take steps until all are taken or time is up; returns whether all are taken."""
-        name, saved, window, start = self.file.stem, time.monotonic(), [], time.monotonic()
+        name, saved, start = self.file.stem, time.monotonic(), time.monotonic()
         first = self.step
         while not self.done and time.monotonic() < self.deadline:
             loss = loss_of(self.step)
@@ -62,10 +63,10 @@ class Loop:
             self.step += 1
             keep = min(EMA, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.parameters.values()], 1 - keep)
-            window.append(loss.detach())
+            self.losses.append(loss.detach())
             if self.step % 50 == 0 or self.done:
-                mean = torch.stack(window).mean().item()
-                window.clear()
+                mean = torch.stack(self.losses).mean().item()
+                self.losses.clear()
                 pace = (time.monotonic() - start) / (self.step - first)
                 line = {
                     "part": name,
@@ -90,6 +91,7 @@ class Loop:
         """Write the state beside, then rename."""
         state = {
             "step": self.step,
+            "losses": self.losses,
             "parameters": {name: p.detach() for name, p in self.parameters.items()},
             "average": self.average,
             "optimiser": self.optimiser.state_dict(),
@@ -100,7 +102,7 @@ class Loop:
         partial.replace(self.file)
 
     def _resume(self, state: dict[str, Any]) -> None:
-        self.step = state["step"]
+        self.step, self.losses = state["step"], state["losses"]
         for name, p in self.parameters.items():
             p.data.copy_(state["parameters"][name])
         self.average = state["average"]
