@@ -13,11 +13,11 @@ from typing import Any
 
 import click
 
-from ..runtime.bundle import is_bundle
+from ..runtime.bundle import is_bundle, open_bundle
 from ..runtime.engines import EngineOptions
 from ..runtime.errors import CheckFailed, UsageError
 from ..runtime.measure import measure_bundle
-from .common import engine_options, output_options, print_json, print_table, progress
+from .common import engine_options, output_options, print_json, print_table, progress, resolve_checkpoint
 
 
 @click.command()
@@ -34,7 +34,7 @@ def command(
     if not is_bundle(bundle):
         raise UsageError(f"{bundle} is not a bundle: expected a folder with manifest.json")
     engine = replace(engine, threads=engine.threads or os.cpu_count() or 1)
-    child = _Reference(reference, schedule, engine.threads) if reference is not None else None
+    child = None if reference is None else _reference(bundle, reference, schedule, engine.threads)
     try:
         with progress(quiet) as bar:
             task = bar.add_task("runs", total=runs)
@@ -56,10 +56,24 @@ def command(
         _show(document)
 
 
+def _reference(bundle: Path, reference: Path, schedule: str | None, threads: int) -> "_Reference":
+    """A checkpoint in PyTorch, once it is known to be the bundle's model and to have the schedule.
+
+    Raises:
+        UsageError: it is another model, or there is no such schedule.
+    """
+    model = open_bundle(bundle).manifest.model
+    model.schedule(schedule)
+    found = resolve_checkpoint(reference, model.pyramid.resolution).model
+    if found.to_json() != model.to_json():
+        raise UsageError(f"{reference} is another model than {bundle}: a ratio would compare nothing")
+    return _Reference(reference, schedule, threads, str(model.pyramid.resolution))
+
+
 class _Reference:
     """The PyTorch reference in a process of its own, so that neither side's memory or threads touch the other's."""
 
-    def __init__(self, checkpoint: Path, schedule: str | None, threads: int) -> None:
+    def __init__(self, checkpoint: Path, schedule: str | None, threads: int, resolution: str) -> None:
         command = [
             sys.executable,
             "-m",
@@ -67,10 +81,15 @@ class _Reference:
             str(checkpoint),
             str(threads),
             schedule or "",
+            resolution,
         ]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.times: list[dict[str, Any]] = []
-        self._answer()  # the warm-up run
+        try:
+            self._answer()  # the warm-up run
+        except CheckFailed:
+            self.close()
+            raise
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None

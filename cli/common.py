@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.table import Table
 
 from ..runtime.checkpoint import Checkpoint, read_checkpoint
-from ..runtime.engines import EngineOptions
+from ..runtime.engines import MAX_THREADS, EngineOptions
 from ..runtime.errors import UsageError
 from ..runtime.pyramid import Resolution
 
@@ -68,7 +68,9 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--provider", default="", metavar="NAME", help="ONNX Runtime's execution provider, in place of the CPU's."
         ),
         click.option("--prepack", is_flag=True, help="Let the engine copy weights into its own layout."),
-        click.option("--threads", type=click.IntRange(0), default=0, help="Of one operator; 0: the engine's choice."),
+        click.option(
+            "--threads", type=click.IntRange(0, MAX_THREADS), default=0, help="Of one operator; 0: the engine's choice."
+        ),
     ):
         wrapped = option(wrapped)
     return wrapped
@@ -105,7 +107,7 @@ def read_prompts(path: Path) -> list[str]:
         UsageError: the file is missing, is not UTF-8 text, or holds no prompt.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: expected a text file with a prompt a line, found {error}") from None
     prompts = [line.strip() for line in lines if line.strip()]

@@ -88,7 +88,7 @@ def _describe_bundle(folder: Path, verify: bool, quiet: bool) -> dict[str, Any]:
         **_costs(manifest.model, manifest.config),
         "parameters": sum(math.prod(shape) for shape in shapes.values()),
         "bytes": manifest.weight_bytes,
-        "vae": manifest.document["vae"],
+        "vae": manifest.document.get("vae"),
         "files": {name: entry.nbytes for name, entry in manifest.files.items()},
         "peak_anonymous_bytes": predicted_peaks(
             {name: graph.memory for name, graph in manifest.graphs.items()},

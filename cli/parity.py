@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..runtime.bundle import is_bundle
+from ..runtime.documents import MAX_INTEGER
 from ..runtime.engines import EngineOptions
 from ..runtime.errors import CheckFailed, UsageError
 from ..runtime.manifest import MANIFEST_FILE, signed
@@ -30,7 +31,7 @@ DEFAULT_PROMPTS = ("a red circle moving left", "Two cats box on a stage, in the 
 @click.option("--record", type=click.Path(path_type=Path), help="Record a trace of the reference into this file.")
 @click.option("--prompt", "prompts", multiple=True, help="May be given more than once.")
 @click.option("--prompts", "prompts_file", type=click.Path(path_type=Path), help="A file with a prompt a line.")
-@click.option("--seed", "seeds", type=click.IntRange(0), multiple=True, default=(0,), show_default=True)
+@click.option("--seed", "seeds", type=click.IntRange(0, MAX_INTEGER), multiple=True, default=(0,), show_default=True)
 @click.option("--schedule", help="Of the recorded runs.")
 @click.option("--levels", help="Explicit natural levels of the recorded runs.")
 @click.option("--guidance-scale", type=float)
@@ -48,7 +49,12 @@ def command(
     engine: EngineOptions,     as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Compare BUNDLE with a reference. Exit code 1 if any level is out of tolerance."""
-    recording = bool(prompts or prompts_file or schedule or levels or negative_prompt or vae_tile) or not decode
+    asked = (prompts or None, prompts_file, schedule, levels, negative_prompt, vae_tile)
+    recording = any(value is not None for value in asked) or not decode
+    if prompts and prompts_file:
+        raise UsageError("give either --prompt or --prompts")
+    if bundle is not None and vae_tile is not None:
+        raise UsageError("--vae-tile is for a trace without a bundle: a bundle has its own tile")
     _check_usage(bundle, reference, trace, record, bisect, recording or guidance_scale is not None or seeds != (0,))
     words = read_prompts(prompts_file) if prompts_file else list(prompts or DEFAULT_PROMPTS)
     with tempfile.TemporaryDirectory() as folder:
@@ -132,7 +138,7 @@ def _record(
 def _compare(pipeline: Pipeline, trace: Trace, quiet: bool) -> dict[str, Any]:
     runs = len(trace.runs)
     steps = sum(len(group) for group in trace.runs[0].levels) if runs else 0
-    texts = len({run.prompt for run in trace.runs} | {trace.negative_prompt})
+    texts = len({run.prompt for run in trace.runs} | {trace.negative_prompt, *trace.texts})
     totals = {"text": texts, "stages": len(trace.probes), "chain": 2 * runs * steps, "vae": 1, "video": runs}
     with progress(quiet) as bar:
         tasks = {name: bar.add_task(name, total=total) for name, total in totals.items()}

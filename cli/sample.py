@@ -16,6 +16,7 @@ from ..runtime.bundle import is_bundle
 from ..runtime.documents import read_json
 from ..runtime.engines import EngineOptions
 from ..runtime.errors import UsageError
+from ..runtime.manifest import WEIGHTS_FILE
 from ..runtime.pipeline import Pipeline, load, require_finite
 from ..runtime.pyramid import Resolution
 from ..runtime.sampler import Step, sample
@@ -72,26 +73,29 @@ def command(
     jobs = _jobs(words, output, grid, save_latents, many)
     how = {"name": schedule, "guidance_scale": guidance_scale, "levels": None if levels is None else parse_levels(levels)}  # fmt: skip
     results = []
-    with _sampler(model, resolution, engine, resident) as (description, parts, run):
+    with _sampler(model, resolution, engine, resident) as (description, parts, identity, run):
         _check_parts(model, parts, jobs)
         plan = description.schedule(**how)
         negative = description.negative_prompt if negative_prompt is None else negative_prompt
         if many:
             _claim_folder(output, {
-                "model": str(model.resolve()), "prompts": words, "seed": seed, "negative_prompt": negative,
+                "model": str(model.resolve()), "weights": identity,
+                "resolution": str(description.pyramid.resolution), "prompts": words, "seed": seed, "negative_prompt": negative,
                 "levels": [list(group) for group in plan.levels], "guidance_scale": plan.guidance_scale,
             })  # fmt: skip
         for job in jobs:
+            result: dict[str, Any] = {
+                "prompt": job.prompt, "seed": seed, "schedule": plan.name, "levels": plan.levels,
+                "guidance_scale": plan.guidance_scale, "files": [str(path) for path in job.files],
+            }  # fmt: skip
+            results.append(result)
             if many and all(path.exists() for path in job.files):
+                result["kept"] = True
                 continue  # a run over a file of prompts goes on where it stopped
             start = time.perf_counter()
             with progress(quiet) as bar:
                 run(job, plan, negative, seed, _stage_bars(bar, description.pyramid, plan))
-            seconds = time.perf_counter() - start
-            results.append({
-                "prompt": job.prompt, "seed": seed, "schedule": plan.name, "levels": plan.levels,
-                "guidance_scale": plan.guidance_scale, "files": [str(path) for path in job.files], "seconds": seconds,
-            })  # fmt: skip
+            seconds = result["seconds"] = time.perf_counter() - start
             if not as_json:
                 files = ", ".join(map(str, job.files))
                 click.echo(f"{files}: schedule {plan.name}, seed {seed}, {seconds:.1f} s")
@@ -122,6 +126,8 @@ class _Job:
             raise UsageError(
                 f"a contact sheet is a .png beside a video; found '{self.sheet.name}' for '{self.output.name}'"
             )
+        if self.latents is not None and self.latent_only:
+            raise UsageError(f"'{self.output.name}' holds the latents already: --save-latents is for videos")
         if self.latents is not None and self.latents.suffix != ".npy":
             raise UsageError(f"latents are written as .npy, found '{self.latents.name}'")
 
@@ -132,6 +138,8 @@ def _jobs(prompts: list[str], output: Path, grid: str | None, latents: Path | No
         jobs = [_Job(prompts[0], output, sheet, latents)]
         for path in jobs[0].files:
             check_output(path, folder=path.suffix == "")
+        if not output.suffix and output.is_dir() and any(output.iterdir()):
+            raise UsageError(f"{output} is not empty: frames go to a folder of their own; choose another")
     else:
         if grid or latents is not None:
             raise UsageError(
@@ -185,23 +193,25 @@ def _stage_bars(bar: Progress, pyramid: Any, plan: Schedule) -> Callable[[Step],
 @contextmanager
 def _sampler(
     model: Path, resolution: Resolution | None, engine: EngineOptions, resident: bool
-) -> Iterator[tuple[Any, set[str], Callable[..., None]]]:
-    """The model's description, which optional parts it has, and a function that does a job."""
+) -> Iterator[tuple[Any, set[str], str | None, Callable[..., None]]]:
+    """The model's description, which optional parts it has, the hash of a bundle's weights, and a function that does a job."""
     if is_bundle(model):
         if resolution is not None:
             raise UsageError(f"{model} is a bundle, whose resolution is fixed: build one at {resolution}")
         with load(model, resident=resident, **vars(engine)) as pipeline:
             manifest = pipeline.bundle.manifest
             parts = {name for name, there in (("text encoder", manifest.text), ("VAE", manifest.vae)) if there}
-            yield pipeline.model, parts, lambda *job: _run_bundle(pipeline, *job)
+            yield pipeline.model, parts, manifest.files[WEIGHTS_FILE].sha256, lambda *job: _run_bundle(pipeline, *job)
     else:
-        if engine.prepack or engine.provider:
-            raise UsageError(f"{model} is a checkpoint, which PyTorch runs: --prepack and --provider are for bundles")
+        if engine.prepack or engine.provider or resident:
+            raise UsageError(
+                f"{model} is a checkpoint, which PyTorch runs: --prepack, --provider and --resident are for bundles"
+            )
         checkpoint = resolve_checkpoint(model, resolution)
         parts = {
             name for name, tensors in (("text encoder", checkpoint.text_encoder), ("VAE", checkpoint.vae)) if tensors
         }
-        yield checkpoint.model, parts, _Reference(checkpoint, engine.threads).run
+        yield checkpoint.model, parts, None, _Reference(checkpoint, engine.threads).run
 
 
 def _run_bundle(

@@ -10,6 +10,7 @@ import torch
 
 from ..runtime.checkpoint import read_checkpoint
 from ..runtime.measure import MemoryWatch
+from ..runtime.pyramid import Resolution
 from ..runtime.sampler import sample
 from .names import to_diffusers
 from .reference import Reference
@@ -17,10 +18,10 @@ from .reference import Reference
 __all__ = ["main"]
 
 
-def main(folder: str, threads: str, schedule: str) -> None:
+def main(folder: str, threads: str, schedule: str, resolution: str) -> None:
     """Warm up with one chain, then one for each line on standard input; answers are JSON lines."""
     torch.set_num_threads(int(threads))
-    checkpoint = read_checkpoint(Path(folder), rename=to_diffusers)
+    checkpoint = read_checkpoint(Path(folder), resolution=Resolution.parse(resolution), rename=to_diffusers)
     reference = Reference(checkpoint)
     shape = (checkpoint.model.text_length, checkpoint.config.text_dim)
     text = np.random.default_rng(0).standard_normal(shape).astype(np.float32)

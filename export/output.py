@@ -34,6 +34,8 @@ def check_output(output: Path, force: bool) -> None:
         raise UsageError(f"{partial} is in the way and was not made by a build: move it away")
     if not os.path.lexists(output):
         return
+    if output.is_symlink():
+        raise UsageError(f"{output} is a symbolic link: give the folder that it points to")
     if not force:
         raise UsageError(f"{output} exists: give --force to replace it")
     if not is_bundle(output):

@@ -10,17 +10,23 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from ..runtime.checkpoint import Checkpoint
+from ..runtime.errors import UsageError
 from ..runtime.noise import generator, standard_normal
 from ..runtime.sampler import Step, sample
 from ..runtime.schedules import Schedule
 from ..runtime.trace import FORMAT
 from ..runtime.video import written_beside
+from .modules import load_tokenizer
+from .parts import text_lengths
 from .reference import Reference
 
 __all__ = ["PROBES", "VAE_FRAMES", "record_trace"]
 
 PROBES = (0.0, 0.5, 0.9)
 """Where in its stage each probe lies: 0 at the noisiest level, 1 at the cleanest."""
+
+PHRASE = "a red circle moving left"
+"""Repeated to make prompts of every length."""
 
 VAE_FRAMES = 3
 """Latent frames that the `vae` level decodes in float32: the first, the second, and one whose caches are all its own."""
@@ -50,7 +56,13 @@ def record_trace(
         decode: also decode the runs to frames, where the checkpoint has a VAE.
         vae_tile: height and width in latent pixels of the corner that the VAE is recorded on; None: all of the frame.
         advance: called after each evaluation of the reference.
+
+    Raises:
+        UsageError: the tile is larger than the frame.
     """
+    frame = checkpoint.model.pyramid.stages[0].latent[2:]
+    if vae_tile is not None and (vae_tile[0] > frame[0] or vae_tile[1] > frame[1]):
+        raise UsageError(f"a tile lies within the frame of {list(frame)} latent pixels, found {list(vae_tile)}")
     reference = Reference(checkpoint)
     model, pyramid = checkpoint.model, checkpoint.model.pyramid
     text = _embeddings(reference, checkpoint, [*prompts, negative_prompt])
@@ -66,6 +78,8 @@ def record_trace(
             tensors[f"probe.{len(probes)}.velocity"] = reference.velocity(stage.index, latent, 1000 * level, text[0])
             probes.append({"stage": stage.index, "level": level})
             advance()
+    texts = _texts_of_every_length(checkpoint)
+    tensors |= {f"text.probe.{index}": value for index, value in enumerate(reference.encode(texts) if texts else [])}
     decode = decode and bool(checkpoint.vae)
     for seed in seeds:
         for index, prompt in enumerate(prompts):
@@ -83,11 +97,26 @@ def record_trace(
                 "levels": [list(group) for group in schedule.levels], "decoded": decode,
             })  # fmt: skip
     document = {
-        "format": FORMAT, "model": model.to_json(), "negative_prompt": negative_prompt, "probes": probes, "runs": runs,
+        "format": FORMAT, "model": model.to_json(), "negative_prompt": negative_prompt, "texts": texts,
+        "probes": probes, "runs": runs,
     }  # fmt: skip
     with written_beside(path) as partial:
         arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
         save_file(arrays, partial, metadata={"trace": json.dumps(document)})
+
+
+def _texts_of_every_length(checkpoint: Checkpoint) -> list[str]:
+    """A prompt for each graph that a bundle has of the text encoder: too long for the shorter ones."""
+    if not checkpoint.text_encoder:
+        return []
+    tokenizer, texts, below = load_tokenizer(checkpoint), [], 0
+    for length in text_lengths(checkpoint):
+        words = [PHRASE]
+        while len(tokenizer(" ".join(words)).input_ids) <= below:
+            words.append(PHRASE)
+        texts.append(" ".join(words))
+        below = length
+    return texts
 
 
 def _embeddings(reference: Reference, checkpoint: Checkpoint, prompts: list[str]) -> NDArray[np.float32]:

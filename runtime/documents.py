@@ -8,7 +8,10 @@ from typing import Any, TypeVar
 
 from .errors import UsageError
 
-__all__ = ["Fields", "read_json"]
+__all__ = ["MAX_INTEGER", "Fields", "read_json"]
+
+MAX_INTEGER = 2**53 - 1
+"""Largest whole number that every JSON reader keeps."""
 
 T = TypeVar("T")
 
@@ -67,7 +70,12 @@ class Fields:
 
     def integer(self, name: str, default: int | None = None, *, least: int = 1) -> int:
         """A whole number, not below `least`."""
-        value = self.get(name, f"a whole number from {least}", lambda v: type(v) is int and least <= v < 2**53, default)
+        value = self.get(
+            name,
+            f"a whole number from {least} to {MAX_INTEGER}",
+            lambda v: type(v) is int and least <= v <= MAX_INTEGER,
+            default,
+        )
         return int(value)
 
     def number(self, name: str, default: float | None = None) -> float:

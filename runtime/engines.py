@@ -10,9 +10,13 @@ from numpy.typing import NDArray
 
 from .errors import UsageError
 
-__all__ = ["GROUP", "Engine", "EngineOptions", "Target", "check_inputs", "find_target", "target_names"]
+__all__ = ["GROUP", "MAX_THREADS", "Engine", "EngineOptions", "Target", "check_inputs", "find_target", "target_names"]
 
 GROUP = "pyrexport.targets"
+
+
+MAX_THREADS = 1024
+"""Most threads that can be asked for."""
 
 
 class Engine(Protocol):
@@ -47,6 +51,14 @@ class Target(Protocol):
 
     def engine_version(self) -> str:
         """Installed version of the engine."""
+        ...
+
+    def check_options(self, options: EngineOptions) -> None:
+        """Refuse options that the engine does not have here.
+
+        Raises:
+            UsageError: there is one.
+        """
         ...
 
     def open_engine(self, file: Path, specs: Mapping[str, Any], options: EngineOptions) -> Engine:

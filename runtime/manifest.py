@@ -221,8 +221,9 @@ def _latents(fields: Fields, config: WanConfig) -> dict[str, tuple[float, ...]]:
     latents.only(("mean", "std"))
     mean, std = latents.numbers("mean"), latents.numbers("std")
     for name, values in (("mean", mean), ("std", std)):
-        if len(values) != config.in_channels or (name == "std" and min(values) <= 0):
-            raise latents.wrong(name, f"{config.in_channels} numbers" + " above 0" * (name == "std"))
+        inside = all((1e-9 if name == "std" else -1e9) <= value <= 1e9 for value in values)
+        if len(values) != config.in_channels or not inside:
+            raise latents.wrong(name, f"{config.in_channels} numbers of a size that latents have")
     return {"latents_mean": mean, "latents_std": std}
 
 

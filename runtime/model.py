@@ -8,7 +8,7 @@ from .documents import Fields, is_number
 from .errors import UsageError
 from .levels import default_clean_levels, gain
 from .pyramid import KINDS, Pyramid, Resolution
-from .schedules import Schedule, explicit_levels, parse_steps, plain_levels, spaced_levels
+from .schedules import MAX_GUIDANCE, Schedule, explicit_levels, parse_steps, plain_levels, spaced_levels
 from .wan import Patch, WanConfig
 from .wavelets import wavelet_taps
 
@@ -97,9 +97,9 @@ class ModelDescription:
         """
         default = self.schedules[self.default_schedule]
         label = self.default_schedule if name is None else name
-        if guidance_scale is not None and not 0 <= guidance_scale <= 100:
+        if guidance_scale is not None and not 0 <= guidance_scale <= MAX_GUIDANCE:
             raise UsageError(
-                f"a guidance scale lies within 0 … 100 (1 and below: no guidance), found {guidance_scale:g}"
+                f"a guidance scale lies within 0 … {MAX_GUIDANCE:g} (1 and below: no guidance), found {guidance_scale:g}"
             )
         if levels is not None:
             if name is not None:
@@ -232,8 +232,8 @@ def _schedules(fields: Fields) -> dict[str, ScheduleEntry]:
         entry = Fields(value, f"{fields.source}: schedule '{name}'")
         entry.only(("steps", "levels", "shift", "guidance_scale"))
         guidance, shift = entry.number("guidance_scale", 1.0), entry.number("shift", 5.0)
-        if not 0 <= guidance <= 100:
-            raise entry.wrong("guidance_scale", "a number from 0 to 100")
+        if not 0 <= guidance <= MAX_GUIDANCE:
+            raise entry.wrong("guidance_scale", f"a number from 0 to {MAX_GUIDANCE:g}")
         if {"levels", "steps"} <= entry.document.keys():
             raise UsageError(f"{entry.source}: expected steps or levels, found both")
         if "levels" in entry.document:

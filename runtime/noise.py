@@ -18,11 +18,11 @@ def generator(seed: int) -> np.random.Generator:
     """The generator of one sample.
 
     Raises:
-        UsageError: the seed is negative.
+        UsageError: the seed is negative, or not a whole number.
     """
-    if seed < 0:
-        raise UsageError(f"a seed is a whole number from 0, found {seed}")
-    return np.random.Generator(np.random.Philox(seed))
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise UsageError(f"a seed is a whole number from 0, found {seed!r}")
+    return np.random.Generator(np.random.Philox(int(seed)))
 
 
 def standard_normal(generator: np.random.Generator, shape: Sequence[int]) -> NDArray[np.float32]:

@@ -85,10 +85,7 @@ def distance(found: Array, reference: Array) -> Distance:
     Raises:
         UsageError: the shapes differ.
     """
-    if found.shape != reference.shape:
-        raise UsageError(
-            f"the trace does not fit: expected a tensor of shape {list(found.shape)}, found {list(reference.shape)}"
-        )
+    _same_shape(found, reference)
     a, b = found.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return Distance(math.inf, math.inf, 0.0)
@@ -97,6 +94,13 @@ def distance(found: Array, reference: Array) -> Distance:
     relative = error / norm_b if norm_b else (math.inf if error else 0.0)
     cosine = float(a @ b) / (norm_a * norm_b) if norm_a and norm_b else float(norm_a == norm_b)
     return Distance(relative, float(np.abs(a - b).max(initial=0.0)), cosine)
+
+
+def _same_shape(found: Array, reference: Array) -> None:
+    if found.shape != reference.shape:
+        raise UsageError(
+            f"the trace does not fit: expected a tensor of shape {list(found.shape)}, found {list(reference.shape)}"
+        )
 
 
 def psnr(found: Array, reference: Array) -> float:
@@ -145,15 +149,15 @@ def check_parity(
             key for key in {**trace.model, **model.to_json()} if trace.model.get(key) != model.to_json().get(key)
         )
         raise UsageError(f"{trace.path} was recorded from another model: its '{odd}' differs from the bundle's")
-    _check_trace(trace, model)
     manifest = pipeline.bundle.manifest
+    _check_trace(trace, manifest)
     tolerances = tolerances_of(manifest)
     levels: dict[str, dict[str, Any]] = {}
     if manifest.text is not None:
         levels["text"] = _text(pipeline, trace, advance)
     levels["stages"] = _stages(pipeline, trace, advance)
     levels["chain"] = _chain(pipeline, trace, advance)
-    if manifest.vae is not None and "vae.latent" in trace:
+    if manifest.vae is not None:
         advance("vae")
         levels["vae"] = _vae(pipeline, trace, manifest.vae.tiles.tile)
         finals = levels["chain"].pop("finals")
@@ -170,7 +174,8 @@ def check_parity(
     }
 
 
-def _check_trace(trace: Trace, model: Any) -> None:
+def _check_trace(trace: Trace, manifest: Manifest) -> None:
+    model = manifest.model
     if not trace.runs or not trace.probes:
         raise UsageError(f"{trace.path} holds no run or no probe; record it again")
     for probe in trace.probes:
@@ -178,6 +183,11 @@ def _check_trace(trace: Trace, model: Any) -> None:
             raise UsageError(
                 f"{trace.path} holds a probe of stage {probe.stage} at level {probe.level:g}, which the model does not have"
             )
+    unprobed = set(range(model.pyramid.depth)) - {probe.stage for probe in trace.probes}
+    if unprobed:
+        raise UsageError(f"{trace.path} holds no probe of stage {min(unprobed)}; record it again")
+    if manifest.vae is not None and "vae.latent" not in trace:
+        raise UsageError(f"{trace.path} holds nothing of the VAE that the bundle has; record it again")
     for run in trace.runs:
         levels = explicit_levels(model.pyramid, run.levels)
         if [list(group) for group in levels] != run.levels:
@@ -203,12 +213,21 @@ def _worst(distances: list[Distance]) -> dict[str, float]:
 
 def _by_group(pipeline: Pipeline, found: Array, reference: Array) -> dict[str, Distance]:
     groups: tuple[FrameGroup, ...] = pipeline.model.pyramid.groups
+    _same_shape(found, reference)
     return {group.name: distance(found[:, group.frames], reference[:, group.frames]) for group in groups}
 
 
 def _text(pipeline: Pipeline, trace: Trace, advance: Callable[[str], None]) -> dict[str, Any]:
     pairs = {run.prompt: f"text.{index}" for index, run in enumerate(trace.runs)}
     pairs[trace.negative_prompt] = "text.negative"
+    pairs |= {prompt: f"text.probe.{index}" for index, prompt in enumerate(trace.texts)}
+    assert pipeline.bundle.manifest.text is not None
+    reached = {pipeline.embed(prompt)[1].shape[1] for prompt in pairs}
+    for length in pipeline.bundle.manifest.text.lengths:
+        if length not in reached:
+            raise UsageError(
+                f"{trace.path} holds no prompt of the length that graph text_{length} is for; record it again"
+            )
     distances = []
     for prompt, name in pairs.items():
         advance("text")
@@ -307,6 +326,8 @@ def _free_running(
 def _vae(pipeline: Pipeline, trace: Trace, tile: tuple[int, int]) -> dict[str, float]:
     """The decoder's graphs alone: on one tile, where frames are decoded in tiles."""
     latent = trace.tensor("vae.latent")
+    if latent.ndim != 4 or not latent.size:
+        raise UsageError(f"{trace.path}: vae.latent: expected [channels, frames, h, w], found {list(latent.shape)}")
     if latent.shape[2:] != tile:
         size = "x".join(map(str, tile))
         raise UsageError(

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import Bundle, open_bundle
-from .engines import Engine, EngineOptions, Target, find_target
+from .engines import MAX_THREADS, Engine, EngineOptions, Target, find_target
 from .errors import CheckFailed, UsageError
 from .features import timestep_features
 from .manifest import TOKENIZER_FILE, WEIGHTS_FILE, TableEntry, cache_names
-from .sampler import Step, sample
+from .sampler import Step, floats, sample
 from .text import Tokenizer
 from .tiles import decode_tiled
 
@@ -240,8 +240,9 @@ class Pipeline:
         text = self._embeds(prompt, prompt_embeds, "prompt")
         negative = None
         if plan.guided:
-            wanted = self.model.negative_prompt if negative_prompt is None else negative_prompt
-            negative = self._embeds(None if negative_prompt_embeds is not None else wanted, negative_prompt_embeds, "negative_prompt")  # fmt: skip
+            if negative_prompt is None and negative_prompt_embeds is None:
+                negative_prompt = self.model.negative_prompt
+            negative = self._embeds(negative_prompt, negative_prompt_embeds, "negative_prompt")
         before_load, before_engines = self.timings.load, sum(self.timings.engine.values())
         denoise = time.perf_counter()
         x = sample(
@@ -266,12 +267,11 @@ class Pipeline:
         if (prompt is None) == (embeds is None):
             raise UsageError(f"give either {name} or {name}_embeds")
         if embeds is None:
-            assert prompt is not None
+            if not isinstance(prompt, str):
+                raise UsageError(f"{name} is one string, found {type(prompt).__name__}: call once for each video")
             return self.encode(prompt)
         shape = (self.model.text_length, self.bundle.manifest.config.text_dim)
-        if embeds.shape != shape:
-            raise UsageError(f"{name}_embeds have shape {list(shape)}, found {list(embeds.shape)}")
-        return embeds.astype(np.float32)
+        return floats(embeds, shape, f"{name}_embeds")
 
 
 def _rows(file: Path, table: TableEntry, ids: list[int]) -> Array:
@@ -309,16 +309,17 @@ def load(
         verify: hash every file again.
 
     Raises:
-        UsageError: it is not a bundle, or its engine is not installed or too old; later, when a graph is opened, that there
-            is no such provider.
+        UsageError: it is not a bundle, its engine is not installed or too old, or there is no such provider.
         CheckFailed: a file is missing, extra or damaged.
     """
-    if threads < 0:
-        raise UsageError(f"threads is a whole number from 0, found {threads}")
+    if type(threads) is not int or not 0 <= threads <= MAX_THREADS:
+        raise UsageError(f"threads is a whole number from 0 to {MAX_THREADS}, found {threads!r}")
     opened = open_bundle(Path(bundle), verify=verify)
     target = find_target(opened.manifest.target)
     _check_engine(opened, target)
-    return Pipeline(opened, target, options=EngineOptions(threads, prepack, provider), resident=resident)
+    options = EngineOptions(threads, prepack, provider)
+    target.check_options(options)
+    return Pipeline(opened, target, options=options, resident=resident)
 
 
 def _check_engine(bundle: Bundle, target: Target) -> None:

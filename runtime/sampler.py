@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from .pyramid import Pyramid
 from .resample import upsample_and_renoise
 from .schedules import Schedule
 
-__all__ = ["Denoiser", "Step", "euler_step", "initial_latent", "sample", "transition"]
+__all__ = ["Denoiser", "Step", "euler_step", "floats", "initial_latent", "sample", "transition"]
 
 Latent = NDArray[np.float32]
 
@@ -55,6 +55,18 @@ class Step:
 def initial_latent(pyramid: Pyramid, noise: np.random.Generator) -> Latent:
     """N(0, I) at the coarsest stage's shape [C, T, H, W], in one draw."""
     return standard_normal(noise, pyramid.stages[-1].latent)
+
+
+def floats(values: NDArray[np.floating[Any]], shape: tuple[int, ...], what: str) -> NDArray[np.float32]:
+    """An array that a caller gave, as float32.
+
+    Raises:
+        UsageError: it is of another shape, or not of floating-point numbers.
+    """
+    found = np.asarray(values)
+    if found.shape != shape or found.dtype.kind != "f":
+        raise UsageError(f"{what}: expected floats of shape {list(shape)}, found {found.dtype} {list(found.shape)}")
+    return found.astype(np.float32)
 
 
 def euler_step(
@@ -118,9 +130,7 @@ def sample(
     noise = generator(seed)
     x = initial_latent(pyramid, noise)
     if latents is not None:
-        if latents.shape != x.shape:
-            raise UsageError(f"initial latents have shape {list(x.shape)} [C, T, H, W], found {list(latents.shape)}")
-        x = latents.astype(np.float32)
+        x = floats(latents, x.shape, "initial latents [C, T, H, W]")
     for stage, levels in zip(reversed(pyramid.stages), schedule.levels, strict=True):
         for index, (level, next_level) in enumerate(zip(levels, (*levels[1:], stage.clean), strict=True)):
             v = denoiser.velocity(stage.index, x, 1000 * level, text)

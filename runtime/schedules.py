@@ -8,10 +8,22 @@ from .errors import UsageError
 from .levels import down, up
 from .pyramid import Pyramid
 
-__all__ = ["SNAP", "Schedule", "explicit_levels", "parse_levels", "parse_steps", "plain_levels", "spaced_levels"]
+__all__ = [
+    "MAX_GUIDANCE",
+    "SNAP",
+    "Schedule",
+    "explicit_levels",
+    "parse_levels",
+    "parse_steps",
+    "plain_levels",
+    "spaced_levels",
+]
 
 Levels = tuple[tuple[float, ...], ...]
 """Per stage in the order of sampling (coarsest first): natural levels, decreasing, the first one ς_n."""
+
+MAX_GUIDANCE = 100.0
+"""Largest guidance scale that is not a mistake."""
 
 SNAP = 1e-4
 """A first level this close to ς_n is ς_n: printed levels have four decimals."""

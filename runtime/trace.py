@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from .documents import Fields, is_number
 from .errors import UsageError
 from .safetensors_header import read_header, read_metadata
+from .schedules import MAX_GUIDANCE
 
 __all__ = ["FORMAT", "Probe", "Run", "Trace"]
 
@@ -32,6 +33,8 @@ class Run:
         """From the trace's description."""
         self.prompt, self.seed = fields.text("prompt"), fields.integer("seed", least=0)
         self.schedule, self.guidance_scale = fields.text("schedule"), fields.number("guidance_scale")
+        if not 0 <= self.guidance_scale <= MAX_GUIDANCE:
+            raise fields.wrong("guidance_scale", f"a number from 0 to {MAX_GUIDANCE:g}")
         levels = fields.get(
             "levels",
             "a list of natural levels per stage",
@@ -44,7 +47,7 @@ class Run:
 class Trace:
     """A trace file; its tensors are read when they are asked for.
 
-    Tensors: `text.R` and `text.negative` [L, D]; `probe.K.latent`, `probe.K.velocity`; and per step
+    Tensors: `text.R`, `text.negative` and `text.probe.K` (prompts of every length that has a graph) [L, D]; `probe.K.latent`, `probe.K.velocity`; and per step
     `run.R.step.K.before`, `.velocity` (after guidance) and `.after`, all [C, T, H, W]; `vae.latent`, `vae.frames`
     [n, 3, H, W]; `run.R.frames` [T, H, W, 3], uint8.
     """
@@ -71,6 +74,9 @@ class Trace:
             raise fields.wrong("format", f"{FORMAT} (another format needs another version of pyrexport)")
         self.model: dict[str, Any] = dict(fields.object("model").document)
         self.negative_prompt = fields.text("negative_prompt")
+        self.texts: list[str] = fields.get(
+            "texts", "a list of strings", lambda v: isinstance(v, list) and all(isinstance(text, str) for text in v)
+        )
         self.probes = [Probe(Fields(item, f"{path}: probe")) for item in self._list(fields, "probes")]
         self.runs = [Run(Fields(item, f"{path}: run")) for item in self._list(fields, "runs")]
 

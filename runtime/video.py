@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,6 +47,8 @@ def check_output(path: Path, *, folder: bool = False) -> None:
     Raises:
         UsageError: its parent is missing or not writable, something of another kind is there, or its name is too long.
     """
+    if not path.name:
+        raise UsageError(f"'{path}' is no output: expected the name of a file or a folder")
     parent = path.absolute().parent
     if not parent.is_dir():
         raise UsageError(f"folder {path.parent} of the output does not exist; make it first")
@@ -88,7 +91,7 @@ def has_video_writer() -> bool:
 def open_frames(path: Path) -> Iterator[VideoWriter]:
     """A writer of frames: .mp4 through PyAV, .npz as one array `frames`, and a folder as one PNG a frame.
 
-    A file appears when all frames are in it.
+    A file or a folder appears when all frames are in it.
 
     Raises:
         UsageError: PyAV is needed and not installed, or the suffix is another.
@@ -102,16 +105,18 @@ def open_frames(path: Path) -> Iterator[VideoWriter]:
         with written_beside(path) as partial:
             np.savez_compressed(partial, frames=np.concatenate(kept))
     elif path.suffix == "":
-        path.mkdir(exist_ok=True)
-        count = 0
+        with TemporaryDirectory(prefix=".", suffix=".partial", dir=path.absolute().parent) as outer:
+            partial, count = Path(outer) / "frames", 0
+            partial.mkdir()
 
-        def write_pngs(frames: Frames) -> None:
-            nonlocal count
-            for frame in frames:
-                write_png(path / f"{count:05d}.png", frame)
-                count += 1
+            def write_pngs(frames: Frames) -> None:
+                nonlocal count
+                for frame in frames:
+                    write_png(partial / f"{count:05d}.png", frame)
+                    count += 1
 
-        yield write_pngs
+            yield write_pngs
+            partial.replace(path)  # onto nothing or an empty folder
     else:
         raise UsageError(f"frames are written as .mp4, .npz or a folder of PNG files, found '{path.name}'")
 

@@ -15,12 +15,14 @@ from pathlib import Path
 import click
 import numpy as np
 import pyrexport
-from moving_shapes import COLOURS, DIRECTIONS, SCENES, Scene, prompts
+from moving_shapes import COLOURS, DIRECTIONS, FRAMES, SCENES, SIZE, Scene, prompts
 from numpy.typing import NDArray
 from pyrexport.runtime.bundle import is_bundle
+from pyrexport.runtime.errors import PyrexportError
 from pyrexport.runtime.model import ModelDescription
+from pyrexport.runtime.pyramid import Resolution
 from pyrexport.runtime.sampler import sample
-from pyrexport.runtime.video import contact_sheet, write_png
+from pyrexport.runtime.video import check_output, contact_sheet, write_png
 from rich.progress import track
 
 ATTRIBUTES = ("colour", "direction", "shape")
@@ -140,12 +142,28 @@ def main(
     sheet: Path | None,
 ) -> None:
     """Sample MODEL, a checkpoint (by the PyTorch reference) or a bundle, and print the scores as JSON."""
+    if not all(seed.strip().isdecimal() for seed in seeds.split(",")):
+        raise click.UsageError(f"--seeds are whole numbers from 0 with commas between, found '{seeds}'")
+    try:
+        if sheet is not None:
+            check_output(sheet)
+        score(model, schedules, guidance_scale, sorted(set(map(int, seeds.split(",")))), every, sheet)
+    except PyrexportError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def score(
+    model: Path, schedules: tuple[str, ...], guidance_scale: float | None, seeds: list[int], every: int, sheet: Path | None
+) -> None:  # fmt: skip
+    """Print a line of scores per schedule."""
     words, scenes = prompts()[::every], list(SCENES[::every])
     with opened(model) as (description, clip_of):
-        for name in schedules or (None,):
-            plan = description.schedule(name, guidance_scale=guidance_scale)
+        if description.pyramid.resolution != Resolution(FRAMES, SIZE, SIZE):
+            raise click.UsageError(f"{model} is not the demonstration: its clips are {description.pyramid.resolution}")
+        plans = [description.schedule(name, guidance_scale=guidance_scale) for name in schedules or (None,)]
+        for name, plan in zip(schedules or (None,), plans, strict=True):
             result: dict[str, object] = {"schedule": plan.name, "guidance_scale": plan.guidance_scale}
-            for seed in map(int, seeds.split(",")):
+            for seed in seeds:
                 clips = [
                     clip_of(prompt, name, guidance_scale, 1000 * seed + i)
                     for i, prompt in enumerate(track(words, f"{plan.name}, seed {seed}"))

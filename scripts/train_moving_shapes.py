@@ -10,7 +10,7 @@ is drawn from the seed and the step, so that a run that was killed goes on at th
 import json
 import math
 import os
-import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -27,6 +27,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from make_random_checkpoint import PPF_PATCHES, make_tokenizer, model_index, write_json, write_tokenizer
 from moving_shapes import FRAMES, PHRASINGS, SCENES, SIZE
 from pyrexport.export.modules import StageTransformer
+from pyrexport.runtime.bundle import file_digest
 from pyrexport.runtime.flow import training_pair
 from pyrexport.runtime.model import ModelDescription, describe_model
 from pyrexport.runtime.pyramid import Resolution
@@ -36,7 +37,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import nn
 from train_shapes_vae import clips_of, encode_clips, load_vae, train_vae
-from training_loop import Loop, random_of
+from training_loop import Loop, claim_run, random_of
 from transformers import UMT5Config, UMT5EncoderModel
 
 CONFIG = WanConfig(num_attention_heads=4, attention_head_dim=64, ffn_dim=1024, num_layers=4, text_dim=128, freq_dim=256)
@@ -235,8 +236,8 @@ def write_checkpoint(
     pool: Mapping[str, torch.Tensor], tokenizer: Tokenizer, umt5: UMT5Config,
 ) -> None:  # fmt: skip
     """The checkpoint folder, weights in float16, written beside and renamed."""
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
+    partial.chmod(0o755)
 
     def weights(folder: str, stem: str, tensors: Mapping[str, torch.Tensor]) -> None:
         (partial / folder).mkdir(parents=True)
@@ -272,24 +273,49 @@ def write_checkpoint(
         model_index(["transformer", "vae", "text_encoder", "tokenizer", "scheduler"]),
     )
     write_json(partial / "pyramid.json", model.to_json())
-    if out.exists():
-        shutil.rmtree(out)
-    partial.rename(out)
+    partial.replace(out)
+
+
+def check_request(output: Path, parts: Path | None, vae_of: Path | None, device: str) -> None:
+    """Refuse before hours of work what could not be finished.
+
+    Raises:
+        click.UsageError: the output is in the way, a folder is no checkpoint, or there is no such device.
+    """
+    if os.path.lexists(output):
+        raise click.UsageError(f"{output} exists: a checkpoint is written to a new folder")
+    if not output.absolute().parent.is_dir():
+        raise click.UsageError(f"folder {output.parent} of the output does not exist; make it first")
+    if parts is not None and vae_of is not None:
+        raise click.UsageError("--parts brings a VAE along: give either --parts or --vae")
+    needed = [parts / name / "config.json" for name in ("vae", "text_encoder")] if parts else []
+    for file in [*needed, *([vae_of / "config.json"] if vae_of else [])]:
+        if not file.is_file():
+            raise click.UsageError(f"{file} is missing: expected a folder that was written by this script")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise click.UsageError(f"device '{device}' is not here: {str(error).splitlines()[0]}") from None
+
+
+def digest_of(folder: Path) -> str:
+    """What a folder's weights are, wherever it lies."""
+    return "".join(file_digest(file)[:16] for file in sorted(folder.rglob("*.safetensors")))
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path, file_okay=False))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option("--kind", type=click.Choice(["pyramidal", "ppf"]), default="pyramidal", show_default=True)
 @click.option(
     "--parts",
-    type=click.Path(path_type=Path, exists=True),
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Take VAE and text encoder from this checkpoint, frozen.",
 )
 @click.option(
     "--vae",
     "vae_of",
-    type=click.Path(path_type=Path, exists=True),
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Take the VAE alone from this folder, and train the rest.",
 )
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
@@ -311,20 +337,28 @@ def write_checkpoint(
     show_default=True,
     help="Of stage 0; four times as many for each coarser one.",
 )
-@click.option("--minutes", type=float, default=math.inf, help="Stop, resumable, after this long.")
+@click.option(
+    "--minutes", type=click.FloatRange(0, min_open=True), default=math.inf, help="Stop, resumable, after this long."
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def main(
     run: Path, output: Path, kind: str, parts: Path | None, vae_of: Path | None, device: str, vae_steps: int, vae_batch: int, pool_size: int,
     steps: int, batch: int, minutes: float, seed: int,
 ) -> None:  # fmt: skip
     """Train into RUN (again, to go on), and write the CHECKPOINT when done."""
+    check_request(output, parts, vae_of, device)
+    settings = {
+        "kind": kind, "seed": seed, "vae_steps": vae_steps, "vae_batch": vae_batch, "pool": pool_size, "steps": steps,
+        "batch": batch, "parts": parts and digest_of(parts), "vae": vae_of and digest_of(vae_of),
+    }  # fmt: skip
+    claim_run(run, settings)
     deadline = time.monotonic() + 60 * minutes
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    run.mkdir(parents=True, exist_ok=True)
     model = description(kind)
     given = vae_of or (parts and parts / "vae")
     vae = load_vae(given, device) if given else train_vae(run, device, seed, vae_steps, vae_batch, deadline)
     if vae is None:
+        print("time is up: run again to go on", flush=True)
         return
     if parts is not None:
         encoder = UMT5EncoderModel.from_pretrained(parts / "text_encoder", torch_dtype=torch.float32).requires_grad_(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import torch
 from torch import nn
@@ -17,6 +18,27 @@ EMA = 0.999
 def random_of(seed: int, purpose: str, step: int) -> np.random.Generator:
     """A generator that depends on the seed, a purpose and a step alone."""
     return np.random.Generator(np.random.Philox([seed, *purpose.encode(), step]))
+
+
+def claim_run(run: Path, settings: dict[str, Any]) -> None:
+    """Make a RUN folder for these settings, or make sure that it was begun with them.
+
+    Raises:
+        click.UsageError: it was begun with others, or is somebody else's.
+    """
+    file = run / "settings.json"
+    if file.is_file():
+        begun = json.loads(file.read_text("utf-8"))
+        odd = next((name for name in {**begun, **settings} if begun.get(name) != settings.get(name)), None)
+        if odd is not None:
+            raise click.UsageError(
+                f"{run} was begun with {odd} {begun.get(odd)}, found {settings.get(odd)}: give that, or another RUN"
+            )
+        return
+    if run.exists() and any(run.iterdir()):
+        raise click.UsageError(f"{run} is not empty and no training began in it: choose another RUN")
+    run.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(settings, indent=1), "utf-8")
 
 
 class Loop:

@@ -175,6 +175,21 @@ def test_a_shard_outside_the_folder(make_checkpoint, refused, tmp_path):
         (["sample", "{tiny}", "--prompt", "a", "-o", "{out}/a.mp4", "--guidance-scale", "nan"], "within 0 … 100"),
         (["sample", "{tiny}", "--prompt", "a", "-o", "{out}/a.mp4", "--schedule", ""], "unknown schedule"),
         (["sample", "{tiny}", "-o", "{out}/a.mp4"], "--prompt"),
+        (["sample", "{tiny}", "--prompt", "a", "-o", ""], "is no output"),
+        (
+            ["sample", "{tiny}", "--prompt", "a", "-o", "{out}/a.npy", "--save-latents", "{out}/b.npy"],
+            "holds the latents",
+        ),
+        (["sample", "{tiny}", "--prompt", "a", "-o", "{out}/a.mp4", "--resident"], "are for bundles"),
+        (
+            ["parity", "--record", "{out}/t", "--reference", "{tiny}", "--vae-tile", "99x99", "--quiet"],
+            "within the frame",
+        ),
+        (["parity", "--record", "{out}/t", "--reference", "{tiny}", "--seed", str(2**53)], "range"),
+        (
+            ["parity", "--record", "{out}/t", "--reference", "{tiny}", "--prompt", "a", "--prompts", "b"],
+            "either --prompt",
+        ),
         (["sample", "{tiny}", "--prompt", "a", "-o", "{out}/a.mp4", "--seed", "abc"], "abc"),
         (
             ["inspect", "{tiny}/text_encoder", "--resolution", "17x64x64"],

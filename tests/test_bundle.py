@@ -142,9 +142,18 @@ def test_a_file_of_prompts_goes_on_where_it_stopped(bundle, cli, refused, tmp_pa
     assert len(json.loads(cli(*arguments).stdout)["samples"]) == 2
     kept = (out / "0000.mp4").stat().st_mtime_ns
     (out / "0001.mp4").unlink()
-    assert [sample["prompt"] for sample in json.loads(cli(*arguments).stdout)["samples"]] == ["a dog"]
+    samples = json.loads(cli(*arguments).stdout)["samples"]
+    assert [(sample["prompt"], sample.get("kept", False)) for sample in samples] == [("a cat", True), ("a dog", False)]
     assert (out / "0000.mp4").stat().st_mtime_ns == kept
     assert "other prompts or settings" in refused(*arguments, "--seed", 9)
+    prompts.write_bytes("\ufeffa cat\n\na dog\n".encode())  # some editors put a mark at the start
+    assert all(sample["kept"] for sample in json.loads(cli(*arguments).stdout)["samples"])
+    other = tmp_path / "other"
+    shutil.copytree(bundle, other)
+    resign(other)
+    moved = json.loads((out / "samples.json").read_text()) | {"model": str(other.resolve())}
+    (out / "samples.json").write_text(json.dumps(moved | {"weights": "0" * 64}))
+    assert "other prompts or settings" in refused("sample", other, *arguments[2:])
 
 
 def test_without_pyav_frames_go_elsewhere(bundle, cli, refused, tmp_path, monkeypatch):
@@ -153,6 +162,10 @@ def test_without_pyav_frames_go_elsewhere(bundle, cli, refused, tmp_path, monkey
     assert "pip install 'pyrexport[video]', or give a folder for PNG files or a .npz" in line
     assert cli("sample", bundle, "--prompt", "a", "-o", tmp_path / "frames", "--quiet").exit_code == 0
     assert len(list((tmp_path / "frames").glob("*.png"))) == 17
+    assert len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "frames" / "00000.png").write_text("precious")
+    assert "is not empty" in refused("sample", bundle, "--prompt", "a", "-o", tmp_path / "frames")
+    assert (tmp_path / "frames" / "00000.png").read_text() == "precious"
 
 
 def test_one_engine_is_open_at_a_time_unless_resident(bundle):
@@ -209,6 +222,8 @@ def test_an_output_in_the_way_is_refused_and_a_bundle_replaced_by_force(tiny, co
     )
     assert "does not exist" in refused("build", tiny, "--target", "ort", "-o", tmp_path / "no" / "x")
     assert "give --force" in refused("build", tiny, "--target", "ort", "-o", tmp_path / ".")
+    (tmp_path / "link").symlink_to(copy)
+    assert "symbolic link" in refused("build", tiny, "--target", "ort", "-o", tmp_path / "link", "--force")
     assert "cannot be a bundle" in refused("build", tiny, "--target", "ort", "-o", "/")
 
 
@@ -422,7 +437,7 @@ def test_a_provider_that_is_not_there(bundle, tiny, refused, tmp_path):
 
 def test_wrong_arguments_to_the_api_are_refused(bundle):
     with pyrexport.load(bundle) as pipeline:
-        for arguments in ({}, {"prompt": "a", "prompt_embeds": np.zeros((64, 32), np.float32)}, {"prompt": "a", "output_type": "pil"}, {"prompt": "a", "seed": -1}, {"prompt_embeds": np.zeros((3, 3), np.float32)}, {"prompt": "a", "schedule": "x"}):  # fmt: skip
+        for arguments in ({}, {"prompt": "a", "prompt_embeds": np.zeros((64, 32), np.float32)}, {"prompt": "a", "output_type": "pil"}, {"prompt": "a", "seed": -1}, {"prompt_embeds": np.zeros((3, 3), np.float32)}, {"prompt": "a", "schedule": "x"}, {"prompt": ["a", "b"]}, {"prompt": "a", "seed": 1.5}, {"prompt": "a", "latents": np.zeros((16, 2, 2, 2), complex)}, {"prompt": "a", "latents": [0.0]}, {"prompt": "a", "guidance_scale": 3.0, "negative_prompt": "b", "negative_prompt_embeds": np.zeros((64, 32), np.float32)}):  # fmt: skip
             with pytest.raises(PyrexportError):
                 pipeline(**arguments)
         with pytest.raises(PyrexportError, match="expected float32"):
@@ -431,14 +446,33 @@ def test_wrong_arguments_to_the_api_are_refused(bundle):
             pipeline.run("stage9", {})
 
 
+@pytest.mark.parametrize("threads", [-1, 1.5, 10**12])
+def test_impossible_threads(bundle, refused, tmp_path, threads):
+    with pytest.raises(PyrexportError, match="threads is a whole number"):
+        pyrexport.load(bundle, threads=threads)
+    refused("sample", bundle, "--prompt", "a", "-o", tmp_path / "a.npy", "--threads", threads)
+
+
+def test_bench_compares_a_bundle_with_its_own_checkpoint_alone(bundle, tiny, make_checkpoint, refused):
+    plain = make_checkpoint("--kind", "plain", "--resolution", "17x64x64")
+    assert "is another model" in refused("bench", bundle, "--reference", plain, "--quiet")
+    assert "not a checkpoint" in refused("bench", bundle, "--reference", bundle, "--quiet")
+    assert "unknown schedule" in refused("bench", bundle, "--reference", tiny, "--schedule", "fast", "--quiet")
+
+
 def test_parts_that_are_absent(make_bundle, cli, refused, tmp_path):
     folder = make_bundle("--no-vae", "--no-text-encoder", "--blocks", "1")
     assert "no text encoder" in refused("sample", folder, "--prompt", "a", "-o", tmp_path / "a.npy", "--quiet")
     with pyrexport.load(folder) as pipeline:
         embeds = np.zeros((64, 32), np.float32)
         assert pipeline(prompt_embeds=embeds, output_type="latent").latents.shape == (16, 5, 8, 8)
-        with pytest.raises(PyrexportError, match="no VAE"):
-            pipeline(prompt_embeds=embeds)
+    document = json.loads((folder / "manifest.json").read_text())
+    bare = tmp_path / "bare"
+    shutil.copytree(folder, bare)
+    (bare / "manifest.json").write_text(json.dumps(signed({k: v for k, v in document.items() if k != "vae"})))
+    assert json.loads(cli("inspect", bare, "--json", "--quiet").stdout)["vae"] is None
+    with pyrexport.load(folder) as pipeline, pytest.raises(PyrexportError, match="no VAE"):
+        pipeline(prompt_embeds=embeds)
 
 
 def test_bench_reports_every_graph(bundle, cli):
@@ -457,6 +491,24 @@ def test_inspect_shows_a_bundle(bundle, cli):
     assert Path(document["model"]) == bundle
 
 
+def out_of_range(folder: Path) -> None:
+    """A graph that loads, and fails when it runs."""
+    model = ir.load(folder / "stage2.onnx")
+    (output,) = model.graph.outputs
+    flat = ir.node("Reshape", [output, ir.Value(name="all", const_value=ir.tensor([-1], name="all"))])
+    place = ir.Value(name="place", const_value=ir.tensor([10**6], name="place"))
+    taken = ir.node("Gather", [flat.outputs[0], place])
+    added = ir.node("Add", [output, taken.outputs[0]])
+    for value in (flat.inputs[1], place):
+        model.graph.register_initializer(value)
+    model.graph.extend([flat, taken, added])
+    added.outputs[0].shape, added.outputs[0].type = output.shape, output.type
+    output.name, added.outputs[0].name = "velocity_before", output.name
+    model.graph.outputs[0] = added.outputs[0]
+    ir.save(model, folder / "stage2.onnx")
+    resign(folder)
+
+
 def swap_graphs(folder: Path, a: str, b: str) -> None:
     graphs = json.loads((folder / "manifest.json").read_text())["graphs"]
     graphs[a]["file"], graphs[b]["file"] = graphs[b]["file"], graphs[a]["file"]
@@ -470,6 +522,7 @@ def swap_graphs(folder: Path, a: str, b: str) -> None:
         (lambda folder: swap_graphs(folder, "vae_first", "vae_next"), 2, "not the graph of its manifest"),
         (lambda folder: ((folder / "tokenizer.json").write_text("{}"), resign(folder)), 2, "is not a tokenizer"),
         (lambda folder: ((folder / "stage2.onnx").write_bytes(b"x"), resign(folder)), 2, "cannot load stage2.onnx"),
+        (out_of_range, 1, "failed in stage2.onnx"),
         (lambda folder: (folder / "weights.bin").write_bytes(b"\xff" * (folder / "weights.bin").stat().st_size) and resign(folder), 1, "not finite"),
     ],
 )  # fmt: skip
@@ -477,5 +530,6 @@ def test_a_bundle_that_was_signed_again_is_refused_before_a_wrong_video(copy, cl
     change(copy)
     result = cli("sample", copy, "--prompt", "a", "-o", copy.parent / "x.mp4", "--quiet")
     assert result.exit_code == code, result.output
-    assert words in result.stderr
+    (line,) = result.stderr.strip().splitlines()
+    assert words in line
     assert not (copy.parent / "x.mp4").exists()

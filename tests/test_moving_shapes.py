@@ -141,6 +141,15 @@ def test_the_training_script_makes_a_checkpoint(cli: Callable[..., Result], tmp_
     assert result.exit_code == 0, result.output
     assert json.loads(result.output)["kind"] == "pyramidal"
     assert sum(file.stat().st_size for file in (tmp_path / "out").rglob("*") if file.is_file()) < 16_000_000
+    for arguments, words in (
+        ([*command, str(tmp_path / "out"), *few], "exists"),
+        ([*command, str(tmp_path / "new"), *few, "--seed", "7"], "was begun with seed 0"),
+        ([*command, str(tmp_path / "new"), *few, "--parts", str(tmp_path / "run")], "is missing"),
+        ([*command, str(tmp_path / "new"), *few, "--device", "foo"], "is not here"),
+    ):
+        found = subprocess.run(arguments, capture_output=True, text=True)
+        assert found.returncode == 2
+        assert words in found.stderr.splitlines()[-1]
     twin = [*command, str(tmp_path / "ppf"), *few, "--kind", "ppf", "--parts", str(tmp_path / "out")]
     twin[2] = str(tmp_path / "ppf-run")
     subprocess.run(twin, check=True, capture_output=True)

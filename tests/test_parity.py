@@ -282,6 +282,13 @@ def tampered(path: Path, out: Path, describe=None, change=None) -> Path:
         (lambda d: d["runs"][0].update(levels=["a"]), None),
         (lambda d: d["runs"][0].update(levels=[[1.0]]), None),
         (lambda d: d["runs"][0].update(levels=[[1.0], [0.99], [0.5]]), None),
+        (lambda d: d.update(probes=d["probes"][:1]), None),
+        (lambda d: d.update(texts=None), None),
+        (lambda d: d["runs"][0].update(guidance_scale=1e299), None),
+        (None, lambda t: t.pop("vae.latent")),
+        (None, lambda t: t.update({"vae.latent": t["vae.latent"][:, :0].copy()})),
+        (None, lambda t: t.update({"probe.0.velocity": t["probe.0.velocity"].reshape(-1).copy()})),
+        (None, lambda t: t.update({"run.0.step.0.velocity": t["run.0.step.0.velocity"].reshape(-1).copy()})),
         (None, lambda t: t.pop("run.0.step.3.before")),
         (None, lambda t: t.update({"probe.0.velocity": t["probe.0.velocity"][:1].copy()})),
         (None, lambda t: t.update({"vae.frames": t["vae.frames"].reshape(-1).copy()})),
@@ -304,6 +311,34 @@ def test_a_damaged_trace_is_refused(good, refused, tmp_path):
     path = tmp_path / "trace.safetensors"
     path.write_bytes(good[1].read_bytes()[:-7])
     assert "truncated" in refused("parity", good[0], "--trace", path, "--quiet")
+
+
+def test_every_length_of_the_text_encoder_is_proved(make_checkpoint, cli, refused, tmp_path):
+    """Prompts are short: without others, only the shortest graph would ever be compared."""
+    checkpoint, bundle, trace = tmp_path / "checkpoint", tmp_path / "bundle", tmp_path / "trace.safetensors"
+    shutil.copytree(make_checkpoint("--no-vae", "--blocks", "1"), checkpoint)
+    description = json.loads((checkpoint / "pyramid.json").read_text())
+    (checkpoint / "pyramid.json").write_text(json.dumps(description | {"text_length": 96}))
+    assert cli("build", checkpoint, "--target", "ort", "-o", bundle, "--quiet").exit_code == 0
+    assert cli("parity", "--record", trace, "--reference", checkpoint, "--quiet").exit_code == 0
+    levels = run(bundle, trace)["levels"]
+    assert levels["text"]["passed"]
+    line = refused(
+        "parity", bundle, "--trace", tampered(trace, tmp_path / "t", lambda d: d.update(texts=[])), "--quiet"
+    )
+    assert "text_96" in line
+    model = ir.load(bundle / "text_96.onnx")
+    (output,) = model.graph.outputs
+    wrong = ir.node("Neg", [output])
+    model.graph.append(wrong)
+    wrong.outputs[0].shape, wrong.outputs[0].type = output.shape, output.type
+    output.name, wrong.outputs[0].name = "before", output.name
+    model.graph.outputs[0] = wrong.outputs[0]
+    ir.save(model, bundle / "text_96.onnx")
+    resign(bundle)
+    levels = run(bundle, trace)["levels"]
+    assert not levels["text"]["passed"]
+    assert levels["stages"]["passed"]
 
 
 def test_metrics_against_numpy_and_by_hand():

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...runtime.engines import Engine, EngineOptions
 
-__all__ = ["ENGINE", "build_graph", "engine_version", "open_engine"]
+__all__ = ["ENGINE", "build_graph", "check_options", "engine_version", "open_engine"]
 
 ENGINE = "onnxruntime"
 
@@ -19,6 +19,13 @@ def engine_version() -> str:
     from importlib.metadata import version
 
     return version(ENGINE)
+
+
+def check_options(options: EngineOptions) -> None:
+    """Refuse an execution provider that is not there."""
+    from .session import check_provider
+
+    check_provider(options.provider)
 
 
 def open_engine(file: Path, specs: Mapping[str, Any], options: EngineOptions) -> Engine:

@@ -12,9 +12,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ...runtime.engines import EngineOptions, check_inputs
-from ...runtime.errors import UsageError
+from ...runtime.errors import CheckFailed, UsageError
 
-__all__ = ["OrtEngine"]
+__all__ = ["OrtEngine", "check_provider"]
+
+_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "bfloat16": "tensor(bfloat16)"}
 
 CPU = "CPUExecutionProvider"
 """Also what evaluates the operators that another provider leaves."""
@@ -37,6 +39,21 @@ def _give_buffers_back() -> None:
             mallopt(-3, MMAP_THRESHOLD)
 
 
+def check_provider(provider: str) -> None:
+    """Refuse an execution provider that is not there; empty: the CPU's.
+
+    Raises:
+        UsageError: ONNX Runtime has no such provider here.
+    """
+    available = ort.get_available_providers()
+    if provider and provider not in available:
+        raise UsageError(f"onnxruntime has no '{provider}' here: expected one of {', '.join(available)}")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
 class OrtEngine:
     """One graph. Weights stay mapped from the file, shared by all graphs and processes, unless prepacking is asked for."""
 
@@ -48,13 +65,9 @@ class OrtEngine:
         """
         self.specs = specs
         _give_buffers_back()
-        provider = options.provider or CPU
-        if provider not in ort.get_available_providers():
-            raise UsageError(
-                f"onnxruntime has no '{provider}' here: expected one of {', '.join(ort.get_available_providers())}"
-            )
+        check_provider(options.provider)
         settings = ort.SessionOptions()
-        settings.log_severity_level = 3
+        settings.log_severity_level = 4  # what it says of an error is in the exception
         if options.threads:
             settings.intra_op_num_threads = options.threads
         # An arena keeps what it once took, in pieces that fit nothing else, and a memory pattern adds one block of the
@@ -69,13 +82,16 @@ class OrtEngine:
             unwanted.append("NchwcTransformer")
         settings.add_session_config_entry("optimization.disable_specified_optimizers", ";".join(unwanted))
         try:
-            self.session = ort.InferenceSession(str(file), settings, providers=[*dict.fromkeys([provider, CPU])])
+            self.session = ort.InferenceSession(
+                str(file), settings, providers=[*dict.fromkeys([options.provider or CPU, CPU])]
+            )
         except Exception as error:  # ONNX Runtime's exceptions share no base of their own
-            raise UsageError(f"onnxruntime {ort.__version__} cannot load {file.name}: {str(error)[:300]}") from error
+            raise UsageError(f"onnxruntime {ort.__version__} cannot load {file.name}: {_line(error)}") from error
+        self.name = file.name
         self.outputs = [value.name for value in self.session.get_outputs()]
         for kind, values in (("inputs", self.session.get_inputs()), ("outputs", self.session.get_outputs())):
-            found = {value.name: list(value.shape) for value in values}
-            wanted = {name: list(spec["shape"]) for name, spec in specs[kind].items()}
+            found = {value.name: (value.type, *value.shape) for value in values}
+            wanted = {name: (_TYPES[spec["dtype"]], *spec["shape"]) for name, spec in specs[kind].items()}
             if found != wanted:
                 raise UsageError(
                     f"{file.name} is not the graph of its manifest: expected {kind} {wanted}, found {found}"[:400]
@@ -86,9 +102,14 @@ class OrtEngine:
 
         Raises:
             UsageError: an input is missing, extra, or of another shape or dtype.
+            CheckFailed: ONNX Runtime fails in it: no memory is left, or the graph is damaged.
         """
         check_inputs(self.specs["inputs"], inputs)
-        values = self.session.run(None, {name: np.ascontiguousarray(value) for name, value in inputs.items()})
+        arrays = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
+        try:
+            values = self.session.run(None, arrays)
+        except Exception as error:  # as above
+            raise CheckFailed(f"onnxruntime {ort.__version__} failed in {self.name}: {_line(error)}") from error
         return dict(zip(self.outputs, values, strict=True))
 
     def close(self) -> None:
