@@ -24,6 +24,8 @@ from ..runtime.manifest import (
     WEIGHTS_FILE,
 )
 from ..runtime.pyramid import Resolution
+from ..runtime.safetensors_header import read_header
+from ..runtime.text import Tokenizer
 from ..runtime.tiles import parse_tile
 from ..targets.forms import OnnxForm, TensorSpec
 from .describe import describe_bundle
@@ -32,7 +34,7 @@ from .memory import peak_bytes
 from .modules import check_parts
 from .names import to_diffusers
 from .onnx_graph import export_onnx
-from .output import STATE_FILE, check_output, locked, partial_of, swap, write_synced
+from .output import STATE_FILE, check_output, locked, partial_of, swap, sync_file, write_synced
 from .parts import (
     Options,
     Part,
@@ -154,13 +156,17 @@ def make_options(
     """Options as `build` takes them, the tile chosen where it is "auto".
 
     Raises:
-        UsageError: the tile is malformed, too small, or larger than the frame.
+        UsageError: the tile is malformed, too small, or larger than the frame; an option is for a part that is not there.
     """
+    if text_precision is not None and not checkpoint.text_encoder:
+        raise UsageError(f"{checkpoint.folder} has no text encoder: a precision of it says nothing")
+    if not checkpoint.vae and (vae_tile not in ("auto", "none") or vae_caches != "fp32"):
+        raise UsageError(f"{checkpoint.folder} has no VAE: a tile or caches of it say nothing")
     tile = None
     if checkpoint.vae:
         height, width = checkpoint.model.pyramid.stages[0].latent[2:]
         if vae_tile == "auto":
-            tile = choose_tile(checkpoint)
+            tile = choose_tile(checkpoint, CACHE_PRECISIONS[vae_caches])
         elif vae_tile != "none":
             tile = parse_tile(vae_tile)
             if tile[0] > height or tile[1] > width:
@@ -208,6 +214,13 @@ class _Work:
         sources = [source for part in self.parts for source in sources_of(part.module).values()]
         self.plan = plan_weights([*sources, *([self.table] if self.table else [])])
         self.state = self._read_state()
+        self.identities = {
+            component: _fingerprint(_identities(checkpoint, component)) for component in checkpoint.components
+        }
+        self.tokenizer = b""
+        if checkpoint.text_encoder:
+            self.tokenizer = (checkpoint.folder / "tokenizer" / "tokenizer.json").read_bytes()
+        _check_headers(checkpoint)
 
     def run(self) -> dict[str, Any]:
         """Make what is missing, and describe all of it."""
@@ -221,11 +234,11 @@ class _Work:
         for stale in self.partial.iterdir():
             if stale.name not in wanted:
                 stale.unlink() if stale.is_file() or stale.is_symlink() else shutil.rmtree(stale)
+        if self.checkpoint.text_encoder:
+            write_synced(self.partial / TOKENIZER_FILE, self.tokenizer)
+            Tokenizer(self.partial / TOKENIZER_FILE, self.checkpoint.model.text_length)
         self._weights()
         graphs = {part.name: self._graph(part) for part in self.parts}
-        if self.checkpoint.text_encoder:
-            tokenizer = (self.checkpoint.folder / "tokenizer" / "tokenizer.json").read_bytes()
-            write_synced(self.partial / TOKENIZER_FILE, tokenizer)
         return self._describe(graphs)
 
     def _weights(self) -> None:
@@ -244,14 +257,19 @@ class _Work:
                 out.truncate(self.plan.nbytes)
         for component in dict.fromkeys(source.component for source in self.plan.places):
             key = f"weights of {component}"
-            inputs = _fingerprint(_identities(self.checkpoint, component))
-            if self.state.get(key) == {"inputs": inputs, "sha256": self._region(component)}:
+            inputs, before = self.identities[component], self.state.get(key, {})
+            if before.get("inputs") == inputs and before.get("sha256") == self._region(component):
                 self.reporter.kept(key)
                 continue
+            self._require_unchanged(component)
             total = sum(place.nbytes for place in self.plan.component(component).values())
             self.reporter.part(key, total)
             write_component(self.checkpoint, self.plan, component, file, self.reporter.advance)
             self._finish(key, {"inputs": inputs, "sha256": self._region(component)})
+
+    def _require_unchanged(self, component: str) -> None:
+        if _fingerprint(_identities(self.checkpoint, component)) != self.identities[component]:
+            raise UsageError(f"{self.checkpoint.folder / component} was changed during the build: run it again")
 
     def _region(self, component: str) -> str:
         """SHA-256 of a component's part of the weights file."""
@@ -282,6 +300,7 @@ class _Work:
             "outputs": tuple(_spec(value) for value in exported.model.graph.outputs),
         }
         file = self.target.build_graph(OnnxForm(part.name, exported.model, placements, **specs), self.partial)
+        sync_file(self.partial / file)
         graph = {"file": file, "memory": peak_bytes(exported.model)} | {
             kind: {spec.name: {"shape": list(spec.shape), "dtype": spec.dtype} for spec in values}
             for kind, values in specs.items()
@@ -292,9 +311,7 @@ class _Work:
 
     def _describe(self, graphs: Mapping[str, Any]) -> dict[str, Any]:
         for component in self.checkpoint.components:
-            inputs = _fingerprint(_identities(self.checkpoint, component))
-            if self.state[f"weights of {component}"]["inputs"] != inputs:
-                raise UsageError(f"{self.checkpoint.folder / component} was changed during the build: run it again")
+            self._require_unchanged(component)
         names = [*dict.fromkeys(graph["file"] for graph in graphs.values()), WEIGHTS_FILE]
         names += [TOKENIZER_FILE] if self.checkpoint.text_encoder else []
         files = {}
@@ -314,7 +331,13 @@ class _Work:
             state = json.loads((self.partial / STATE_FILE).read_text("utf-8"))
         except (OSError, ValueError):
             return {}
-        return state if isinstance(state, dict) else {}
+        if not isinstance(state, dict):
+            return {}
+        fields: dict[str, set[str]] = {"weights": {"inputs", "sha256"}, "graph": {"inputs", "sha256", "graph"}}
+        return {
+            key: value for key, value in state.items()
+            if key == "layout" or (isinstance(value, dict) and value.keys() == fields.get(key.partition(" ")[0]))
+        }  # fmt: skip
 
     def _write_state(self) -> None:
         write_synced(self.partial / STATE_FILE, json.dumps(self.state).encode())
@@ -339,6 +362,15 @@ def _identities(checkpoint: Checkpoint, component: str) -> list[str]:
         status = file.stat()
         lines.append(f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}")
     return lines
+
+
+def _check_headers(checkpoint: Checkpoint) -> None:
+    """Refuse files that were replaced since their headers were read: what is read next would be elsewhere in them."""
+    entries = [entry for tensors in checkpoint.components.values() for entry in tensors.values()]
+    headers = {file: read_header(file) for file in dict.fromkeys(entry.file for entry in entries)}
+    for entry in entries:
+        if headers[entry.file].get(entry.name) != entry:
+            raise UsageError(f"{entry.file} was changed since it was opened: run the build again")
 
 
 def _fingerprint(lines: Any) -> str:

@@ -4,13 +4,13 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..runtime.bundle import is_bundle
 from ..runtime.errors import UsageError
 
-__all__ = ["STATE_FILE", "check_output", "locked", "partial_of", "swap", "sync_folder", "write_synced"]
+__all__ = ["STATE_FILE", "check_output", "locked", "partial_of", "swap", "sync_file", "sync_folder", "write_synced"]
 
 
 STATE_FILE = "parts.json"
@@ -27,9 +27,8 @@ def check_output(output: Path, force: bool) -> None:
         raise UsageError(f"{output} cannot be a bundle: expected the name of a folder")
     if not output.absolute().parent.is_dir():
         raise UsageError(f"folder {output.absolute().parent} of the output does not exist; make it first")
-    old, partial = _replaced(output), partial_of(output)
-    if is_bundle(old) and not os.path.lexists(output):
-        old.rename(output)  # a replacement was interrupted between its two renames
+    partial = partial_of(output)
+    _put_back(output, partial)
     if os.path.lexists(partial) and not _is_ours(partial):
         raise UsageError(f"{partial} is in the way and was not made by a build: move it away")
     if not os.path.lexists(output):
@@ -40,6 +39,18 @@ def check_output(output: Path, force: bool) -> None:
         raise UsageError(f"{output} exists: give --force to replace it")
     if not is_bundle(output):
         raise UsageError(f"{output} exists and is not a bundle: only a bundle is replaced; remove it yourself")
+
+
+def _put_back(output: Path, partial: Path) -> None:
+    """The bundle whose replacement was interrupted between its two renames; another build may be between them now."""
+    old = _replaced(output)
+    if is_bundle(old) and not os.path.lexists(output):
+        if not partial.is_dir():
+            old.rename(output)
+            return
+        with locked(partial):
+            if not os.path.lexists(output):
+                old.rename(output)
 
 
 def partial_of(output: Path) -> Path:
@@ -67,7 +78,9 @@ def swap(partial: Path, output: Path, force: bool) -> None:
     """
     if os.path.lexists(output) and not (force and is_bundle(output)):
         raise UsageError(f"{output} appeared during the build: move it away and run again; the finished parts are kept")
-    (partial / STATE_FILE).unlink(missing_ok=True)
+    kept = _kept(partial)
+    with suppress(FileNotFoundError):
+        (partial / STATE_FILE).replace(kept)
     sync_folder(partial)
     old = _replaced(output)
     if os.path.lexists(output):
@@ -76,8 +89,14 @@ def swap(partial: Path, output: Path, force: bool) -> None:
         output.rename(old)
     partial.rename(output)
     sync_folder(output.absolute().parent)
+    kept.unlink(missing_ok=True)
     if is_bundle(old):
         shutil.rmtree(old)
+
+
+def _kept(partial: Path) -> Path:
+    """Where the state waits while its folder, finished, is renamed into place."""
+    return partial.with_name(f".{partial.name}.{STATE_FILE}")
 
 
 @contextmanager
@@ -94,6 +113,8 @@ def locked(partial: Path) -> Iterator[None]:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(f"another build is writing {partial}: wait for it") from None
+        if _kept(partial).is_file() and not (partial / STATE_FILE).exists():
+            _kept(partial).replace(partial / STATE_FILE)  # a build stopped before its last renames
         yield
     finally:
         os.close(folder)
@@ -106,6 +127,12 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's content durable."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def write_synced(path: Path, data: bytes) -> None:

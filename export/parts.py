@@ -38,8 +38,8 @@ TEXT_LENGTHS = (64, 128, 256)
 VAE_BUDGET = 3 * 2**30
 """Memory that decoding may take before frames are cut into tiles, in bytes."""
 
-CACHES_TO_PEAK = 3.3
-"""Peak of a decoder's step by the bytes of its caches: the old ones, the new ones, and the activations between them."""
+ACTIVATIONS = 1.3
+"""Most that a decoder's step holds beside its old and new caches, by the bytes of its caches in float32."""
 
 LEAST_CHOSEN = 16
 """Height and width of the smallest tile that is chosen: it overlaps its neighbours by 4 latent pixels, 32 of the video."""
@@ -121,20 +121,24 @@ def tile_plan(checkpoint: Checkpoint, options: Options) -> TilePlan:
     return TilePlan((height, width), (min(tile[0], height), min(tile[1], width)))
 
 
-def choose_tile(checkpoint: Checkpoint) -> tuple[int, int] | None:
+def choose_tile(checkpoint: Checkpoint, caches: str = "float32") -> tuple[int, int] | None:
     """The tile that costs the least beyond the frame and whose decoding fits `VAE_BUDGET`; None if the frame does.
 
     Thin strips would cost even less, but show a pixel near their edge little of what is around it.
     """
     frame = checkpoint.model.pyramid.stages[0].latent[2:]
-    decoder = VaeGraph(checkpoint, "float32", "float32", first=True)
+    shapes = VaeGraph(checkpoint, "float32", "float32", first=True).cache_shapes(LEAST_CHOSEN, LEAST_CHOSEN)
+    per_pixel = 4 * sum(math.prod(shape) for shape in shapes) / LEAST_CHOSEN**2
+    kept = 0.5 if caches == "float16" else 1.0
 
     def estimate(height: int, width: int) -> float:
-        return CACHES_TO_PEAK * 4 * sum(math.prod(shape) for shape in decoder.cache_shapes(height, width))
+        pixels = height * width
+        # The decoder's attention, near its start, holds its scores and their softmax beside the old caches.
+        return max((2 * kept + ACTIVATIONS) * per_pixel * pixels, kept * per_pixel * pixels + 2 * 4 * pixels**2)
 
     if estimate(*frame) <= VAE_BUDGET:
         return None
-    sizes = [sorted({_cover(size, count) for count in range(1, 9)}) for size in frame]
+    sizes = [sorted({_cover(size, count) for count in range(1, 65)}) for size in frame]
     plans = [TilePlan(frame, (h, w)) for h in sizes[0] for w in sizes[1] if estimate(h, w) <= VAE_BUDGET]
     return min(plans, key=lambda plan: (plan.overhead, plan.count)).tile if plans else (sizes[0][0], sizes[1][0])
 

@@ -89,8 +89,11 @@ def check_supported(config: Mapping[str, Any] | None) -> None:
     """Refuse a text encoder of another variant.
 
     Raises:
-        UsageError: its feed-forward is not the gated GELU of UMT5.
+        UsageError: its feed-forward is not the gated GELU of UMT5, or its epsilon is none.
     """
+    epsilon = (config or {}).get("layer_norm_epsilon", 1e-6)
+    if type(epsilon) is not float or not 0 < epsilon < 1:
+        raise UsageError(f"text_encoder/config.json: expected layer_norm_epsilon between 0 and 1, found {epsilon!r}")
     found = (config or {}).get("feed_forward_proj", "gated-gelu")
     if found != "gated-gelu":
         raise UsageError(f"text_encoder/config.json: expected feed_forward_proj gated-gelu, found {found!r}")

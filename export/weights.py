@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..runtime.checkpoint import Checkpoint
+from ..runtime.errors import UsageError
 from ..runtime.safetensors_header import TensorEntry
 from ..targets.forms import Placement
 from .layers import QUANTISED, TORCH_DTYPES, Source
@@ -91,7 +92,8 @@ def _write(
     step = max(1, CHUNK // max(row * 4, 1))
     for start in range(0, rows, step):
         count = min(step, rows - start)
-        block = _read(data, entry.offset + start * row * dtype.itemsize, count * row, dtype).to(wanted)
+        block = _read(entry, data, start * row, count * row, dtype).to(wanted)
+        _require_finite(block, entry, wanted)
         if source.layout == "transposed":
             columns = block.view(count, row).T.clone(memory_format=torch.contiguous_format)  # strides too, of one row
             _write_columns(columns, start, rows, place.offset, out)
@@ -122,7 +124,8 @@ def _write_quantised(
     step = max(1, CHUNK // (into * 4))
     for start in range(0, rows, step):
         count = min(step, rows - start)
-        weight = _read(data, entry.offset + start * into * dtype.itemsize, count * into, dtype).float()
+        weight = _read(entry, data, start * into, count * into, dtype).float()
+        _require_finite(weight, entry, dtype)
         packed = np.zeros((count, blocks, per_row // blocks), np.uint8)
         scale = np.zeros(count * blocks, np.float32)
         columns = np.ascontiguousarray(weight.view(count, into).numpy().T)
@@ -148,14 +151,27 @@ def _write_columns(block: torch.Tensor, start: int, columns: int, offset: int, o
         _pwrite(out, row, offset + (index * columns + start) * block.element_size())
 
 
-def _read(file: int, offset: int, count: int, dtype: torch.dtype) -> torch.Tensor:
+def _require_finite(values: torch.Tensor, entry: TensorEntry, dtype: torch.dtype) -> None:
+    if values.is_floating_point() and not torch.isfinite(values).all():
+        name = str(dtype).removeprefix("torch.")
+        raise UsageError(
+            f"{entry.file}: tensor '{entry.name}' holds values that are not finite in {name}: mend it, or choose another precision"
+        )
+
+
+def _read(entry: TensorEntry, file: int, first: int, count: int, dtype: torch.dtype) -> torch.Tensor:
+    """Values of a tensor from its value number `first` on."""
+    offset = entry.offset + first * dtype.itemsize
     data = bytearray(count * dtype.itemsize)
     view = memoryview(data)
     done = 0
     while done < len(data):
         got = os.preadv(file, [view[done:]], offset + done)
         if got == 0:
-            raise OSError(f"a weights file ended at byte {offset + done}; it was cut while it was read")
+            raise UsageError(
+                f"{entry.file}: expected tensor '{entry.name}' up to byte {offset + len(data)}, found its end at "
+                f"{offset + done}: it was cut; fetch it again and run again"
+            )
         done += got
     return torch.frombuffer(data, dtype=dtype) if count else torch.empty(0, dtype=dtype)
 

@@ -33,9 +33,9 @@ TOLERANCES: dict[str, dict[str, float]] = {
 """Largest relative L2 error per level, and for `video` the least PSNR in dB."""
 
 TEXT_TOLERANCES: dict[str, dict[str, float]] = {
-    # 128 values share a scale: half a step is 1/254 of their largest, 0.6 % a matrix; two dozen layers add up.
+    # 128 values share a scale: a step is 1/128 of their largest, 0.6 % a matrix; two dozen layers add up.
     "int8": {"text": 3e-2, "chain": 2e-2, "video": 40.0},
-    # 32 values share a scale, half a step is 1/14 of their largest: 8 % a matrix. A size format, to be judged by eye.
+    # 32 values share a scale, a step is 1/8 of their largest: 8 % a matrix. A size format, to be judged by eye.
     "int4": {"text": 3e-1, "chain": 2e-1, "video": 20.0},
 }
 """Where the text encoder alone is quantised: the chain runs free from the bundle's own embeddings."""

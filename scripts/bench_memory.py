@@ -9,6 +9,9 @@ import json
 import platform
 import subprocess
 import sys
+from pathlib import Path
+
+from pyrexport.runtime.bundle import is_bundle
 
 CHILD = """
 import json, sys
@@ -52,4 +55,6 @@ def manifest_files(bundle: str) -> dict[str, int]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or not is_bundle(Path(sys.argv[1])):
+        sys.exit("expected a BUNDLE's folder")
     main(sys.argv[1])

@@ -3,7 +3,7 @@
     python scripts/bench_stages.py [--preset wan2.1-1.3b] [--blocks 2] [--stage 1] [--threads 2] [--runs 3]
 
 Each contender is a process of its own that waits while the others run. Share is of the fastest float32 (or bfloat16)
-matrix product of 2048 x 2048 that PyTorch reaches here on the same threads. Memory is the peak of anonymous memory.
+matrix product (2048 x 2048; 512 x 512 in bfloat16) that PyTorch reaches here on the same threads. Memory is the peak of anonymous memory.
 """
 
 import json
@@ -194,6 +194,8 @@ def main(preset: str, blocks: int, stage: int, threads: int, runs: int, only: tu
     for name in [n for n in wanted if slow and CONTENDERS[n][1] == "bfloat16"]:
         click.echo(f"{name}: left out, a bfloat16 product reaches {peaks['bfloat16'] / 1e9:.1f} GFLOP/s here", err=True)
         wanted.remove(name)
+    if not wanted:
+        raise click.ClickException("no contender is left")
     with tempfile.TemporaryDirectory() as folder:
         models = _build(Path(folder), preset, blocks)
         opened = read_checkpoint(Path(models["torch"]))

@@ -18,6 +18,8 @@ from pathlib import Path
 import click
 import numpy as np
 from bench_stages import Contender, answer_lines
+from pyrexport.runtime.errors import UsageError
+from pyrexport.runtime.tiles import parse_tile
 from rich.console import Console
 from rich.table import Table
 
@@ -70,6 +72,10 @@ def child(kind: str, model: str, tile: str, threads: str) -> None:
 @click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
 def main(tile: str, threads: int, runs: int) -> None:
     """Measure both."""
+    try:
+        parse_tile(tile)
+    except UsageError as error:
+        raise click.UsageError(str(error)) from None
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, bundle = f"{folder}/checkpoint", f"{folder}/bundle"
         make = [sys.executable, str(Path(__file__).with_name("make_random_checkpoint.py")), checkpoint]

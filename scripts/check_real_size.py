@@ -178,6 +178,12 @@ def child(side: str, part: str, bundle: str, checkpoint: str, threads: str, file
 @click.option("--json", "as_json", is_flag=True)
 def main(bundle: str, checkpoint: str, parts: tuple[str, ...], threads: int, as_json: bool) -> None:
     """Compare parts of BUNDLE with CHECKPOINT."""
+    with load(bundle) as pipeline:
+        known = [name for name in pipeline.bundle.manifest.graphs if name.startswith("stage")]
+        known += ["text"] * bool(pipeline.bundle.manifest.text) + ["vae"] * bool(pipeline.bundle.manifest.vae)
+    for part in parts:
+        if part not in known:
+            raise click.UsageError(f"{bundle} has no part '{part}': expected one of {', '.join(known)}")
     documents = []
     for part in parts:
         with tempfile.TemporaryDirectory() as folder:

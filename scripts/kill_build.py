@@ -53,7 +53,7 @@ def kill_once(checkpoint: Path, output: Path, after: float) -> str:
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path, exists=True))
+@click.argument("checkpoint", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--times", type=click.IntRange(1), default=30, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 def main(checkpoint: Path, times: int, seed: int) -> None:
@@ -63,7 +63,8 @@ def main(checkpoint: Path, times: int, seed: int) -> None:
         output = Path(folder) / "out" / "bundle"
         output.parent.mkdir()
         start = time.perf_counter()
-        assert build(checkpoint, output).wait() == 0
+        if build(checkpoint, output).wait():
+            raise click.ClickException(f"{checkpoint} does not build: see above")
         whole = time.perf_counter() - start
         for index in range(times):
             shutil.rmtree(output)

@@ -19,9 +19,10 @@ from click.testing import CliRunner
 from moving_shapes import draw, render
 from numpy.typing import NDArray
 from pyrexport.cli import main as pyrexport_command
+from pyrexport.runtime.errors import UsageError
 from pyrexport.runtime.parity import psnr
 from pyrexport.runtime.pipeline import frames_from
-from pyrexport.runtime.video import write_png
+from pyrexport.runtime.video import check_output, write_png
 from train_shapes_vae import encode_clips, load_vae
 
 VAE = Path(__file__).resolve().parent.parent / "tests" / "data" / "moving-shapes" / "vae"
@@ -56,6 +57,10 @@ def decode_both(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 @click.argument("out", type=click.Path(path_type=Path))
 def main(out: Path) -> None:
     """Write the picture to OUT, and print the PSNR."""
+    try:
+        check_output(out)
+    except UsageError as error:
+        raise click.UsageError(str(error)) from None
     with tempfile.TemporaryDirectory() as folder:
         whole, tiled = decode_both(Path(folder))
     difference = np.clip(8 * np.abs(whole[-1].astype(int) - tiled[-1]), 0, 255).astype(np.uint8)

@@ -27,6 +27,7 @@ from pyrexport.runtime.errors import PyrexportError
 from pyrexport.runtime.manifest import parse_manifest, signed
 from pyrexport.runtime.parity import distance
 from pyrexport.runtime.text import clean_prompt
+from safetensors.numpy import load_file, save_file
 
 
 @pytest.fixture
@@ -296,6 +297,47 @@ def test_a_disk_that_is_or_becomes_full_ends_a_build_in_one_line(make_checkpoint
     assert cli(*command).exit_code == 0
 
 
+def test_what_changes_during_a_build_is_noticed(make_checkpoint, refused, tmp_path, monkeypatch):
+    """A text encoder that is replaced while the transformer is written would be read at another file's offsets."""
+    from pyrexport.export import build as module
+
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(make_checkpoint("--no-vae", "--blocks", "1"), folder)
+    file = folder / "text_encoder" / "model.safetensors"
+    real = module.write_component
+
+    def write(checkpoint, plan, component, *others):
+        real(checkpoint, plan, component, *others)
+        if component == "transformer":
+            save_file(load_file(file), file, metadata={"format": "pt", "more": 64 * "x"})
+
+    monkeypatch.setattr(module, "write_component", write)
+    monkeypatch.setattr(module, "export_onnx", lambda *arguments: pytest.skip("not refused before graphs"))
+    line = refused("build", folder, "--target", "ort", "-o", tmp_path / "out", "--quiet")
+    assert "text_encoder" in line
+    assert "changed during the build" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_values_that_storage_cannot_hold(make_checkpoint, refused, tmp_path):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(make_checkpoint("--no-vae", "--no-text-encoder", "--blocks", "1"), folder)
+    (file,) = (folder / "transformer").glob("*.safetensors")
+    tensors = load_file(file)
+    tensors["blocks.0.attn1.to_q.weight"][3, 5] = 70000
+    save_file(tensors, file)
+    line = refused("build", folder, "--target", "ort", "-o", tmp_path / "out", "--precision", "fp16", "--quiet")
+    assert "'blocks.0.attn1.to_q.weight' holds values that are not finite in float16" in line
+    for options in (["--text-precision", "int8"], ["--vae-tile", "16x16"], ["--vae-caches", "fp16"]):
+        assert "says nothing" in refused("build", folder, "--target", "ort", "-o", tmp_path / "x", *options).replace(
+            "say nothing", "says nothing"
+        )
+
+
+def stop(*arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_rerun_keeps_the_finished_parts(make_checkpoint, cli, tmp_path, monkeypatch):
     from pyrexport.export import build as module
 
@@ -319,7 +361,14 @@ def test_a_rerun_keeps_the_finished_parts(make_checkpoint, cli, tmp_path, monkey
     assert cli("build", folder, "--target", "ort", "-o", tmp_path / "b", "--quiet").exit_code == 0
     assert made == ["stage0", "stage1", "stage2"]
     open_bundle(tmp_path / "b", verify=True)
+    with monkeypatch.context() as patched:
+        patched.setattr("pyrexport.export.output.sync_folder", stop)  # just before the last renames
+        assert cli("build", folder, "--target", "ort", "-o", tmp_path / "c", "--quiet").exit_code == 130
+    state = tmp_path / ".c.partial.parts.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"graph stage1": [1]}))
     assert cli("build", folder, "--target", "ort", "-o", tmp_path / "c", "--quiet").exit_code == 0
+    assert made[3:] == ["stage0", "stage1", "stage2", "stage1"]
+    assert {path.name for path in tmp_path.iterdir()} == {"again", "b", "c"}
     assert (tmp_path / "b" / "weights.bin").read_bytes() == (tmp_path / "c" / "weights.bin").read_bytes()
 
 

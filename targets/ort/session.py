@@ -75,7 +75,7 @@ class OrtEngine:
         settings.enable_cpu_mem_arena = settings.enable_mem_pattern = False
         # Folding would expand mapped 16-bit weights into private float32 ones, and a text encoder's position biases into
         # a table per layer.
-        unwanted = ["ConstantFolding"]
+        unwanted = ["ConstantFolding", "FuseFp16InitializerToFp32NodeTransformer"]
         if not options.prepack:
             # Prepacking copies every weight into private memory, once per graph; so does a convolution's blocked layout.
             settings.add_session_config_entry("session.disable_prepacking", "1")
