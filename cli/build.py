@@ -42,19 +42,22 @@ from .common import ResolutionType, output_options, print_json, print_memory, pr
 )
 @click.option("--resolution", type=ResolutionType(), help="In place of the checkpoint's own.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
+@click.option(
+    "--no-run", is_flag=True, help="Do not run each graph once (ExecuTorch): at the real size that takes an hour."
+)
 @click.option("--plan", is_flag=True, help="Only say what each graph will need in memory; write nothing.")
 @output_options
 def command(
     checkpoint: Path, target_name: str, output: Path | None, precision: str, text_precision: str | None,
     vae_tile: str, vae_caches: str, resolution: Resolution | None, force: bool,
-    plan: bool, as_json: bool, quiet: bool,
+    no_run: bool, plan: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Build a bundle from a CHECKPOINT. An interrupted build goes on where it stopped."""
     if plan == (output is not None):
         raise UsageError("give either -o OUTPUT to build, or --plan to only say what it will need")
     target = find_target(target_name)
     opened = resolve_checkpoint(checkpoint, resolution)
-    from ..export.build import Reporter, build_bundle, make_options, plan_memory
+    from ..export.build import Reporter, build_bundle, check_target, make_options, plan_memory
     from ..export.output import check_output
     from ..export.parts import tile_plan
 
@@ -73,8 +76,14 @@ def command(
         def kept(self, name: str) -> None:
             self.bar.console.print(f"{name}: kept from an interrupted build")
 
+        def said(self, line: str) -> None:
+            self.bar.console.print(line)
+
     options = make_options(opened, precision, text_precision, vae_tile, vae_caches)
+    check_target(target_name, target, options)
     if output is None:
+        if target.FORM != "onnx":
+            raise UsageError(f"target '{target_name}' is measured when it is built, not planned: read `inspect BUNDLE` then")
         with progress(quiet) as bar:
             memory = plan_memory(opened, options=options, reporter=Bars(bar))
         tiles = tile_plan(opened, options) if opened.vae else None
@@ -86,7 +95,9 @@ def command(
         return
     check_output(output, force)
     with progress(quiet) as bar:
-        build_bundle(opened, target_name, target, output, options=options, force=force, reporter=Bars(bar))
+        build_bundle(
+            opened, target_name, target, output, options=options, force=force, run_graphs=not no_run, reporter=Bars(bar)
+        )
     nbytes = {path.name: path.stat().st_size for path in sorted(output.iterdir())}
     if as_json:
         print_json({"bundle": str(output), "target": target_name, "precision": precision, "files": nbytes})

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..runtime.safetensors_header import TensorEntry
+from .dialects import FUSED, Dialect
 
 __all__ = [
     "QUANTISED",
@@ -19,10 +20,8 @@ __all__ = [
     "QuantisedLinear",
     "Source",
     "WeightSpace",
-    "attention",
     "linear",
     "quantised_product",
-    "rotary_embedding",
     "sources_of",
 ]
 
@@ -56,18 +55,23 @@ QUANTISED = {"int8": (8, 128), "int4": (4, 32)}
 class WeightSpace:
     """Makes a component's parameters: shapes from the headers, matrices in the bundle's precision, the rest in float32."""
 
-    def __init__(self, component: str, tensors: Mapping[str, TensorEntry], precision: str) -> None:
+    def __init__(
+        self, component: str, tensors: Mapping[str, TensorEntry], precision: str, dialect: Dialect = FUSED
+    ) -> None:
         """Parameters of one component of a checkpoint; the precision is a dtype, "int8" or "int4"."""
-        self.component, self.tensors, self.precision = component, tensors, precision
+        self.component, self.tensors, self.precision, self.dialect = component, tensors, precision, dialect
 
     def vector(self, name: str, shape: tuple[int, ...] | None = None) -> nn.Parameter:
         """A tensor as it is (or reshaped), in float32: biases, norms, modulation tables."""
         return self._make(name, "as is", shape or self.tensors[name].shape, "float32")
 
     def matrix(self, name: str) -> nn.Parameter:
-        """A weight [out, …] as a matrix [in, out], so that `x @ weight` needs no transposition."""
-        out, *into = self.tensors[name].shape
-        return self._make(name, "transposed", (torch.Size(into).numel(), out), self.precision)
+        """A weight [out, …] as a matrix, [in, out] or [out, in] as the dialect's engine multiplies without a copy."""
+        out, *rest = self.tensors[name].shape
+        into = torch.Size(rest).numel()
+        if self.dialect.transposed:
+            return self._make(name, "transposed", (into, out), self.precision)
+        return self._make(name, "as is", (out, into), self.precision)
 
     def quantised(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
         """A weight [out, in] as blocks [out, in / block, bytes of a block] and scales [out · in / block]."""
@@ -96,16 +100,19 @@ def sources_of(module: nn.Module) -> dict[str, Source]:
 
 
 class Linear(nn.Module):
-    """`x @ weight + bias` with the weight stored as [in, out]."""
+    """A matrix product with a bias."""
 
     def __init__(self, space: WeightSpace, name: str, *, bias: bool = True) -> None:
         """The layer whose tensors are NAME.weight and NAME.bias."""
         super().__init__()
+        self.transposed = space.dialect.transposed
         self.weight = space.matrix(f"{name}.weight")
         self.bias = space.vector(f"{name}.bias") if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[…, in] to […, out]."""
+        if not self.transposed:
+            return nn.functional.linear(x, self.weight.float(), self.bias)
         y = torch.matmul(x, self.weight.float())
         return y if self.bias is None else y + self.bias
 
@@ -144,28 +151,3 @@ def quantised_product(
 @quantised_product.register_fake
 def _(x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, bits: int, block: int) -> torch.Tensor:
     return x.new_empty(*x.shape[:-1], values.shape[0])
-
-
-@torch.library.custom_op("pyrexport::attention", mutates_args=())
-def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
-    """Softmax attention without a mask, [B, N, heads·size] each: engines have it as one operator that never holds the scores."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-    return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).contiguous()
-
-
-@attention.register_fake
-def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
-    return torch.empty_like(query)
-
-
-@torch.library.custom_op("pyrexport::rotary_embedding", mutates_args=())
-def rotary_embedding(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rotate pairs of neighbouring channels of each head: x [B, N, heads·size], cos and sin [N, size/2]."""
-    a, b = x.unflatten(-1, (heads, -1, 2)).unbind(-1)
-    c, s = cos[None, :, None], sin[None, :, None]
-    return torch.stack((a * c - b * s, a * s + b * c), dim=-1).flatten(2)
-
-
-@rotary_embedding.register_fake
-def _(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: int) -> torch.Tensor:
-    return torch.empty_like(x)

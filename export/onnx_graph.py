@@ -21,10 +21,10 @@ from onnx_ir.passes.common import (
 )
 from onnxscript import opset23, optimizer
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..targets.forms import TensorSpec
-from .layers import TORCH_DTYPES, Source, sources_of
+from .layers import Source, sources_of
+from .torch_program import trace
 
 __all__ = ["OPSET", "Graph", "export_onnx"]
 
@@ -114,14 +114,7 @@ def export_onnx(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequen
 
 
 def _export(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[str]) -> ir.Model:
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with mode:
-        for path, parameter in list(module.named_parameters()):
-            owner, _, leaf = path.rpartition(".")
-            fake = torch.empty(parameter.shape, dtype=parameter.dtype)
-            module.get_submodule(owner)._parameters[leaf] = nn.Parameter(fake, requires_grad=False)
-        arguments = tuple(torch.empty(spec.shape, dtype=TORCH_DTYPES[spec.dtype]) for spec in inputs)
-        program = torch.export.export(module.eval(), arguments, strict=False)
+    program = trace(module, inputs)
     exported: Any = torch.onnx.export(
         program,
         optimize=False,

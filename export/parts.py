@@ -11,6 +11,7 @@ from ..runtime.checkpoint import Checkpoint
 from ..runtime.manifest import PRECISIONS, TEXT_PRECISIONS, cache_names
 from ..runtime.tiles import TilePlan
 from ..targets.forms import TensorSpec
+from .dialects import FUSED, Dialect
 from .layers import QUANTISED, Source, WeightSpace
 from .modules import empty_modules
 from .stage_graph import StageGraph
@@ -79,7 +80,7 @@ class Options:
         return TEXT_PRECISIONS[self.text_precision]
 
 
-def graph_parts(checkpoint: Checkpoint, options: Options) -> Iterator[Part]:
+def graph_parts(checkpoint: Checkpoint, options: Options, dialect: Dialect = FUSED) -> Iterator[Part]:
     """Every graph of a checkpoint's bundle."""
     model, config = checkpoint.model, checkpoint.config
     for stage in model.pyramid.stages:
@@ -88,22 +89,25 @@ def graph_parts(checkpoint: Checkpoint, options: Options) -> Iterator[Part]:
             TensorSpec("timestep_features", (1, config.freq_dim)),
             TensorSpec("text", (1, model.text_length, config.text_dim)),
         )
-        module = StageGraph(checkpoint, stage, options.storage)
+        module = StageGraph(checkpoint, stage, options.storage, dialect)
         yield Part(f"stage{stage.index}", module, inputs, ("velocity",))
     if checkpoint.text_encoder:
         for length in text_lengths(checkpoint):
-            encoder = TextGraph(checkpoint, length, options.text_storage)
+            encoder = TextGraph(checkpoint, length, options.text_storage, dialect)
             specs = TensorSpec("embeddings", (1, length, config.text_dim)), TensorSpec("mask", (1, length))
             yield Part(f"text_{length}", encoder, specs, ("text",))
     if checkpoint.vae:
-        yield from _vae_parts(checkpoint, options)
+        yield from _vae_parts(checkpoint, options, dialect)
 
 
-def _vae_parts(checkpoint: Checkpoint, options: Options) -> Iterator[Part]:
+def _vae_parts(checkpoint: Checkpoint, options: Options, dialect: Dialect) -> Iterator[Part]:
     channels = checkpoint.config.in_channels
     height, width = tile_plan(checkpoint, options).tile
     latent = TensorSpec("latent", (1, channels, height, width))
-    first, later = (VaeGraph(checkpoint, options.storage, options.vae_caches, first=first) for first in (True, False))
+    first, later = (
+        VaeGraph(checkpoint, options.storage, options.vae_caches, first=first, dialect=dialect)
+        for first in (True, False)
+    )
     shapes = first.cache_shapes(height, width)
     outputs = ("frames", *cache_names(len(shapes), new=True))
     yield Part("vae_first", first, (latent,), outputs)

@@ -4,6 +4,8 @@ Equal to diffusers' `WanTransformer3DModel` up to the order of float32 sums. Kep
 patch embedding export to operators that engines run badly or not at all.
 """
 
+import math
+
 import torch
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import nn
@@ -11,7 +13,8 @@ from torch import nn
 from ..runtime.checkpoint import Checkpoint
 from ..runtime.pyramid import Stage
 from ..runtime.wan import WanConfig
-from .layers import Linear, WeightSpace, attention, rotary_embedding
+from .dialects import FUSED, Dialect
+from .layers import Linear, WeightSpace
 
 __all__ = ["StageGraph"]
 
@@ -22,13 +25,13 @@ FEED_FORWARD_BYTES = 64 * 1024 * 1024
 class StageGraph(nn.Module):
     """Inputs: latent [1, C, T, H, W], timestep features [1, freq_dim], text [1, L, text_dim]; output: velocity as latent."""
 
-    def __init__(self, checkpoint: Checkpoint, stage: Stage, precision: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, stage: Stage, precision: str, dialect: Dialect = FUSED) -> None:
         """The graph of one stage of a checkpoint."""
         super().__init__()
         config, kind = checkpoint.config, checkpoint.model.pyramid.kind
-        space = WeightSpace("transformer", checkpoint.transformer, precision)
+        space = WeightSpace("transformer", checkpoint.transformer, precision, dialect)
         own = f".{stage.index}" if kind == "ppf" else ""
-        self.config, self.stage = config, stage
+        self.config, self.stage, self.gelu = config, stage, dialect.gelu
         self.patch_embedding = Linear(space, f"patch_embedding{own}")
         self.first_frame_embedding = space.vector("first_frame_embedding") if kind == "pyramidal" else None
         time = "condition_embedder.time_embedder"
@@ -37,6 +40,7 @@ class StageGraph(nn.Module):
         text = "condition_embedder.text_embedder"
         self.text_1, self.text_2 = Linear(space, f"{text}.linear_1"), Linear(space, f"{text}.linear_2")
         self.blocks = nn.ModuleList(Block(space, config, index) for index in range(config.num_layers))
+        self.norm_out = dialect.layer_norm(config.width, config.eps)
         self.scale_shift_table = space.vector("scale_shift_table")
         self.proj_out = Linear(space, f"proj_out{own}")
         self.rope = RotaryTables(config, stage.grid)
@@ -50,11 +54,11 @@ class StageGraph(nn.Module):
         x = self._embed(latent)
         embedded = self.time_2(nn.functional.silu(self.time_1(timestep_features)))
         modulation = self.time_proj(nn.functional.silu(embedded)).unflatten(1, (6, -1))
-        context = self.text_2(nn.functional.gelu(self.text_1(text), approximate="tanh"))
+        context = self.text_2(self.gelu(self.text_1(text)))
         for block in self.blocks:
             x = block(x, context, modulation, cos, sin)
-        table = self.scale_shift_table + embedded.unsqueeze(1)
-        x = layer_norm(x, self.config) * (1 + table[:, 1:2]) + table[:, 0:1]
+        table = self.scale_shift_table + embedded.reshape(1, 1, -1)
+        x = self.norm_out(x) * (1.0 + table[:, 1:2]) + table[:, 0:1]
         return self._unpatchify(self.proj_out(x))
 
     def _embed(self, latent: torch.Tensor) -> torch.Tensor:
@@ -88,11 +92,6 @@ def token_chunk(tokens: int, config: WanConfig) -> int:
     return -(-tokens // even)
 
 
-def layer_norm(x: torch.Tensor, config: WanConfig) -> torch.Tensor:
-    """Layer norm without scale and shift."""
-    return nn.functional.layer_norm(x, (config.width,), eps=config.eps)
-
-
 class Block(nn.Module):
     """One transformer block."""
 
@@ -100,7 +99,9 @@ class Block(nn.Module):
         """The block's weights."""
         super().__init__()
         name = f"blocks.{index}"
-        self.config = config
+        self.config, self.gelu = config, space.dialect.gelu
+        self.norm1, self.norm3 = (space.dialect.layer_norm(config.width, config.eps) for _ in range(2))
+        self.norm2 = space.dialect.layer_norm(config.width, config.eps) if config.cross_attn_norm else None
         self.attn1 = Attention(space, f"{name}.attn1", config)
         self.attn2 = Attention(space, f"{name}.attn2", config)
         self.norm2_weight = space.vector(f"{name}.norm2.weight") if config.cross_attn_norm else None
@@ -115,19 +116,20 @@ class Block(nn.Module):
         """[1, N, width] to the same."""
         table = self.scale_shift_table + modulation
         shift, scale, gate = table[:, 0:1], table[:, 1:2], table[:, 2:3]
-        y = layer_norm(x, self.config) * (1 + scale) + shift
+        y = self.norm1(x) * (1.0 + scale) + shift
         x = x + self.attn1(y, y, cos, sin) * gate
-        y = x
-        if self.norm2_weight is not None:
-            y = nn.functional.layer_norm(x, (self.config.width,), self.norm2_weight, self.norm2_bias, self.config.eps)
+        y = x if self.norm2 is None else self.norm2(x, self.norm2_weight, self.norm2_bias)
         x = x + self.attn2(y, context)
-        parts = [self._feed_forward(part, table) for part in x.split(token_chunk(x.shape[1], self.config), dim=1)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        tokens, step = x.shape[1], token_chunk(x.shape[1], self.config)
+        if step == tokens:
+            return self._feed_forward(x, table)
+        parts = [self._feed_forward(x[:, start : start + step], table) for start in range(0, tokens, step)]
+        return torch.cat(parts, dim=1)
 
     def _feed_forward(self, x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         shift, scale, gate = table[:, 3:4], table[:, 4:5], table[:, 5:6]
-        y = layer_norm(x, self.config) * (1 + scale) + shift
-        return x + self.ffn_out(nn.functional.gelu(self.ffn_in(y), approximate="tanh")) * gate
+        y = self.norm3(x) * (1.0 + scale) + shift
+        return x + self.ffn_out(self.gelu(self.ffn_in(y))) * gate
 
 
 class Attention(nn.Module):
@@ -136,7 +138,10 @@ class Attention(nn.Module):
     def __init__(self, space: WeightSpace, name: str, config: WanConfig) -> None:
         """The weights of one attention."""
         super().__init__()
-        self.config = config
+        dialect, heads = space.dialect, config.num_attention_heads
+        self.heads, self.attention = heads, dialect.attention
+        self.rms_q, self.rms_k = (dialect.rms_norm(config.width, config.eps) for _ in range(2))
+        self.rotate = dialect.rotation(heads, config.attention_head_dim)
         self.to_q, self.to_k = Linear(space, f"{name}.to_q"), Linear(space, f"{name}.to_k")
         self.to_v, self.to_out = Linear(space, f"{name}.to_v"), Linear(space, f"{name}.to_out.0")
         self.norm_q, self.norm_k = space.vector(f"{name}.norm_q.weight"), space.vector(f"{name}.norm_k.weight")
@@ -145,16 +150,17 @@ class Attention(nn.Module):
         self, x: torch.Tensor, context: torch.Tensor, cos: torch.Tensor | None = None, sin: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Attend from x [1, N, width] to the context [1, M, width]; rotated where tables are given."""
-        width, eps, heads = (self.config.width,), self.config.eps, self.config.num_attention_heads
-        q = nn.functional.rms_norm(self.to_q(x), width, self.norm_q, eps)
-        k = nn.functional.rms_norm(self.to_k(context), width, self.norm_k, eps)
+        q, k = self.rms_q(self.to_q(x), self.norm_q), self.rms_k(self.to_k(context), self.norm_k)
         if cos is not None and sin is not None:
-            q, k = rotary_embedding(q, cos, sin, heads), rotary_embedding(k, cos, sin, heads)
-        return self.to_out(attention(q, k, self.to_v(context), heads))
+            q, k = self.rotate(q, cos, sin), self.rotate(k, cos, sin)
+        return self.to_out(self.attention(q, k, self.to_v(context), self.heads))
 
 
 class RotaryTables(nn.Module):
-    """cos and sin [N, head size / 2], put together in the graph from one small table per axis."""
+    """cos and sin [N, head size / 2], put together in the graph from one small table per axis.
+
+    Each axis's table is zero where another axis turns, so that their sum is the table of all tokens, exactly.
+    """
 
     def __init__(self, config: WanConfig, grid: tuple[int, int, int]) -> None:
         """Tables for a token grid, as diffusers makes them."""
@@ -162,23 +168,20 @@ class RotaryTables(nn.Module):
         self.grid = grid
         theirs = WanRotaryPosEmbed(config.attention_head_dim, config.patch_size, max(grid))
         sizes = [theirs.t_dim, theirs.h_dim, theirs.w_dim]
+        channel = torch.repeat_interleave(torch.arange(3), torch.tensor(sizes))
         for name, table in (("cos", theirs.freqs_cos), ("sin", theirs.freqs_sin)):
-            for axis, part, length in zip("thw", table.split(sizes, dim=1), grid, strict=True):
-                # diffusers repeats each value for both channels of a pair.
-                self.register_buffer(f"{name}_{axis}", part[:length, ::2].clone(), persistent=False)
+            for axis, length in enumerate(grid):
+                part = torch.where(channel == axis, table[:length], 0.0)[:, ::2]  # theirs is repeated for pairs
+                shape = [length if axis == other else 1 for other in range(3)]
+                self.register_buffer(f"{name}_{axis}", part.reshape(*shape, -1).float().clone(), persistent=False)
 
     def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The tables of all tokens."""
         return self._tokens("cos"), self._tokens("sin")
 
     def _tokens(self, name: str) -> torch.Tensor:
-        t, h, w = self.grid
-        parts = (
-            getattr(self, f"{name}_t").view(t, 1, 1, -1).expand(t, h, w, -1),
-            getattr(self, f"{name}_h").view(1, h, 1, -1).expand(t, h, w, -1),
-            getattr(self, f"{name}_w").view(1, 1, w, -1).expand(t, h, w, -1),
-        )
-        return torch.cat(parts, dim=-1).reshape(t * h * w, -1)
+        t, h, w = (getattr(self, f"{name}_{axis}") for axis in range(3))
+        return (t + (h + w)).reshape(math.prod(self.grid), -1)
 
 
 class Resize(nn.Module):

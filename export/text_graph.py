@@ -3,7 +3,7 @@
 The embedding table stays outside: the runtime reads the rows of the tokens in use from the weights file.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from transformers.models.umt5.modeling_umt5 import UMT5Attention
 
 from ..runtime.checkpoint import Checkpoint
 from ..runtime.errors import UsageError
+from .dialects import FUSED, Dialect
 from .layers import WeightSpace, linear
 
 __all__ = ["TextGraph", "check_supported"]
@@ -21,27 +22,28 @@ __all__ = ["TextGraph", "check_supported"]
 class TextGraph(nn.Module):
     """Inputs: embeddings [1, L, d_model], mask [1, L] of 1 and 0; output: text [1, L, d_model], zero where the mask is."""
 
-    def __init__(self, checkpoint: Checkpoint, length: int, precision: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, length: int, precision: str, dialect: Dialect = FUSED) -> None:
         """The encoder of a checkpoint for `length` tokens."""
         super().__init__()
         assert checkpoint.text_encoder_config is not None
         config = UMT5Config.from_dict(dict(checkpoint.text_encoder_config))
-        space = WeightSpace("text_encoder", checkpoint.text_encoder, precision)
+        space = WeightSpace("text_encoder", checkpoint.text_encoder, precision, dialect)
         self.config, self.length = config, length
         self.blocks = nn.ModuleList(
             TextBlock(space, f"encoder.block.{index}", config) for index in range(config.num_layers)
         )
         self.final_norm = space.vector("encoder.final_layer_norm.weight")
-        self.register_buffer("buckets", relative_buckets(config, length), persistent=False)
+        self.norm = dialect.rms_norm(config.d_model, config.layer_norm_epsilon)
+        count = config.relative_attention_num_buckets
+        self.bucket_bias = dialect.bucket_bias(relative_buckets(config, length), count)  # one for all layers
 
     def forward(self, embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Encoded text."""
-        hidden = (1.0 - mask)[:, None, None, :] * torch.finfo(torch.float32).min
+        hidden = (1.0 - mask)[:, None, :] * torch.finfo(torch.float32).min
         x = embeddings
         for block in self.blocks:
-            x = block(x, hidden, self.buckets)
-        x = nn.functional.rms_norm(x, (self.config.d_model,), self.final_norm, self.config.layer_norm_epsilon)
-        return x * mask[:, :, None]
+            x = block(x, hidden, self.bucket_bias)
+        return self.norm(x, self.final_norm) * mask[:, :, None]
 
 
 def relative_buckets(config: UMT5Config, length: int) -> torch.Tensor:
@@ -52,7 +54,7 @@ def relative_buckets(config: UMT5Config, length: int) -> torch.Tensor:
     attention.relative_attention_max_distance = config.relative_attention_max_distance
     position = torch.arange(length)
     buckets: torch.Tensor = attention._relative_position_bucket(position[None, :] - position[:, None])
-    return buckets.to(torch.int32)
+    return buckets
 
 
 class TextBlock(nn.Module):
@@ -61,7 +63,9 @@ class TextBlock(nn.Module):
     def __init__(self, space: WeightSpace, name: str, config: UMT5Config) -> None:
         """The block's weights."""
         super().__init__()
-        self.config = config
+        width, eps = config.d_model, config.layer_norm_epsilon
+        self.heads, self.gelu = config.num_heads, space.dialect.gelu
+        self.rms_1, self.rms_2 = (space.dialect.rms_norm(width, eps) for _ in range(2))
         attention, feed_forward = f"{name}.layer.0", f"{name}.layer.1"
         self.norm_1 = space.vector(f"{attention}.layer_norm.weight")
         self.q, self.k, self.v, self.o = (linear(space, f"{attention}.SelfAttention.{part}") for part in "qkvo")
@@ -71,18 +75,19 @@ class TextBlock(nn.Module):
             linear(space, f"{feed_forward}.DenseReluDense.{part}") for part in ("wi_0", "wi_1", "wo")
         )
 
-    def forward(self, x: torch.Tensor, hidden: torch.Tensor, buckets: torch.Tensor) -> torch.Tensor:
-        """[1, L, d_model] to the same; `hidden` [1, 1, 1, L] is very negative where a token is padding."""
-        width, eps, heads = (self.config.d_model,), self.config.layer_norm_epsilon, self.config.num_heads
-        y = nn.functional.rms_norm(x, width, self.norm_1, eps)
-        q, k, v = (layer(y).unflatten(-1, (heads, -1)) for layer in (self.q, self.k, self.v))
-        bias = (
-            nn.functional.embedding(buckets, self.bias).permute(2, 0, 1).unsqueeze(0)
-        )  # T5 adds it to unscaled scores
-        scores = torch.softmax(torch.matmul(q.transpose(1, 2), k.permute(0, 2, 3, 1)) + bias + hidden, dim=-1)
-        x = x + self.o(torch.matmul(scores, v.transpose(1, 2)).transpose(1, 2).flatten(2))
-        y = nn.functional.rms_norm(x, width, self.norm_2, eps)
-        return x + self.wo(nn.functional.gelu(self.wi_0(y), approximate="tanh") * self.wi_1(y))
+    def forward(
+        self, x: torch.Tensor, hidden: torch.Tensor, bucket_bias: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """[1, L, d_model] to the same; `hidden` [1, 1, L] is very negative where a token is padding."""
+        y = self.rms_1(x, self.norm_1)
+        # [heads, L, size]; three axes, for the engines that multiply no more.
+        q, k, v = (
+            layer(y).unflatten(-1, (self.heads, -1)).squeeze(0).transpose(0, 1) for layer in (self.q, self.k, self.v)
+        )
+        scores = torch.bmm(q, k.transpose(1, 2)) + bucket_bias(self.bias) + hidden  # T5 leaves them unscaled
+        x = x + self.o(torch.bmm(torch.softmax(scores, dim=-1), v).transpose(0, 1).reshape(*x.shape[:2], -1))
+        y = self.rms_2(x, self.norm_2)
+        return x + self.wo(self.gelu(self.wi_0(y)) * self.wi_1(y))
 
 
 def check_supported(config: Mapping[str, Any] | None) -> None:

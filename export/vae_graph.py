@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..runtime.checkpoint import Checkpoint
+from .dialects import FUSED, Dialect
 from .layers import TORCH_DTYPES, WeightSpace
 
 __all__ = ["VaeGraph"]
@@ -36,7 +37,7 @@ class Caches:
 
     def skip(self, like: torch.Tensor) -> None:
         """A layer that the first frame bypasses: its cache is zero."""
-        self.new.append(torch.zeros_like(like).repeat(2, 1, 1, 1).to(self.dtype))
+        self.new.append(torch.cat((torch.zeros_like(like),) * 2, dim=0).to(self.dtype))
 
 
 class VaeGraph(nn.Module):
@@ -45,11 +46,13 @@ class VaeGraph(nn.Module):
     The first latent frame makes one frame, a later one four. Frames are clamped to -1 … 1.
     """
 
-    def __init__(self, checkpoint: Checkpoint, precision: str, caches: str, *, first: bool) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, precision: str, caches: str, *, first: bool, dialect: Dialect = FUSED
+    ) -> None:
         """The decoder of a checkpoint, for the first latent frame or a later one, its caches in a dtype."""
         super().__init__()
         assert checkpoint.vae_config is not None
-        space = WeightSpace("vae", checkpoint.vae, precision)
+        space = WeightSpace("vae", checkpoint.vae, precision, dialect)
         config = checkpoint.vae_config
         self.first, self.caches = first, TORCH_DTYPES[caches]
         self.post_quant = Conv2d(space, "post_quant_conv", tap=0)
@@ -132,11 +135,12 @@ class ChannelNorm(nn.Module):
         """The scale of NAME."""
         super().__init__()
         count = space.tensors[f"{name}.gamma"].elements
+        self.mean = space.dialect.channel_mean(count)
         self.gamma = space.vector(f"{name}.gamma", (1, count, 1, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[n, C, H, W] to the same."""
-        return x * torch.rsqrt((x * x).mean(dim=1, keepdim=True) + 1e-24) * self.gamma
+        return x * torch.rsqrt(self.mean(x * x) + 1e-24) * self.gamma
 
 
 class Residual(nn.Module):
@@ -173,7 +177,8 @@ class SpatialAttention(nn.Module):
 
     def _attend(self, qkv: torch.Tensor) -> torch.Tensor:
         height, width = qkv.shape[2:]
-        q, k, v = qkv.flatten(2).chunk(3, dim=1)  # [1, C, pixels]
+        pixels, channels = qkv.flatten(2), qkv.shape[1] // 3
+        q, k, v = (pixels[:, start : start + channels] for start in range(0, 3 * channels, channels))
         scores = torch.softmax(torch.matmul(q.transpose(1, 2), k) * q.shape[1] ** -0.5, dim=-1)
         return torch.matmul(v, scores.transpose(1, 2)).unflatten(2, (height, width))
 
@@ -184,6 +189,7 @@ class Upsample(nn.Module):
     def __init__(self, space: WeightSpace, name: str) -> None:
         """The weights of NAME."""
         super().__init__()
+        self.double = space.dialect.double
         self.conv = Conv2d(space, f"{name}.resample.1")
         self.time_conv = CausalConv(space, f"{name}.time_conv") if f"{name}.time_conv.weight" in space.tensors else None
 
@@ -193,5 +199,7 @@ class Upsample(nn.Module):
             if not caches.old:
                 caches.skip(frames[0])
             else:
-                frames = [half for frame in self.time_conv(frames, caches) for half in frame.chunk(2, dim=1)]
-        return [self.conv(nn.functional.interpolate(frame, scale_factor=2.0, mode="nearest")) for frame in frames]
+                both = self.time_conv(frames, caches)
+                half = both[0].shape[1] // 2
+                frames = [part for frame in both for part in (frame[:, :half], frame[:, half:])]
+        return [self.conv(self.double(frame)) for frame in frames]

@@ -39,6 +39,10 @@ class WeightsPlan:
         """Bytes of the weights alone, without padding."""
         return sum(place.nbytes for place in self.places.values())
 
+    def lines(self) -> list[str]:
+        """The layout, to tell one from another."""
+        return [f"{source} {place}" for source, place in self.places.items()]
+
     def component(self, name: str) -> dict[Source, Placement]:
         """The part of one component."""
         return {source: place for source, place in self.places.items() if source.component == name}

@@ -1,6 +1,6 @@
 """Engines: what runs a graph of a bundle, and how one is found."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -48,6 +48,14 @@ class Target(Protocol):
 
     ENGINE: str
     """Distribution that runs its graphs."""
+    FORM: str
+    """What it takes: "onnx" (`targets.forms.OnnxForm`) or "torch" (`targets.forms.TorchForm`)."""
+    GROUPED: bool
+    """One file holds all stages, one the text encoder and one the decoder; else a file holds one graph."""
+    SUFFIX: str
+    """Of its files."""
+    PRECISIONS: tuple[str, ...]
+    """That it can store."""
 
     def engine_version(self) -> str:
         """Installed version of the engine."""
@@ -61,12 +69,15 @@ class Target(Protocol):
         """
         ...
 
-    def open_engine(self, file: Path, specs: Mapping[str, Any], options: EngineOptions) -> Engine:
+    def open_engine(self, file: Path, graph: str, specs: Mapping[str, Any], options: EngineOptions) -> Engine:
         """Open a graph; imports the engine and NumPy alone."""
         ...
 
-    def build_graph(self, form: Any, folder: Path) -> str:
-        """Lower a graph into a bundle's folder; may import torch."""
+    def write_program(self, name: str, forms: Sequence[Any], folder: Path, *, run: bool = True) -> Iterator[Any]:
+        """Write NAME with its suffix into a bundle's folder, from the forms of its graphs; may import torch.
+
+        Yields a `targets.forms.Report` on each form. The file is there when the last one has come.
+        """
         ...
 
 

@@ -123,7 +123,7 @@ class Pipeline:
             start = time.perf_counter()
             entry = manifest.graphs[graph]
             specs = {"inputs": entry.inputs, "outputs": entry.outputs}
-            self._engines[graph] = self.target.open_engine(self.bundle.file(entry.file), specs, self.options)
+            self._engines[graph] = self.target.open_engine(self.bundle.file(entry.file), graph, specs, self.options)
             self.timings.load += time.perf_counter() - start
         return self._engines[graph]
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-__all__ = ["OnnxForm", "Placement", "TensorSpec"]
+__all__ = ["OnnxForm", "Placement", "Report", "TensorSpec", "TorchForm"]
 
 
 @dataclass(frozen=True)
@@ -36,3 +37,31 @@ class OnnxForm:
     placements: Mapping[str, Placement]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    memory: int
+    """What a run of it takes in ONNX Runtime, in bytes, without weights."""
+
+
+@dataclass(frozen=True)
+class TorchForm:
+    """A `torch.export` program whose weights are mapped from a file."""
+
+    name: str
+    program: Any
+    """`torch.export.ExportedProgram`; the entries of its state that are named in `placements` are read when they are used."""
+    placements: Mapping[str, Placement]
+    weights: Path
+    """The file. It is gone when the bundle is done: a target stores what it needs."""
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    memory: None = None
+    """Not known before it is lowered."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a target found out about a graph while it wrote it."""
+
+    line: str = ""
+    """For people."""
+    memory: int | None = None
+    """What a run of it took beyond `runtime.measure.PROCESS_BYTES`, in bytes, packed weights included, if it was run."""

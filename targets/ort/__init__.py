@@ -3,15 +3,29 @@
 Registered under the entry-point group `pyrexport.targets`; see `runtime.engines.Target`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...runtime.engines import Engine, EngineOptions
 
-__all__ = ["ENGINE", "build_graph", "check_options", "engine_version", "open_engine"]
+__all__ = [
+    "ENGINE",
+    "FORM",
+    "GROUPED",
+    "PRECISIONS",
+    "SUFFIX",
+    "check_options",
+    "engine_version",
+    "open_engine",
+    "write_program",
+]
 
 ENGINE = "onnxruntime"
+FORM = "onnx"
+GROUPED = False
+SUFFIX = ".onnx"
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 
 
 def engine_version() -> str:
@@ -28,15 +42,15 @@ def check_options(options: EngineOptions) -> None:
     check_provider(options.provider)
 
 
-def open_engine(file: Path, specs: Mapping[str, Any], options: EngineOptions) -> Engine:
+def open_engine(file: Path, graph: str, specs: Mapping[str, Any], options: EngineOptions) -> Engine:
     """Open a graph of a bundle."""
     from .session import OrtEngine
 
     return OrtEngine(file, specs, options)
 
 
-def build_graph(form: Any, folder: Path) -> str:
-    """Write a graph into a bundle's folder; returns the file's name."""
+def write_program(name: str, forms: Sequence[Any], folder: Path, *, run: bool = True) -> Iterator[Any]:
+    """Write NAME.onnx, of one graph, into a bundle's folder."""
     from .build import write_graph
 
-    return write_graph(form, folder)
+    return write_graph(name, forms, folder)

@@ -1,11 +1,12 @@
 """An ONNX graph to a file of a bundle: the weights become references into the weights file."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
 
 from ...runtime.manifest import WEIGHTS_FILE
-from ..forms import OnnxForm
+from ..forms import OnnxForm, Report
 
 __all__ = ["write_graph"]
 
@@ -17,19 +18,19 @@ _DTYPES = {
 }
 
 
-def write_graph(form: OnnxForm, folder: Path) -> str:
+def write_graph(name: str, forms: Sequence[OnnxForm], folder: Path) -> Iterator[Report]:
     """Write `NAME.onnx`; every weight becomes external data of `weights.bin`."""
-    for name, place in form.placements.items():
-        value = form.model.graph.initializers[name]
+    (form,) = forms
+    for weight, place in form.placements.items():
+        value = form.model.graph.initializers[weight]
         value.const_value = ir.ExternalTensor(
             WEIGHTS_FILE,
             place.offset,
             place.nbytes,
             _DTYPES[place.dtype],
             shape=ir.Shape(place.shape),
-            name=name,
+            name=weight,
             base_dir=folder,
         )
-    file = f"{form.name}.onnx"
-    ir.save(form.model, folder / file)
-    return file
+    ir.save(form.model, folder / f"{name}.onnx")
+    yield Report()

@@ -1,0 +1,300 @@
+"""The making of a bundle in a folder beside it: weights, graphs and manifest, each kept once it is finished."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from ..runtime.bundle import file_digest
+from ..runtime.checkpoint import Checkpoint
+from ..runtime.engines import Target
+from ..runtime.errors import CheckFailed, UsageError
+from ..runtime.manifest import MANIFEST_FILE, TOKENIZER_FILE, WEIGHTS_FILE
+from ..runtime.safetensors_header import read_header
+from ..runtime.text import Tokenizer
+from ..targets.forms import OnnxForm, TensorSpec, TorchForm
+from .describe import describe_bundle
+from .dialects import FUSED, PORTABLE, Dialect
+from .layers import sources_of
+from .memory import peak_bytes
+from .onnx_graph import export_onnx
+from .output import STATE_FILE, sync_file, write_synced
+from .parts import Options, Part, graph_parts, table_source
+from .torch_program import map_weights, trace
+from .weights import WeightsPlan, plan_weights, write_component
+
+__all__ = ["Reporter", "Work", "dialect_of"]
+
+LOWERING_FILE = "lowering.bin"
+"""Weights that a target stores in its own programs, as long as it is at work."""
+
+
+class Reporter:
+    """Told what is being done; the command line shows it as progress bars."""
+
+    def part(self, name: str, total: int) -> None:
+        """A part of `total` units begins."""
+
+    def advance(self, units: int) -> None:
+        """Units of the current part are done."""
+
+    def kept(self, name: str) -> None:
+        """A part of an interrupted build is kept."""
+
+    def said(self, line: str) -> None:
+        """What a target found out about a graph."""
+
+
+def dialect_of(target: Target) -> Dialect:
+    """How graphs are written for a target."""
+    return PORTABLE if target.FORM == "torch" else FUSED
+
+
+class Work:
+    """One build: its plans, and the state of its parts on disk."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        target_name: str,
+        target: Target,
+        partial: Path,
+        options: Options,
+        reporter: Reporter,
+        *,
+        run_graphs: bool = True,
+    ) -> None:
+        """Plan a build in the folder `partial`, which is there; see `build_bundle`."""
+        self.checkpoint, self.target_name, self.target = checkpoint, target_name, target
+        self.partial, self.options, self.reporter, self.run_graphs = partial, options, reporter, run_graphs
+        self.parts = list(graph_parts(checkpoint, options, dialect_of(target)))
+        self.table = table_source(checkpoint, options.text_storage)
+        table = [self.table] if self.table else []
+        graphs = [source for part in self.parts for source in sources_of(part.module).values()]
+        if target.FORM == "torch":
+            self.plans = {LOWERING_FILE: plan_weights(graphs)} | ({WEIGHTS_FILE: plan_weights(table)} if table else {})
+        else:
+            self.plans = {WEIGHTS_FILE: plan_weights([*graphs, *table])}
+        self.state = self._read_state()
+        self.identities = {
+            component: _fingerprint(_identities(checkpoint, component)) for component in checkpoint.components
+        }
+        self.tokenizer = b""
+        if checkpoint.text_encoder:
+            self.tokenizer = (checkpoint.folder / "tokenizer" / "tokenizer.json").read_bytes()
+        _check_headers(checkpoint)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the weights."""
+        return sum(plan.nbytes for plan in self.plans.values())
+
+    def run(self) -> dict[str, Any]:
+        """Make what is missing, and describe all of it."""
+        programs: dict[str, list[Part]] = {}
+        for part in self.parts:
+            programs.setdefault(_program_of(part) if self.target.GROUPED else part.name, []).append(part)
+        files = {f"{name}{self.target.SUFFIX}" for name in programs}
+        wanted = {MANIFEST_FILE, STATE_FILE, TOKENIZER_FILE, *self.plans, *files}
+        for stale in self.partial.iterdir():
+            if stale.name not in wanted:
+                stale.unlink() if stale.is_file() or stale.is_symlink() else shutil.rmtree(stale)
+        if self.checkpoint.text_encoder:
+            write_synced(self.partial / TOKENIZER_FILE, self.tokenizer)
+            Tokenizer(self.partial / TOKENIZER_FILE, self.checkpoint.model.text_length)
+        self._make_room()
+        for file, plan in self.plans.items():
+            self._weights(file, plan)
+        graphs: dict[str, Any] = {}
+        for name, parts in programs.items():
+            graphs |= self._program(name, parts)
+        document = self._describe(graphs)
+        (self.partial / LOWERING_FILE).unlink(missing_ok=True)
+        return document
+
+    def _make_room(self) -> None:
+        """Refuse a disk that is too small, and begin the weights files anew where their layout is another."""
+        held = sum(
+            (self.partial / file).stat().st_blocks * 512 for file in self.plans if (self.partial / file).is_file()
+        )
+        free = shutil.disk_usage(self.partial).free
+        # What a target stores in its own programs is there twice until it is done.
+        needed = self.nbytes + sum(plan.nbytes for file, plan in self.plans.items() if file == LOWERING_FILE)
+        if free + held < needed:
+            raise CheckFailed(
+                f"{self.partial}: expected room for {needed:,} bytes of weights, found {free + held:,} bytes free"
+            )
+        layout = _fingerprint(f"{file} {line}" for file, plan in self.plans.items() for line in plan.lines())
+        fits = all(_has_size(self.partial / file, plan.nbytes) for file, plan in self.plans.items())
+        if not fits or self.state.get("layout") != layout:
+            self.state = {"layout": layout}
+            self._write_state()
+            for file, plan in self.plans.items():
+                with (self.partial / file).open("wb") as out:
+                    out.truncate(plan.nbytes)
+
+    def _weights(self, name: str, plan: WeightsPlan) -> None:
+        file = self.partial / name
+        for component in dict.fromkeys(source.component for source in plan.places):
+            key = f"weights of {component}" + (" table" if name == WEIGHTS_FILE and len(self.plans) > 1 else "")
+            inputs, before = self.identities[component], self.state.get(key, {})
+            if before.get("inputs") == inputs and before.get("sha256") == _region(file, plan, component):
+                self.reporter.kept(key)
+                continue
+            self._require_unchanged(component)
+            total = sum(place.nbytes for place in plan.component(component).values())
+            self.reporter.part(key, total)
+            write_component(self.checkpoint, plan, component, file, self.reporter.advance)
+            self._finish(key, {"inputs": inputs, "sha256": _region(file, plan, component)})
+
+    def _require_unchanged(self, component: str) -> None:
+        if _fingerprint(_identities(self.checkpoint, component)) != self.identities[component]:
+            raise UsageError(f"{self.checkpoint.folder / component} was changed during the build: run it again")
+
+    def _program(self, name: str, parts: Sequence[Part]) -> dict[str, Any]:
+        """A file with one graph or several, and the manifest's entries of them."""
+        key, file = f"graph {name}", self.partial / f"{name}{self.target.SUFFIX}"
+        inputs = _fingerprint(
+            [
+                version("pyrexport"), version("torch"), version(self.target.ENGINE), self.target_name, repr(self.options),
+                self.state["layout"], json.dumps(self.checkpoint.model.to_json()), repr(self.checkpoint.config),
+                json.dumps(self.checkpoint.text_encoder_config, sort_keys=True, default=str),
+                json.dumps(self.checkpoint.vae_config, sort_keys=True, default=str), str(self.run_graphs),
+                # Programs hold their weights themselves.
+                *(self.identities.values() if self.target.FORM == "torch" else (version("onnxscript"),)),
+            ]
+        )  # fmt: skip
+        entry: dict[str, Any] = self.state.get(key, {})
+        if entry.get("inputs") == inputs and _is_whole(file, entry["sha256"]):
+            self.reporter.kept(key)
+            graphs: dict[str, Any] = entry["graphs"]
+            return graphs
+        self.reporter.part(key, len(parts))
+        forms = [self._torch_form(part) if self.target.FORM == "torch" else self._onnx_form(part) for part in parts]
+        graphs = {}
+        for form, found in zip(
+            forms, self.target.write_program(name, forms, self.partial, run=self.run_graphs), strict=True
+        ):
+            if found.line:
+                self.reporter.said(found.line)
+            memory = found.memory if form.memory is None else form.memory
+            graphs[form.name] = {"file": file.name, "memory": memory} | {
+                kind: {spec.name: {"shape": list(spec.shape), "dtype": spec.dtype} for spec in values}
+                for kind, values in (("inputs", form.inputs), ("outputs", form.outputs))
+            }
+            self.reporter.advance(1)
+        sync_file(file)
+        self._finish(key, {"inputs": inputs, "graphs": graphs, "sha256": file_digest(file)})
+        return graphs
+
+    def _onnx_form(self, part: Part) -> OnnxForm:
+        exported = export_onnx(part.module, part.inputs, part.outputs, part.name)
+        placements = {name: self.plans[WEIGHTS_FILE].places[source] for name, source in exported.sources.items()}
+        outputs = tuple(_spec(value) for value in exported.model.graph.outputs)
+        return OnnxForm(part.name, exported.model, placements, part.inputs, outputs, peak_bytes(exported.model))
+
+    def _torch_form(self, part: Part) -> TorchForm:
+        sources, places = sources_of(part.module), self.plans[LOWERING_FILE].places
+        file = self.partial / LOWERING_FILE
+        program = trace(part.module, part.inputs)
+        map_weights(program, sources, places, file)
+        outputs = tuple(
+            TensorSpec(name, tuple(node.meta["val"].shape), str(node.meta["val"].dtype).removeprefix("torch."))
+            for name, node in zip(part.outputs, program.graph.output_node().args[0], strict=True)
+        )
+        placements = {name: places[source] for name, source in sources.items()}
+        return TorchForm(part.name, program, placements, file, part.inputs, outputs)
+
+    def _describe(self, graphs: Mapping[str, Any]) -> dict[str, Any]:
+        for component in self.checkpoint.components:
+            self._require_unchanged(component)
+        names = [*dict.fromkeys(graph["file"] for graph in graphs.values())]
+        names += [WEIGHTS_FILE] if WEIGHTS_FILE in self.plans else []
+        names += [TOKENIZER_FILE] if self.checkpoint.text_encoder else []
+        files = {}
+        for name in names:
+            path = self.partial / name
+            self.reporter.part(f"hash of {name}", path.stat().st_size)
+            files[name] = {"sha256": file_digest(path, self.reporter.advance), "bytes": path.stat().st_size}
+        engine = {"name": self.target.ENGINE, "version": self.target.engine_version()}
+        table = None if self.table is None else self.plans[WEIGHTS_FILE].places[self.table]
+        weight_bytes = sum(plan.weight_bytes for plan in self.plans.values())
+        return describe_bundle(
+            self.checkpoint, self.options, self.target_name, engine,
+            graphs=graphs, table=table, weight_bytes=weight_bytes, files=files,
+        )  # fmt: skip
+
+    def _read_state(self) -> dict[str, Any]:
+        try:
+            state = json.loads((self.partial / STATE_FILE).read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        if not isinstance(state, dict):
+            return {}
+        fields: dict[str, set[str]] = {"weights": {"inputs", "sha256"}, "graph": {"inputs", "sha256", "graphs"}}
+        return {
+            key: value for key, value in state.items()
+            if key == "layout" or (isinstance(value, dict) and value.keys() == fields.get(key.partition(" ")[0]))
+        }  # fmt: skip
+
+    def _write_state(self) -> None:
+        write_synced(self.partial / STATE_FILE, json.dumps(self.state).encode())
+
+    def _finish(self, key: str, value: Any) -> None:
+        self.state[key] = value
+        self._write_state()
+
+
+def _program_of(part: Part) -> str:
+    """The program that a graph belongs to where a target keeps several in one file."""
+    return "stages" if part.name.startswith("stage") else part.name.partition("_")[0]
+
+
+def _region(file: Path, plan: WeightsPlan, component: str) -> str:
+    """SHA-256 of a component's part of a weights file."""
+    places = plan.component(component).values()
+    first, last = min(place.offset for place in places), max(place.offset + place.nbytes for place in places)
+    return file_digest(file, start=first, end=last)
+
+
+def _has_size(file: Path, nbytes: int) -> bool:
+    return file.is_file() and file.stat().st_size == nbytes
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    assert value.name is not None
+    assert value.shape is not None
+    assert value.dtype is not None
+    return TensorSpec(value.name, tuple(int(n) for n in value.shape.numpy()), str(value.dtype.numpy()))
+
+
+def _identities(checkpoint: Checkpoint, component: str) -> list[str]:
+    """What tells one version of a component's files from another without reading them."""
+    files = sorted({entry.file for entry in checkpoint.components[component].values()})
+    lines = []
+    for file in files:
+        status = file.stat()
+        lines.append(f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}")
+    return lines
+
+
+def _check_headers(checkpoint: Checkpoint) -> None:
+    """Refuse files that were replaced since their headers were read: what is read next would be elsewhere in them."""
+    entries = [entry for tensors in checkpoint.components.values() for entry in tensors.values()]
+    headers = {file: read_header(file) for file in dict.fromkeys(entry.file for entry in entries)}
+    for entry in entries:
+        if headers[entry.file].get(entry.name) != entry:
+            raise UsageError(f"{entry.file} was changed since it was opened: run the build again")
+
+
+def _fingerprint(lines: Any) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _is_whole(file: Path, sha256: str) -> bool:
+    return file.is_file() and file_digest(file) == sha256

@@ -1,0 +1,60 @@
+"""ExecuTorch: one program for all stages, one for the text encoder and one for the decoder, lowered to XNNPACK.
+
+Registered under the entry-point group `pyrexport.targets`; see `runtime.engines.Target`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...runtime.engines import Engine, EngineOptions
+from ...runtime.errors import UsageError
+
+__all__ = [
+    "ENGINE",
+    "FORM",
+    "GROUPED",
+    "PRECISIONS",
+    "SUFFIX",
+    "check_options",
+    "engine_version",
+    "open_engine",
+    "write_program",
+]
+
+ENGINE = "executorch"
+FORM = "torch"
+GROUPED = True
+SUFFIX = ".pte"
+PRECISIONS = ("fp32",)
+
+
+def engine_version() -> str:
+    """Version of the engine that is installed."""
+    from importlib.metadata import version
+
+    return version(ENGINE)
+
+
+def check_options(options: EngineOptions) -> None:
+    """Refuse what ExecuTorch does not have.
+
+    Raises:
+        UsageError: an execution provider, or weights that are not packed.
+    """
+    if options.provider:
+        raise UsageError(f"executorch has no execution providers, found '{options.provider}': leave it out")
+
+
+def open_engine(file: Path, graph: str, specs: Mapping[str, Any], options: EngineOptions) -> Engine:
+    """Open a method of a program of a bundle."""
+    from .session import ExecutorchEngine
+
+    return ExecutorchEngine(file, graph, specs, options)
+
+
+def write_program(name: str, forms: Sequence[Any], folder: Path, *, run: bool = True) -> Iterator[Any]:
+    """Write NAME.pte with a method for each form; yields a report on each."""
+    from .build import write_program
+
+    return write_program(folder / f"{name}{SUFFIX}", forms, run)

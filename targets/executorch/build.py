@@ -1,0 +1,78 @@
+"""ExecuTorch programs of a bundle: lowered method by method, written once, and run before they are called done."""
+
+import json
+import logging
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from executorch.devtools.backend_debug import get_delegation_info
+from executorch.exir import ExecutorchBackendConfig
+from executorch.exir.passes import MemoryPlanningPass
+
+from ...runtime.errors import CheckFailed
+from ..forms import Report, TorchForm
+from .lowering import lower, merge, weights_stay_in_file
+
+__all__ = ["write_program"]
+
+
+def write_program(file: Path, forms: Sequence[TorchForm], run: bool) -> Iterator[Report]:
+    """Write a program with a method for each form.
+
+    Yields:
+        A report on each method: what is delegated to XNNPACK, what is not, and what a run of it takes.
+
+    Raises:
+        CheckFailed: a method does not load or run.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside torch and executorch
+        lines = _write(file, forms)
+    for form, line in zip(forms, lines, strict=True):
+        yield Report(line, _run(file, form) if run else None)
+
+
+def _write(file: Path, forms: Sequence[TorchForm]) -> list[str]:
+    for library in ("executorch", "torchao"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    places = {place.offset: place for form in forms for place in form.placements.values()}
+    mapped = [form.program.state_dict[key] for form in forms for key in form.placements]
+    with weights_stay_in_file(forms[0].weights, places.values(), mapped):
+        methods = {form.name: lower(form.name, form.program) for form in forms}
+        # Inputs stay where the caller has them.
+        planning = MemoryPlanningPass(alloc_graph_input=False)
+        program = merge(methods).to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning))
+        with file.open("wb") as out:
+            program.write_to_file(out)
+    return [f"{name}: {_delegation(method)}" for name, method in methods.items()]
+
+
+def _delegation(method: Any) -> str:
+    info = get_delegation_info(method.graph_module)
+    others = sorted(name for name, counts in info.delegation_by_operator.items() if counts.non_delegated)
+    others = [name for name in others if name not in ("getitem", "alloc")]
+    count = info.num_delegated_subgraphs
+    return f"{count} delegate{'s' if count != 1 else ''} of XNNPACK, outside of them {', '.join(others) or 'nothing'}"
+
+
+def _run(file: Path, form: TorchForm) -> int:
+    """Lowering can succeed and still fail at loading or at execution; in a process of its own, since it may crash there.
+
+    Returns:
+        The peak of anonymous memory that it took, in bytes.
+    """
+    specs = {
+        kind: {spec.name: {"shape": list(spec.shape), "dtype": spec.dtype} for spec in values}
+        for kind, values in (("inputs", form.inputs), ("outputs", form.outputs))
+    }
+    command = [sys.executable, "-m", "pyrexport.targets.executorch.check", str(file), form.name]
+    done = subprocess.run(command, input=json.dumps(specs), capture_output=True, text=True, check=False)
+    if done.returncode:
+        line = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
+        raise CheckFailed(f"{form.name} was lowered but does not run: {line}"[:400])
+    answer: int = json.loads(done.stdout)["memory"]
+    return answer

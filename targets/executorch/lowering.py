@@ -1,0 +1,114 @@
+"""Lowering in bounded memory: ExecuTorch's own passes, with the weights left in the file that they are mapped from.
+
+By itself a lowering copies every weight several times over (3.9 times for one method, 8.7 for three): each pass
+copies the program with its tensors, and XNNPACK's part is collected in memory before it is written.
+"""
+
+import contextlib
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from executorch.backends.xnnpack import xnnpack_preprocess
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import EdgeProgramManager, to_edge_transform_and_lower
+from executorch.exir._serialize._cord import FileBackedData
+from executorch.exir._serialize._named_data_store import NamedDataStore
+from torch.export import ExportedProgram
+
+from ...runtime.bundle import file_digest
+from ..forms import Placement
+
+__all__ = ["lower", "merge", "weights_stay_in_file"]
+
+
+class _Region(FileBackedData):
+    """Part of a file, as ExecuTorch writes data that is not in memory."""
+
+    def __init__(self, file: Path, place: Placement, sha256: str) -> None:
+        self._file, self._start, self._size, self._sha256 = file, place.offset, place.nbytes, bytes.fromhex(sha256)
+
+    def _read(self, size: int) -> bytes:
+        with self._file.open("rb") as data:
+            data.seek(self._start)
+            return data.read(min(size, self._size))
+
+    def prefix(self, size: int) -> bytes:
+        return self._read(size)
+
+    def to_bytes(self) -> bytes:
+        return self._read(self._size)
+
+    def write_to_file(self, outfile: io.BufferedIOBase) -> None:
+        with self._file.open("rb") as data:
+            data.seek(self._start)
+            left = self._size
+            while left:
+                piece = data.read(min(left, 8 * 1024 * 1024))
+                outfile.write(piece)
+                left -= len(piece)
+
+
+class _Store(NamedDataStore):
+    """Constants that lie in the weights file stay there; others, such as kernels in XNNPACK's layout, are kept."""
+
+    regions: Mapping[str, _Region] = {}
+
+    def add_named_data(self, key: str, data: Any, *args: Any, **kwargs: Any) -> None:
+        super().add_named_data(key, self.regions.get(key, data), *args, **kwargs)
+
+
+@contextlib.contextmanager
+def weights_stay_in_file(file: Path, places: Iterable[Placement], mapped: Iterable[torch.Tensor]) -> Iterator[None]:
+    """While ExecuTorch lowers programs, don't copy tensors that are mapped from a file.
+
+    Args:
+        file: of the weights.
+        places: of them in it.
+        mapped: tensors over it.
+    """
+    regions = {}
+    for place in places:
+        sha256 = file_digest(file, start=place.offset, end=place.offset + place.nbytes)
+        regions[sha256] = _Region(file, place, sha256)  # XNNPACK names a constant by this hash
+    addresses = {tensor.data_ptr() for tensor in mapped}
+    store = type("_FileStore", (_Store,), {"regions": regions})
+    with contextlib.ExitStack() as undo:
+        for kind in (torch.Tensor, torch.nn.Parameter):
+            undo.enter_context(_replaced(kind, "__deepcopy__", _copying_all_but(addresses, kind.__deepcopy__)))
+        undo.enter_context(_replaced(xnnpack_preprocess, "NamedDataStore", store))
+        yield
+
+
+def _copying_all_but(addresses: set[int], copy: Any) -> Any:
+    def deepcopy(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
+        real = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.device.type == "cpu"
+        return tensor if real and tensor.data_ptr() in addresses else copy(tensor, memo)
+
+    return deepcopy
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def lower(name: str, program: ExportedProgram) -> ExportedProgram:
+    """Lower one method to XNNPACK."""
+    for node in program.graph.nodes:
+        node.meta = {"val": node.meta["val"]} if "val" in node.meta else {}
+    edge = to_edge_transform_and_lower({name: program}, partitioner={name: [XnnpackPartitioner()]})
+    lowered: ExportedProgram = edge.exported_program(name)
+    return lowered
+
+
+def merge(methods: Mapping[str, ExportedProgram]) -> EdgeProgramManager:
+    """Lowered methods as one program, in which equal constants are one."""
+    return EdgeProgramManager(dict(methods))
