@@ -83,7 +83,9 @@ def command(
     check_target(target_name, target, options)
     if output is None:
         if target.FORM != "onnx":
-            raise UsageError(f"target '{target_name}' is measured when it is built, not planned: read `inspect BUNDLE` then")
+            raise UsageError(
+                f"target '{target_name}' is measured when it is built, not planned: read `inspect BUNDLE` then"
+            )
         with progress(quiet) as bar:
             memory = plan_memory(opened, options=options, reporter=Bars(bar))
         tiles = tile_plan(opened, options) if opened.vae else None

@@ -54,7 +54,7 @@ class Dialect(Protocol):
         """Softmax attention without a mask, [1, N, heads·size] each."""
         ...
 
-    def double(self, x: Tensor) -> Tensor:
+    def doubling(self) -> Callable[[Tensor], Tensor]:
         """[n, C, H, W] to [n, C, 2H, 2W], nearest."""
         ...
 
@@ -86,8 +86,8 @@ class _Fused:
     def attention(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         return attention(query, key, value, heads)
 
-    def double(self, x: Tensor) -> Tensor:
-        return nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
+    def doubling(self) -> Callable[[Tensor], Tensor]:
+        return lambda x: nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 class _Portable:
@@ -123,11 +123,8 @@ class _Portable:
             out = torch.cat([_attend(q[h : h + 1], k[h : h + 1], v[h : h + 1], step) for h in range(heads)], dim=0)
         return out.transpose(0, 1).reshape(query.shape)
 
-    def double(self, x: Tensor) -> Tensor:
-        n, c, h, w = x.shape
-        wide = x.reshape(n * c, h, w, 1)
-        wide = torch.cat((wide, wide), dim=3).reshape(n * c, h, 1, 2 * w)
-        return torch.cat((wide, wide), dim=2).reshape(n, c, 2 * h, 2 * w)
+    def doubling(self) -> Callable[[Tensor], Tensor]:
+        return _Doubling()
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
@@ -187,6 +184,19 @@ class _ChannelMean(nn.Module):
         return nn.functional.conv2d(x, self.share)  # type: ignore[arg-type]
 
 
+class _Doubling(nn.Module):
+    """Every pixel times a square of ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("square", torch.ones(1, 2, 1, 2), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        doubled: Tensor = x.reshape(n * c * h, 1, w, 1) * self.square  # type: ignore[operator]
+        return doubled.reshape(n, c, 2 * h, 2 * w)
+
+
 class _Rotation(nn.Module):
     """`x · cos + turn(x) · sin`: turning and repeating are products with matrices of 0, 1 and -1, exact in float32."""
 
@@ -223,10 +233,10 @@ class _OneHot(nn.Module):
         super().__init__()
         one_hot = nn.functional.one_hot(buckets.long().flatten(), count).float()
         self.length = buckets.shape[0]
-        self.register_buffer("one_hot", one_hot.contiguous(), persistent=False)
+        self.register_buffer("one_hot", one_hot.T.contiguous(), persistent=False)
 
     def forward(self, table: Tensor) -> Tensor:
-        bias = torch.matmul(table.transpose(0, 1), self.one_hot.transpose(0, 1))  # type: ignore[operator]
+        bias = torch.matmul(table.transpose(0, 1), self.one_hot)  # type: ignore[arg-type]
         return bias.reshape(-1, self.length, self.length)
 
 

@@ -108,7 +108,7 @@ def _vae_parts(checkpoint: Checkpoint, options: Options, dialect: Dialect) -> It
         VaeGraph(checkpoint, options.storage, options.vae_caches, first=first, dialect=dialect)
         for first in (True, False)
     )
-    shapes = first.cache_shapes(height, width)
+    shapes = VaeGraph(checkpoint, options.storage, options.vae_caches, first=True).cache_shapes(height, width)
     outputs = ("frames", *cache_names(len(shapes), new=True))
     yield Part("vae_first", first, (latent,), outputs)
     caches = (

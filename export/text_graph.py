@@ -39,11 +39,11 @@ class TextGraph(nn.Module):
 
     def forward(self, embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Encoded text."""
-        hidden = (1.0 - mask)[:, None, :] * torch.finfo(torch.float32).min
+        hidden = (1.0 - mask).reshape(1, 1, -1) * torch.finfo(torch.float32).min
         x = embeddings
         for block in self.blocks:
             x = block(x, hidden, self.bucket_bias)
-        return self.norm(x, self.final_norm) * mask[:, :, None]
+        return self.norm(x, self.final_norm) * mask.reshape(1, -1, 1)
 
 
 def relative_buckets(config: UMT5Config, length: int) -> torch.Tensor:
@@ -81,9 +81,7 @@ class TextBlock(nn.Module):
         """[1, L, d_model] to the same; `hidden` [1, 1, L] is very negative where a token is padding."""
         y = self.rms_1(x, self.norm_1)
         # [heads, L, size]; three axes, for the engines that multiply no more.
-        q, k, v = (
-            layer(y).unflatten(-1, (self.heads, -1)).squeeze(0).transpose(0, 1) for layer in (self.q, self.k, self.v)
-        )
+        q, k, v = (layer(y).reshape(y.shape[1], self.heads, -1).transpose(0, 1) for layer in (self.q, self.k, self.v))
         scores = torch.bmm(q, k.transpose(1, 2)) + bucket_bias(self.bias) + hidden  # T5 leaves them unscaled
         x = x + self.o(torch.bmm(torch.softmax(scores, dim=-1), v).transpose(0, 1).reshape(*x.shape[:2], -1))
         y = self.rms_2(x, self.norm_2)

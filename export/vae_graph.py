@@ -32,12 +32,12 @@ class Caches:
             self.new.append(torch.cat(frames[-2:], dim=0).to(self.dtype))
         else:
             # Nothing lies before the first frame: its taps into the past are left out, not computed on zeros.
-            self.new.append(torch.cat((torch.zeros_like(frames[0]), frames[0]), dim=0).to(self.dtype))
+            self.new.append(nn.functional.pad(frames[0], (0, 0, 0, 0, 0, 0, 1, 0)).to(self.dtype))
         return frames
 
     def skip(self, like: torch.Tensor) -> None:
         """A layer that the first frame bypasses: its cache is zero."""
-        self.new.append(torch.cat((torch.zeros_like(like),) * 2, dim=0).to(self.dtype))
+        self.new.append(like.new_zeros((2, *like.shape[1:]), dtype=self.dtype))
 
 
 class VaeGraph(nn.Module):
@@ -81,7 +81,8 @@ class VaeGraph(nn.Module):
         for layer in (*self.mid, *self.up):
             frames = layer(frames, walk)
         frames = self.conv_out([nn.functional.silu(self.norm_out(frame)) for frame in frames], walk)
-        return torch.cat(frames, dim=0).clamp(-1.0, 1.0), *walk.new
+        out = frames[0] if len(frames) == 1 else torch.cat(frames, dim=0)
+        return out.clamp(-1.0, 1.0), *walk.new
 
     def cache_shapes(self, height: int, width: int) -> list[tuple[int, ...]]:
         """Shapes of the caches for latents of a size, without computing anything."""
@@ -179,8 +180,8 @@ class SpatialAttention(nn.Module):
         height, width = qkv.shape[2:]
         pixels, channels = qkv.flatten(2), qkv.shape[1] // 3
         q, k, v = (pixels[:, start : start + channels] for start in range(0, 3 * channels, channels))
-        scores = torch.softmax(torch.matmul(q.transpose(1, 2), k) * q.shape[1] ** -0.5, dim=-1)
-        return torch.matmul(v, scores.transpose(1, 2)).unflatten(2, (height, width))
+        scores = torch.softmax(torch.bmm(q.transpose(1, 2), k) * q.shape[1] ** -0.5, dim=-1)
+        return torch.bmm(v, scores.transpose(1, 2)).unflatten(2, (height, width))
 
 
 class Upsample(nn.Module):
@@ -189,7 +190,7 @@ class Upsample(nn.Module):
     def __init__(self, space: WeightSpace, name: str) -> None:
         """The weights of NAME."""
         super().__init__()
-        self.double = space.dialect.double
+        self.enlarge = space.dialect.doubling()
         self.conv = Conv2d(space, f"{name}.resample.1")
         self.time_conv = CausalConv(space, f"{name}.time_conv") if f"{name}.time_conv.weight" in space.tensors else None
 
@@ -202,4 +203,4 @@ class Upsample(nn.Module):
                 both = self.time_conv(frames, caches)
                 half = both[0].shape[1] // 2
                 frames = [part for frame in both for part in (frame[:, :half], frame[:, half:])]
-        return [self.conv(self.double(frame)) for frame in frames]
+        return [self.conv(self.enlarge(frame)) for frame in frames]

@@ -49,10 +49,11 @@ class ExecutorchEngine:
         """
         self.name, self.specs = f"{file.name}: {graph}", specs
         library = _library()
-        self.backend: _Backend = (
+        self.backend: _Backend | None = (
             _Official(file, graph) if library is None else _Shim(library, file, graph, options.threads)
         )
-        for kind, found in (("inputs", self.backend.inputs), ("outputs", self.backend.outputs)):
+        tensors = self.backend.inputs, self.backend.outputs
+        for kind, found in zip(("inputs", "outputs"), tensors, strict=True):
             wanted = [(spec["dtype"], list(spec["shape"])) for spec in specs[kind].values()]
             if found != wanted:
                 self.close()
@@ -70,12 +71,16 @@ class ExecutorchEngine:
         check_inputs(self.specs["inputs"], inputs)
         arrays = [np.ascontiguousarray(inputs[name]) for name in self.specs["inputs"]]
         outputs = {name: np.empty(spec["shape"], spec["dtype"]) for name, spec in self.specs["outputs"].items()}
+        if self.backend is None:
+            raise CheckFailed(f"{self.name} is closed")
         self.backend.run(arrays, list(outputs.values()))
         return outputs
 
     def close(self) -> None:
         """Free the method."""
-        self.backend.close()
+        if self.backend is not None:
+            self.backend.close()
+            self.backend = None
 
 
 @cache
