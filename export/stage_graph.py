@@ -18,9 +18,6 @@ from .layers import Linear, WeightSpace
 
 __all__ = ["StageGraph"]
 
-FEED_FORWARD_BYTES = 64 * 1024 * 1024
-"""Of the feed-forward's hidden activation: in one piece, stage 0 of Wan2.1-1.3B at 81x448x832 would take 1.1 GB."""
-
 
 class StageGraph(nn.Module):
     """Inputs: latent [1, C, T, H, W], timestep features [1, freq_dim], text [1, L, text_dim]; output: velocity as latent."""
@@ -82,12 +79,12 @@ class StageGraph(nn.Module):
         return x if self.restore is None else self.restore(x)
 
 
-def token_chunk(tokens: int, config: WanConfig) -> int:
-    """Tokens that go through the feed-forward at once, so that the hidden activation stays small.
+def token_chunk(tokens: int, config: WanConfig, nbytes: int) -> int:
+    """Tokens that go through the feed-forward at once, so that the hidden activation stays near `nbytes`.
 
     Parts of equal size where a divisor is near: an engine's allocator gives the memory of one to the next only then.
     """
-    least = -(-tokens * config.ffn_dim * 4 // FEED_FORWARD_BYTES)
+    least = -(-tokens * config.ffn_dim * 4 // nbytes)
     even = next((count for count in range(least, 2 * least) if tokens % count == 0), least)
     return -(-tokens // even)
 
@@ -99,7 +96,7 @@ class Block(nn.Module):
         """The block's weights."""
         super().__init__()
         name = f"blocks.{index}"
-        self.config, self.gelu = config, space.dialect.gelu
+        self.config, self.gelu, self.feed_forward_bytes = config, space.dialect.gelu, space.dialect.feed_forward_bytes
         self.norm1, self.norm3 = (space.dialect.layer_norm(config.width, config.eps) for _ in range(2))
         self.norm2 = space.dialect.layer_norm(config.width, config.eps) if config.cross_attn_norm else None
         self.attn1 = Attention(space, f"{name}.attn1", config)
@@ -120,7 +117,7 @@ class Block(nn.Module):
         x = x + self.attn1(y, y, cos, sin) * gate
         y = x if self.norm2 is None else self.norm2(x, self.norm2_weight, self.norm2_bias)
         x = x + self.attn2(y, context)
-        tokens, step = x.shape[1], token_chunk(x.shape[1], self.config)
+        tokens, step = x.shape[1], token_chunk(x.shape[1], self.config, self.feed_forward_bytes)
         if step == tokens:
             return self._feed_forward(x, table)
         parts = [self._feed_forward(x[:, start : start + step], table) for start in range(0, tokens, step)]

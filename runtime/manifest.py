@@ -59,8 +59,9 @@ class GraphEntry:
     """A graph: its file, what a run of it takes in memory, and shape and dtype of its inputs and outputs by name."""
 
     file: str
-    memory: int
-    """Bytes, predicted when it was built: inputs, activations and outputs, without weights."""
+    memory: int | None
+    """Bytes: of inputs, activations and outputs as planned when it was built, mapped weights not counted; or of a run then, with
+    the weights that the engine packed. None where neither was done."""
     inputs: Mapping[str, Mapping[str, Any]]
     outputs: Mapping[str, Mapping[str, Any]]
 
@@ -289,7 +290,7 @@ def _graphs(fields: Fields, files: Mapping[str, FileEntry]) -> dict[str, GraphEn
         file = graph.text("file")
         if file not in files:
             raise graph.wrong("file", "one of the manifest's files")
-        memory = graph.integer("memory", least=0)
+        memory = None if graph.document.get("memory") is None else graph.integer("memory", least=0)
         graphs[name] = GraphEntry(file, memory, _specs(graph, "inputs"), _specs(graph, "outputs"))
     return graphs
 

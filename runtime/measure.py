@@ -20,19 +20,19 @@ PROCESS_BYTES = 40 * 2**20
 """Anonymous memory of Python, NumPy and an engine that is open, before it runs: measured with ONNX Runtime 1.31."""
 
 
-def predicted_peaks(memory: Mapping[str, int], tiles: TilePlan | None, frames: int) -> dict[str, int]:
+def predicted_peaks(memory: Mapping[str, int | None], tiles: TilePlan | None, frames: int) -> dict[str, int]:
     """Peak of anonymous memory of a process that runs each graph, and of one that samples, engines one at a time.
 
     Args:
-        memory: of each graph, as `export.memory` plans it.
+        memory: of each graph, as `export.memory` plans it or a target measured it; None where it is not known.
         tiles: that frames are decoded in, if there is a decoder.
         frames: of the video.
     """
-    peaks = {name: PROCESS_BYTES + nbytes for name, nbytes in memory.items()}
+    peaks = {name: PROCESS_BYTES + nbytes for name, nbytes in memory.items() if nbytes is not None}
     if tiles is not None and tiles.count > 1:  # the whole video waits for its last tile
         canvas = frames * 3 * VAE_SPATIAL**2 * tiles.frame[0] * tiles.frame[1] * 4
         peaks |= {name: nbytes + canvas for name, nbytes in peaks.items() if name.startswith("vae_")}
-    return peaks | {"sample": max(peaks.values())}
+    return peaks | ({"sample": max(peaks.values())} if len(peaks) == len(memory) else {})
 
 
 class MemoryWatch:

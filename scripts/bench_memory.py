@@ -1,4 +1,4 @@
-"""What the stages of a bundle cost in memory: PSS of stage 0 alone, and of all stages, each after a forward.
+"""What the stages of a bundle cost in memory: PSS of stage 0 alone, and of all stages, loaded and after a forward.
 
     python scripts/bench_memory.py BUNDLE
 
@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from pyrexport.runtime.bundle import is_bundle
 
@@ -19,19 +20,25 @@ import numpy as np
 import pyrexport
 with pyrexport.load(sys.argv[1], resident=True, threads=2) as pipeline:
     text = np.zeros((pipeline.model.text_length, pipeline.bundle.manifest.config.text_dim), np.float32)
-    for stage in pipeline.model.pyramid.stages[: int(sys.argv[2])]:
+    stages = pipeline.model.pyramid.stages[: int(sys.argv[2])]
+    def memory():
+        lines = open("/proc/self/smaps_rollup").read().splitlines()
+        fields = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines[1:] if line.endswith("kB")}
+        return {"pss": fields["Pss"], "anonymous": fields["Anonymous"]}
+    for stage in stages:
+        pipeline.open(f"stage{stage.index}")
+    loaded = memory()
+    for stage in stages:
         pipeline.velocity(stage.index, np.zeros(stage.latent, np.float32), 500.0, text)
-    lines = open("/proc/self/smaps_rollup").read().splitlines()
-    fields = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines[1:] if line.endswith("kB")}
-    print(json.dumps({"pss": fields["Pss"], "anonymous": fields["Anonymous"], "torch": "torch" in sys.modules,
+    print(json.dumps({**memory(), "loaded": loaded, "torch": "torch" in sys.modules,
                       "weights": pipeline.bundle.manifest.weight_bytes, "stages": pipeline.model.pyramid.depth}))
 """
 
 
-def measure(bundle: str, stages: int) -> dict[str, int]:
+def measure(bundle: str, stages: int) -> dict[str, Any]:
     """Memory of a fresh process with the first stages open."""
     command = [sys.executable, "-c", CHILD, bundle, str(stages)]
-    found: dict[str, int] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert not found["torch"]
     return found
 
@@ -40,11 +47,15 @@ def main(bundle: str) -> None:
     """Print both cases and their ratio."""
     one = measure(bundle, 1)
     every = measure(bundle, one["stages"])
-    file = sum(size for name, size in manifest_files(bundle).items() if name == "weights.bin")
+    file = sum(size for name, size in manifest_files(bundle).items() if name.endswith((".bin", ".pte")))
     print(f"{platform.platform()}, Python {platform.python_version()}")
-    print(f"weights {one['weights']:,} bytes, weights.bin {file:,} bytes, ratio {file / one['weights']:.5f}")
+    print(f"weights {one['weights']:,} bytes, files that hold them {file:,} bytes, ratio {file / one['weights']:.5f}")
     for name, found in (("stage 0 alone", one), (f"all {one['stages']} stages", every)):
-        print(f"{name:16} PSS {found['pss'] / 2**20:8.1f} MiB, anonymous {found['anonymous'] / 2**20:8.1f} MiB")
+        for when, memory in (("loaded", found["loaded"]), ("after a forward", found)):
+            print(
+                f"{name:14} {when:16} PSS {memory['pss'] / 2**20:8.1f} MiB, anonymous {memory['anonymous'] / 2**20:8.1f} "
+                f"MiB = {memory['anonymous'] / found['weights']:.3f} of the weights"
+            )
     print(f"ratio of PSS {every['pss'] / one['pss']:.3f}")
 
 

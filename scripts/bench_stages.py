@@ -1,4 +1,4 @@
-"""One stage at real width, ONNX Runtime beside PyTorch, in alternation.
+"""One stage at real width, ONNX Runtime and ExecuTorch beside PyTorch, in alternation.
 
     python scripts/bench_stages.py [--preset wan2.1-1.3b] [--blocks 2] [--stage 1] [--threads 2] [--runs 3]
 
@@ -31,6 +31,7 @@ CONTENDERS = {
     "ort fp32, prepacked": ("prepacked", "fp32"),
     "ort fp16 stored": ("ort", "fp16"),
     "ort bf16 stored": ("ort", "bf16"),
+    "executorch fp32": ("executorch", "fp32"),
 }
 for provider in onnxruntime.get_available_providers():
     if provider not in ("CPUExecutionProvider", "AzureExecutionProvider"):
@@ -101,7 +102,7 @@ def _ort(kind: str, bundle: str, stage: int, threads: int) -> Any:
     import numpy as np
     import pyrexport
 
-    provider = "" if kind in ("ort", "prepacked") else kind
+    provider = "" if kind in ("ort", "prepacked", "executorch") else kind
     pipeline = pyrexport.load(bundle, threads=threads, prepack=kind == "prepacked", provider=provider)
     latent = np.random.default_rng(0).standard_normal(pipeline.model.pyramid.stages[stage].latent).astype(np.float32)
     text = np.zeros((pipeline.model.text_length, pipeline.bundle.manifest.config.text_dim), np.float32)
@@ -147,18 +148,20 @@ def matmul_peak(threads: int) -> dict[str, float]:
     return peaks
 
 
-def _build(folder: Path, preset: str, blocks: int) -> dict[str, str]:
-    checkpoint = folder / "checkpoint"
-    make = [sys.executable, str(Path(__file__).with_name("make_random_checkpoint.py")), str(checkpoint)]
+def _model(kind: str, precision: str) -> str:
+    """The checkpoint, or the bundle, that a contender runs."""
+    return {"torch": "checkpoint", "compile": "checkpoint", "executorch": "executorch"}.get(kind, precision)
+
+
+def _build(folder: Path, preset: str, blocks: int, wanted: set[str]) -> dict[str, str]:
+    models = {name: str(folder / name) for name in wanted | {"checkpoint"}}
+    make = [sys.executable, str(Path(__file__).with_name("make_random_checkpoint.py")), models["checkpoint"]]
     options = ["--preset", preset, "--blocks", str(blocks), "--dtype", "float32", "--no-text-encoder", "--no-vae"]
     subprocess.run([*make, *options, "--quiet"], check=True)
-    models = {"torch": str(checkpoint)}
-    for precision in ("fp32", "fp16", "bf16"):
-        models[precision] = str(folder / precision)
-        build = [sys.executable, "-m", "pyrexport.cli", "build", str(checkpoint), "--target", "ort"]
-        subprocess.run(
-            [*build, "-o", models[precision], "--precision", precision], check=True, stdout=subprocess.DEVNULL
-        )
+    for name in wanted - {"checkpoint"}:
+        how = ["--target", "ort", "--precision", name] if name != "executorch" else ["--target", name, "--no-run"]
+        build = [sys.executable, "-m", "pyrexport.cli", "build", models["checkpoint"], "-o", models[name], *how]
+        subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
     return models
 
 
@@ -197,14 +200,14 @@ def main(preset: str, blocks: int, stage: int, threads: int, runs: int, only: tu
     if not wanted:
         raise click.ClickException("no contender is left")
     with tempfile.TemporaryDirectory() as folder:
-        models = _build(Path(folder), preset, blocks)
-        opened = read_checkpoint(Path(models["torch"]))
+        models = _build(Path(folder), preset, blocks, {_model(*CONTENDERS[name]) for name in wanted})
+        opened = read_checkpoint(Path(models["checkpoint"]))
         place = opened.model.pyramid.stages[stage]
         flop = flops_per_forward(opened.config, place.tokens, opened.model.text_length, place.patch_size)
         contenders = {}
         for name in wanted:
             kind, precision = CONTENDERS[name]
-            model = models["torch" if kind in ("torch", "compile") else precision]
+            model = models[_model(kind, precision)]
             contenders[name] = Contender(__file__, kind, precision, model, str(stage), str(threads))
         for _ in range(runs):
             for contender in contenders.values():
@@ -225,7 +228,7 @@ def main(preset: str, blocks: int, stage: int, threads: int, runs: int, only: tu
         }
         for name, contender in contenders.items()
     ]
-    versions = {name: version(name) for name in ("torch", "diffusers", "onnxruntime")}
+    versions = {name: version(name) for name in ("torch", "diffusers", "onnxruntime", "executorch")}
     machine = {
         "platform": platform.platform(),
         "threads": threads,

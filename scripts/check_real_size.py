@@ -122,7 +122,7 @@ def candidate(part: str, bundle: str, threads: int) -> tuple[Arrays, dict[str, f
             outputs = {"velocity": velocity}
         seconds = time.perf_counter() - start - pipeline.timings.load
         manifest = pipeline.bundle.manifest
-        planned = predicted_peaks({graph: manifest.graphs[graph].memory}, None, 0)[graph]
+        planned = predicted_peaks({graph: manifest.graphs[graph].memory}, None, 0).get(graph, 0)
         load_seconds = pipeline.timings.load
     figures = {"seconds": seconds, "load": load_seconds, "anonymous": memory.anonymous, "planned": planned}
     if part == "text":

@@ -8,12 +8,13 @@ import sys
 import venv
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from helpers import resign
+from helpers import pyramid, resign
 from pyrexport.export import dialects
 from pyrexport.export.build import Reporter, build_bundle
 from pyrexport.export.dialects import FUSED, PORTABLE
@@ -21,7 +22,10 @@ from pyrexport.runtime.bundle import open_bundle
 from pyrexport.runtime.checkpoint import read_checkpoint
 from pyrexport.runtime.engines import EngineOptions, find_target
 from pyrexport.runtime.errors import CheckFailed, UsageError
+from pyrexport.runtime.features import timestep_features
 from pyrexport.runtime.pyramid import Resolution
+from pyrexport.runtime.sampler import sample
+from pyrexport.runtime.schedules import Schedule, spaced_levels
 from pyrexport.targets.executorch.session import ExecutorchEngine
 
 pytest.importorskip("executorch")
@@ -259,6 +263,32 @@ def test_a_closed_engine_says_so(built):
     inputs = {name: np.zeros(spec["shape"], spec["dtype"]) for name, spec in specs["inputs"].items()}
     with pytest.raises(CheckFailed, match="closed"):
         opened.run(inputs)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_the_chain_of_the_documentation_is_the_runtimes(scale):
+    """`docs/executorch.md` has it in 30 lines, for those who write it again in another language."""
+    page = (ROOT / "docs" / "executorch.md").read_text()
+    namespace: dict[str, Any] = {}
+    exec(page.partition("```python\n")[2].partition("```")[0], namespace)
+    model = pyramid(resolution=SMALL)
+    frequencies = [1.0, 0.1, 0.001]
+    graphs = {f"stage{s.index}": {"inputs": {"latent": {"shape": [1, *s.latent]}}} for s in model.stages}
+    manifest = {"model": {"clean_levels": [s.clean for s in model.stages]}, "graphs": graphs, "timestep_frequencies": frequencies}  # fmt: skip
+    text, negative = np.full((2, 3), 0.5, np.float32), np.full((2, 3), -0.5, np.float32)
+
+    def run(method, latent, features, text):
+        return np.tanh(latent[..., ::-1] + features.sum() + np.float32(int(method[-1])) * text.mean())
+
+    class Denoiser:
+        def velocity(self, stage, latent, timestep, text):
+            features = timestep_features(timestep, frequencies)
+            return run(f"stage{stage}", latent[None], features, text[None])[0]
+
+    schedule = Schedule("", spaced_levels(model, (3, 2, 2)), max(scale, 1.0))
+    wanted = sample(model, Denoiser(), text, schedule, negative_text=negative, seed=5)
+    found = namespace["chain"](run, manifest, text, negative, schedule.levels, scale, 5)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)  # sums in another order, over 7 steps
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import onnx_ir as ir
 import pytest
 from click.testing import Result
 from onnx_ir import DataType, Shape, Value
+from pyrexport.export.dialects import FUSED
 from pyrexport.export.memory import peak_bytes
-from pyrexport.export.stage_graph import FEED_FORWARD_BYTES, token_chunk
+from pyrexport.export.stage_graph import token_chunk
 from pyrexport.runtime.measure import PROCESS_BYTES
 from pyrexport.runtime.wan import WanConfig
 
@@ -74,10 +75,11 @@ def test_buffers_are_handed_on_within_a_chain() -> None:
 
 def test_the_feed_forward_goes_in_equal_parts() -> None:
     """At Wan2.1-1.3B's and 14B's sizes: parts of one size, whose hidden activation stays below the bound."""
+    bound = FUSED.feed_forward_bytes
     for ffn in (8960, 13824):
         config = WanConfig(num_attention_heads=12, ffn_dim=ffn)
         for tokens in (30576, 4004, 546, 32760, 75600):
-            rows = token_chunk(tokens, config)
+            rows = token_chunk(tokens, config, bound)
             assert tokens % rows == 0
-            assert rows * ffn * 4 <= FEED_FORWARD_BYTES
-    assert token_chunk(32749, config) == -(-32749 // 27)  # a prime: the last part is smaller
+            assert rows * ffn * 4 <= bound
+    assert token_chunk(32749, config, bound) == -(-32749 // 27)  # a prime: the last part is smaller

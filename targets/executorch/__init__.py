@@ -37,10 +37,10 @@ def engine_version() -> str:
 
 
 def check_options(options: EngineOptions) -> None:
-    """Refuse what ExecuTorch does not have.
+    """Refuse what ExecuTorch does not have; its weights are always packed.
 
     Raises:
-        UsageError: an execution provider, or weights that are not packed.
+        UsageError: an execution provider was asked for.
     """
     if options.provider:
         raise UsageError(f"executorch has no execution providers, found '{options.provider}': leave it out")
