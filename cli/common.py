@@ -131,10 +131,12 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     Console(width=None if Console().is_terminal else 110).print(table)
 
 
-def print_memory(peaks: Mapping[str, int]) -> None:
-    """A table of what each graph is predicted to take when it runs, in a process of its own."""
+def print_memory(peaks: Mapping[str, int], known: str = "predicted") -> None:
+    """A table of what each graph takes when it runs, in a process of its own, predicted or measured before."""
+    if not peaks:
+        return
     rows = [[name, f"{nbytes / 2**20:,.0f}"] for name, nbytes in peaks.items()]
-    print_table("predicted peak of anonymous memory", ["graph", "MiB"], rows)
+    print_table(f"{known} peak of anonymous memory", ["graph", "MiB"], rows)
 
 
 @contextmanager

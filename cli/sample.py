@@ -1,5 +1,6 @@
 """`pyrexport sample`: prompts to videos, from a bundle or, with the PyTorch reference, from a checkpoint."""
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,6 @@ from ..runtime.bundle import is_bundle
 from ..runtime.documents import read_json
 from ..runtime.engines import EngineOptions
 from ..runtime.errors import UsageError
-from ..runtime.manifest import WEIGHTS_FILE
 from ..runtime.pipeline import Pipeline, load, require_finite
 from ..runtime.pyramid import Resolution
 from ..runtime.sampler import Step, sample
@@ -194,14 +194,16 @@ def _stage_bars(bar: Progress, pyramid: Any, plan: Schedule) -> Callable[[Step],
 def _sampler(
     model: Path, resolution: Resolution | None, engine: EngineOptions, resident: bool
 ) -> Iterator[tuple[Any, set[str], str | None, Callable[..., None]]]:
-    """The model's description, which optional parts it has, the hash of a bundle's weights, and a function that does a job."""
+    """The model's description, which optional parts it has, a hash of a bundle's files, and a function that does a job."""
     if is_bundle(model):
         if resolution is not None:
             raise UsageError(f"{model} is a bundle, whose resolution is fixed: build one at {resolution}")
         with load(model, resident=resident, **vars(engine)) as pipeline:
             manifest = pipeline.bundle.manifest
             parts = {name for name, there in (("text encoder", manifest.text), ("VAE", manifest.vae)) if there}
-            yield pipeline.model, parts, manifest.files[WEIGHTS_FILE].sha256, lambda *job: _run_bundle(pipeline, *job)
+            hashes = "\n".join(f"{name} {entry.sha256}" for name, entry in sorted(manifest.files.items()))
+            weights = hashlib.sha256(hashes.encode()).hexdigest()
+            yield pipeline.model, parts, weights, lambda *job: _run_bundle(pipeline, *job)
     else:
         if engine.prepack or engine.provider or resident:
             raise UsageError(

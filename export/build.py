@@ -111,6 +111,7 @@ def build(
     vae_caches: str = "fp32",
     resolution: str | None = None,
     force: bool = False,
+    run_graphs: bool = True,
 ) -> Path:
     """Build a bundle from a checkpoint folder; see `build_bundle`.
 
@@ -124,6 +125,7 @@ def build(
         vae_caches: "fp32" or "fp16".
         resolution: "FRAMESxHEIGHTxWIDTH", in place of the checkpoint's own.
         force: replace a bundle that is there.
+        run_graphs: let a target that lowers graphs run each one before it is called done.
 
     Raises:
         UsageError: the checkpoint, the target or the output does not fit.
@@ -138,7 +140,9 @@ def build(
     size = None if resolution is None else Resolution.parse(resolution)
     opened = read_checkpoint(Path(checkpoint), resolution=size, rename=to_diffusers)
     options = make_options(opened, precision, text_precision, vae_tile, vae_caches)
-    return build_bundle(opened, target, find_target(target), Path(output), options=options, force=force)
+    return build_bundle(
+        opened, target, find_target(target), Path(output), options=options, force=force, run_graphs=run_graphs
+    )
 
 
 def make_options(

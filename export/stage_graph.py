@@ -198,5 +198,8 @@ class Resize(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[1, C, T, H, W] resized."""
         for axis in self.axes:
-            x = torch.matmul(x.transpose(axis + 2, 4), getattr(self, f"matrix_{axis}")).transpose(axis + 2, 4)
+            x = x.transpose(axis + 2, 4)
+            matrix = getattr(self, f"matrix_{axis}")
+            flat = torch.mm(x.reshape(-1, x.shape[4]), matrix)
+            x = flat.reshape(*x.shape[:4], -1).transpose(axis + 2, 4)
         return x

@@ -81,6 +81,7 @@ class Work:
         else:
             self.plans = {WEIGHTS_FILE: plan_weights([*graphs, *table])}
         self.state = self._read_state()
+        self.kept: set[str] = set()
         self.identities = {
             component: _fingerprint(_identities(checkpoint, component)) for component in checkpoint.components
         }
@@ -107,36 +108,40 @@ class Work:
         if self.checkpoint.text_encoder:
             write_synced(self.partial / TOKENIZER_FILE, self.tokenizer)
             Tokenizer(self.partial / TOKENIZER_FILE, self.checkpoint.model.text_length)
-        self._make_room()
+        self._check_layout()
+        self.kept = {name for name in programs if self._is_kept(name)}
+        lowers = len(self.kept) < len(programs)
+        self._make_room(lowers)
         for file, plan in self.plans.items():
-            self._weights(file, plan)
+            if lowers or file == WEIGHTS_FILE:  # programs that are all there need no weights of the build's own
+                self._weights(file, plan)
         graphs: dict[str, Any] = {}
         for name, parts in programs.items():
             graphs |= self._program(name, parts)
-        document = self._describe(graphs)
         (self.partial / LOWERING_FILE).unlink(missing_ok=True)
-        return document
+        return self._describe(graphs)
 
-    def _make_room(self) -> None:
-        """Refuse a disk that is too small, and begin the weights files anew where their layout is another."""
-        held = sum(
-            (self.partial / file).stat().st_blocks * 512 for file in self.plans if (self.partial / file).is_file()
-        )
+    def _check_layout(self) -> None:
+        """Begin anew where the weights are laid out in another way."""
+        layout = _fingerprint(f"{file} {line}" for file, plan in self.plans.items() for line in plan.lines())
+        if self.state.get("layout") != layout:
+            self.state = {"layout": layout}
+            self._write_state()
+
+    def _make_room(self, lowers: bool) -> None:
+        """Refuse a disk that is too small for the weights files and for the programs that hold weights themselves."""
+        files = {file: plan.nbytes for file, plan in self.plans.items() if lowers or file == WEIGHTS_FILE}
+        held = sum((self.partial / file).stat().st_blocks * 512 for file in files if (self.partial / file).is_file())
+        needed = sum(files.values()) + files.get(LOWERING_FILE, 0)
         free = shutil.disk_usage(self.partial).free
-        # What a target stores in its own programs is there twice until it is done.
-        needed = self.nbytes + sum(plan.nbytes for file, plan in self.plans.items() if file == LOWERING_FILE)
         if free + held < needed:
             raise CheckFailed(
                 f"{self.partial}: expected room for {needed:,} bytes of weights, found {free + held:,} bytes free"
             )
-        layout = _fingerprint(f"{file} {line}" for file, plan in self.plans.items() for line in plan.lines())
-        fits = all(_has_size(self.partial / file, plan.nbytes) for file, plan in self.plans.items())
-        if not fits or self.state.get("layout") != layout:
-            self.state = {"layout": layout}
-            self._write_state()
-            for file, plan in self.plans.items():
+        for file, nbytes in files.items():
+            if not _has_size(self.partial / file, nbytes):
                 with (self.partial / file).open("wb") as out:
-                    out.truncate(plan.nbytes)
+                    out.truncate(nbytes)
 
     def _weights(self, name: str, plan: WeightsPlan) -> None:
         file = self.partial / name
@@ -159,37 +164,52 @@ class Work:
     def _program(self, name: str, parts: Sequence[Part]) -> dict[str, Any]:
         """A file with one graph or several, and the manifest's entries of them."""
         key, file = f"graph {name}", self.partial / f"{name}{self.target.SUFFIX}"
-        inputs = _fingerprint(
-            [
-                version("pyrexport"), version("torch"), version(self.target.ENGINE), self.target_name, repr(self.options),
-                self.state["layout"], json.dumps(self.checkpoint.model.to_json()), repr(self.checkpoint.config),
-                json.dumps(self.checkpoint.text_encoder_config, sort_keys=True, default=str),
-                json.dumps(self.checkpoint.vae_config, sort_keys=True, default=str), str(self.run_graphs),
-                # Programs hold their weights themselves.
-                *(self.identities.values() if self.target.FORM == "torch" else (version("onnxscript"),)),
-            ]
-        )  # fmt: skip
-        entry: dict[str, Any] = self.state.get(key, {})
-        if entry.get("inputs") == inputs and _is_whole(file, entry["sha256"]):
+        if name in self.kept:
             self.reporter.kept(key)
-            graphs: dict[str, Any] = entry["graphs"]
-            return graphs
+            entry = self.state[key]
+        else:
+            graphs = self._write_program(key, name, parts)
+            entry = {"inputs": self._inputs(), "graphs": graphs, "sha256": file_digest(file)}
+            self._finish(key, entry)
+        for graph, description in entry["graphs"].items():
+            if self.run_graphs and description["memory"] is None:
+                self.reporter.part(f"run of {graph}", 1)
+                description["memory"] = self.target.try_graph(file, graph, description)
+                self.reporter.advance(1)
+                self._finish(key, entry)
+        return dict(entry["graphs"])
+
+    def _is_kept(self, name: str) -> bool:
+        """Whether a program of an interrupted build is there and of the same inputs."""
+        entry: dict[str, Any] = self.state.get(f"graph {name}", {})
+        file = self.partial / f"{name}{self.target.SUFFIX}"
+        return entry.get("inputs") == self._inputs() and _is_whole(file, entry["sha256"])
+
+    def _inputs(self) -> str:
+        """What every program depends on."""
+        lines = [
+            version("pyrexport"), version("torch"), version(self.target.ENGINE), self.target_name, repr(self.options),
+            self.state["layout"], json.dumps(self.checkpoint.model.to_json()), repr(self.checkpoint.config),
+            json.dumps(self.checkpoint.text_encoder_config, sort_keys=True, default=str),
+            json.dumps(self.checkpoint.vae_config, sort_keys=True, default=str),
+            # Programs hold their weights themselves.
+            *(self.identities.values() if self.target.FORM == "torch" else (version("onnxscript"),)),
+        ]  # fmt: skip
+        return _fingerprint(lines)
+
+    def _write_program(self, key: str, name: str, parts: Sequence[Part]) -> dict[str, Any]:
         self.reporter.part(key, len(parts))
         forms = [self._torch_form(part) if self.target.FORM == "torch" else self._onnx_form(part) for part in parts]
-        graphs = {}
-        for form, found in zip(
-            forms, self.target.write_program(name, forms, self.partial, run=self.run_graphs), strict=True
-        ):
-            if found.line:
-                self.reporter.said(found.line)
-            memory = found.memory if form.memory is None else form.memory
-            graphs[form.name] = {"file": file.name, "memory": memory} | {
+        file, graphs = f"{name}{self.target.SUFFIX}", {}
+        for form, line in zip(forms, self.target.write_program(name, forms, self.partial), strict=True):
+            if line:
+                self.reporter.said(line)
+            graphs[form.name] = {"file": file, "memory": form.memory} | {
                 kind: {spec.name: {"shape": list(spec.shape), "dtype": spec.dtype} for spec in values}
                 for kind, values in (("inputs", form.inputs), ("outputs", form.outputs))
             }
             self.reporter.advance(1)
-        sync_file(file)
-        self._finish(key, {"inputs": inputs, "graphs": graphs, "sha256": file_digest(file)})
+        sync_file(self.partial / file)
         return graphs
 
     def _onnx_form(self, part: Part) -> OnnxForm:

@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from .errors import UsageError
@@ -73,10 +74,20 @@ class Target(Protocol):
         """Open a graph; imports the engine and NumPy alone."""
         ...
 
-    def write_program(self, name: str, forms: Sequence[Any], folder: Path, *, run: bool = True) -> Iterator[Any]:
+    def write_program(self, name: str, forms: Sequence[Any], folder: Path) -> Iterator[str]:
         """Write NAME with its suffix into a bundle's folder, from the forms of its graphs; may import torch.
 
-        Yields a `targets.forms.Report` on each form. The file is there when the last one has come.
+        Yields a line for people on each form, or an empty one. The file is there when the last one has come.
+        """
+        ...
+
+    def try_graph(self, file: Path, graph: str, specs: Mapping[str, Any]) -> int | None:
+        """Run a graph that was written once, where writing it does not yet prove that it runs.
+
+        Returns the memory that it took beyond `measure.PROCESS_BYTES`, in bytes, or None where it was not run.
+
+        Raises:
+            CheckFailed: it does not load or run.
         """
         ...
 
@@ -113,6 +124,8 @@ def check_inputs(specs: Mapping[str, Mapping[str, Any]], inputs: Mapping[str, ND
         if name not in inputs:
             raise UsageError(f"input '{name}' is missing: expected {spec['dtype']} {spec['shape']}")
         value = inputs[name]
+        if not isinstance(value, np.ndarray):
+            raise UsageError(f"input '{name}': expected an array, found {type(value).__name__}")
         if list(value.shape) != list(spec["shape"]) or str(value.dtype) != spec["dtype"]:
             raise UsageError(
                 f"input '{name}': expected {spec['dtype']} {list(spec['shape'])}, found {value.dtype} {list(value.shape)}"

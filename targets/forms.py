@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["OnnxForm", "Placement", "Report", "TensorSpec", "TorchForm"]
+__all__ = ["OnnxForm", "Placement", "TensorSpec", "TorchForm"]
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,3 @@ class TorchForm:
     outputs: tuple[TensorSpec, ...]
     memory: None = None
     """Not known before it is lowered."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a target found out about a graph while it wrote it."""
-
-    line: str = ""
-    """For people."""
-    memory: int | None = None
-    """What a run of it took beyond `runtime.measure.PROCESS_BYTES`, in bytes, packed weights included, if it was run."""

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import venv
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import ROOT
 from helpers import pyramid, resign
+from pyrexport.cli import main
 from pyrexport.export import dialects
 from pyrexport.export.build import Reporter, build_bundle
 from pyrexport.export.dialects import FUSED, PORTABLE
+from pyrexport.export.parts import Options, graph_parts
+from pyrexport.export.torch_program import trace
 from pyrexport.runtime.bundle import open_bundle
 from pyrexport.runtime.checkpoint import read_checkpoint
 from pyrexport.runtime.engines import EngineOptions, find_target
@@ -26,7 +31,9 @@ from pyrexport.runtime.features import timestep_features
 from pyrexport.runtime.pyramid import Resolution
 from pyrexport.runtime.sampler import sample
 from pyrexport.runtime.schedules import Schedule, spaced_levels
+from pyrexport.targets.executorch.lowering import lower
 from pyrexport.targets.executorch.session import ExecutorchEngine
+from safetensors.numpy import load_file
 
 pytest.importorskip("executorch")
 
@@ -176,8 +183,8 @@ def test_without_a_compiler_the_official_runtime_is_used_and_said(built, tmp_pat
     done = run_python(code, **environment)
     assert done.returncode == 0, done.stderr
     assert "(17, 64, 64, 3)" in done.stdout
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("pyrexport: ")]
-    assert "no C++ compiler" in line
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("pyrexport: no C++ compiler")
     assert "torch" in line
     refused = run_python(SAMPLE.format(folder=str(built.folder)), **environment)
     assert refused.stderr.strip().splitlines()[-1].startswith("pyrexport.runtime.errors.UsageError: without a C++")
@@ -205,8 +212,7 @@ def test_a_damaged_program_is_refused_in_one_line(copy, refused, damage, tmp_pat
     file.write_bytes(broken[damage])
     resign(copy)
     line = refused("sample", copy, "--prompt", "a cat", "-o", tmp_path / "a.npy", "--quiet")
-    assert "executorch cannot" in line
-    assert "stages.pte" in line
+    assert "executorch cannot open stages.pte: not a program of this version" in line
 
 
 def test_a_flipped_byte_is_noticed_before_anything_is_loaded(copy, cli, tmp_path):
@@ -229,7 +235,7 @@ def test_programs_exchanged_under_a_new_signature_are_refused(copy, refused, tmp
     shutil.copy(copy / "text.pte", copy / "stages.pte")
     resign(copy)
     line = refused("sample", copy, "--prompt", "a cat", "-o", tmp_path / "a.npy", "--quiet")
-    assert "stage2" in line
+    assert "executorch cannot load stages.pte: it has no method stage2" in line
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +247,73 @@ def engine(built):
     opened.close()
 
 
+def test_other_threads_are_refused_while_a_program_is_open(built):
+    """ExecuTorch's pool is one for the process, and loaded methods hold on to it."""
+    code = f"""
+import pyrexport
+from pyrexport.runtime.errors import UsageError
+one, other = (pyrexport.load({str(built.folder)!r}, threads=n) for n in (2, 1))
+first = one("a cat", schedule="2-2-1", output_type="latent").latents
+try:
+    other("a cat")
+except UsageError as error:
+    print(error)
+assert (one("a cat", schedule="2-2-1", output_type="latent").latents == first).all()
+one.close()
+other("a cat", output_type="latent")
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    assert "programs that are open use 2 threads: close them before others are opened with 1" in done.stdout
+
+
+def test_one_engine_serves_several_threads(engine):
+    """One after the other, each with its own answer."""
+    generator = np.random.default_rng(0)
+    shapes = {name: spec["shape"] for name, spec in engine.specs["inputs"].items()}
+    inputs = [{n: generator.standard_normal(shape, np.float32) for n, shape in shapes.items()} for _ in range(4)]
+    wanted = [engine.run(values)["velocity"] for values in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda k: engine.run(inputs[k % 4])["velocity"], range(80)))
+    assert all(np.array_equal(value, wanted[k % 4]) for k, value in enumerate(found))
+
+
+def test_a_damaged_library_is_compiled_again(built, tmp_path):
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "CXX": "g++ -O1"}
+    code = SAMPLE.format(folder=str(built.folder))
+    assert run_python(code, **environment).returncode == 0
+    (library,) = (tmp_path / "pyrexport").glob("executorch-*.so")
+    whole = library.stat().st_size
+    library.write_bytes(library.read_bytes()[:20_000])
+    assert run_python(code, **environment).returncode == 0
+    assert library.stat().st_size == whole
+    assert not list((tmp_path / "pyrexport").glob("*.partial"))
+
+
+def test_a_resume_over_another_program_is_refused(copy, refused, tmp_path):
+    """A folder of samples is of one set of programs, wherever the weights lie."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\n")
+    how = ("--prompts", prompts, "--schedule", "2-2-1", "-o", tmp_path / "many", "--quiet")
+    assert CliRunner().invoke(main, ["sample", str(copy), *map(str, how)]).exit_code == 0
+    with (copy / "stages.pte").open("ab") as file:
+        file.write(b"\0")
+    resign(copy)
+    assert "other prompts or settings" in refused("sample", copy, *how)
+
+
+def test_lowering_ppf_leaves_nothing_outside(make_checkpoint):
+    """Its resize is a product for each axis; the stage takes about 15 s."""
+    checkpoint = read_checkpoint(make_checkpoint("--kind", "ppf", "--no-text-encoder", "--no-vae"), resolution=SMALL)
+    part = next(p for p in graph_parts(checkpoint, Options(), PORTABLE) if p.module.resize is not None)
+    program = trace(part.module, part.inputs)
+    for name, value in program.state_dict.items():
+        program.state_dict[name] = torch.nn.Parameter(torch.zeros(value.shape), requires_grad=False)
+    lowered = lower(part.name, program)
+    targets = {node.target for node in lowered.graph.nodes if node.op == "call_function"}
+    assert {str(target) for target in targets} <= {"executorch_call_delegate", "<built-in function getitem>"}
+
+
 def test_inputs_that_do_not_fit_are_our_errors(engine):
     inputs = {name: np.zeros(spec["shape"], spec["dtype"]) for name, spec in engine.specs["inputs"].items()}
     assert engine.run(inputs)["velocity"].dtype == np.float32
@@ -250,6 +323,8 @@ def test_inputs_that_do_not_fit_are_our_errors(engine):
                 engine.run(inputs | {name: wrong})
         with pytest.raises(UsageError, match=f"input '{name}' is missing"):
             engine.run({key: array for key, array in inputs.items() if key != name})
+    with pytest.raises(UsageError, match="expected an array, found list"):
+        engine.run(inputs | {"text": [0.0]})
     with pytest.raises(UsageError, match="unexpected input 'more'"):
         engine.run(inputs | {"more": np.zeros(1, np.float32)})
 
@@ -340,3 +415,57 @@ def test_attention_in_pieces_is_the_same(monkeypatch, tokens):
     for nbytes in (31 * 4 * 24, 31 * 4 * 5, 1):
         monkeypatch.setattr(dialects, "SCORES_BYTES", nbytes)
         torch.testing.assert_close(PORTABLE.attention(q, k, v, 4), wanted, rtol=2e-6, atol=2e-6)
+
+
+class StubTarget:
+    """Takes programs, as executorch does, and stores their weights' sums; fails on the program that it is told to fail on."""
+
+    ENGINE, FORM, GROUPED, SUFFIX, PRECISIONS = "numpy", "torch", True, ".stub", ("fp32",)
+
+    def __init__(self, fails_on: str = "") -> None:
+        self.fails_on, self.written = fails_on, dict[str, list[str]]()
+
+    def engine_version(self) -> str:
+        return np.__version__
+
+    def write_program(self, name: str, forms: Any, folder: Path) -> Any:
+        if name == self.fails_on:
+            raise RuntimeError("stopped")
+        self.written[name] = [form.name for form in forms]
+        weights = {key: form.program.state_dict[key].sum().item() for form in forms for key in form.placements}
+        (folder / f"{name}{self.SUFFIX}").write_text(json.dumps(weights))
+        for form in forms:
+            yield f"{form.name} done"
+
+    def try_graph(self, file: Path, graph: str, specs: Any) -> int:
+        if graph == self.fails_on:
+            raise CheckFailed(f"{graph} does not run")
+        return 1
+
+
+def test_an_interrupted_build_of_programs_keeps_the_finished_ones(tiny, tmp_path):
+    """And no weights that only the build needed are left in the bundle."""
+    checkpoint, out = read_checkpoint(tiny, resolution=SMALL), tmp_path / "out"
+    kept: list[str] = []
+    reporter = Reporter()
+    reporter.kept = kept.append  # type: ignore[method-assign]
+    target: Any = StubTarget(fails_on="vae")
+    with pytest.raises(RuntimeError, match="stopped"):
+        build_bundle(checkpoint, "stub", target, out, reporter=reporter)
+    assert not out.exists()
+    assert target.written == {"stages": ["stage0", "stage1", "stage2"], "text": ["text_64"]}
+    target = StubTarget(fails_on="vae_next")
+    with pytest.raises(CheckFailed, match="vae_next does not run"):
+        build_bundle(checkpoint, "stub", target, out, reporter=reporter)
+    assert target.written == {"vae": ["vae_first", "vae_next"]}
+    target = StubTarget()
+    build_bundle(checkpoint, "stub", target, out, reporter=reporter)
+    assert target.written == {}, "what was lowered and failed in its run only is kept too"
+    assert {graph.memory for graph in open_bundle(out).manifest.graphs.values()} == {1}
+    assert {"graph stages", "graph text", "weights of transformer", "weights of text_encoder table"} <= set(kept)
+    names = {path.name for path in out.iterdir()}
+    assert names == {"manifest.json", "stages.stub", "text.stub", "vae.stub", "weights.bin", "tokenizer.json"}
+    sums = json.loads((out / "stages.stub").read_text())
+    entry = checkpoint.transformer["blocks.0.ffn.net.2.weight"]
+    weight = load_file(entry.file)[entry.name].astype(np.float32)
+    assert sums["blocks.0.ffn_out.weight"] == pytest.approx(float(weight.sum()), rel=1e-4)

@@ -19,6 +19,7 @@ __all__ = [
     "check_options",
     "engine_version",
     "open_engine",
+    "try_graph",
     "write_program",
 ]
 
@@ -53,8 +54,15 @@ def open_engine(file: Path, graph: str, specs: Mapping[str, Any], options: Engin
     return ExecutorchEngine(file, graph, specs, options)
 
 
-def write_program(name: str, forms: Sequence[Any], folder: Path, *, run: bool = True) -> Iterator[Any]:
-    """Write NAME.pte with a method for each form; yields a report on each."""
+def write_program(name: str, forms: Sequence[Any], folder: Path) -> Iterator[str]:
+    """Write NAME.pte with a method for each form; yields a line on each: what XNNPACK took of it."""
     from .build import write_program
 
-    return write_program(folder / f"{name}{SUFFIX}", forms, run)
+    return write_program(folder / f"{name}{SUFFIX}", forms)
+
+
+def try_graph(file: Path, graph: str, specs: Mapping[str, Any]) -> int | None:
+    """Load and run a method: lowering can succeed, and either of them still fail."""
+    from .build import try_method
+
+    return try_method(file, graph, specs)

@@ -5,7 +5,7 @@ import logging
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +14,22 @@ from executorch.exir import ExecutorchBackendConfig
 from executorch.exir.passes import MemoryPlanningPass
 
 from ...runtime.errors import CheckFailed
-from ..forms import Report, TorchForm
+from ..forms import TorchForm
 from .lowering import lower, merge, weights_stay_in_file
 
-__all__ = ["write_program"]
+__all__ = ["try_method", "write_program"]
 
 
-def write_program(file: Path, forms: Sequence[TorchForm], run: bool) -> Iterator[Report]:
+def write_program(file: Path, forms: Sequence[TorchForm]) -> Iterator[str]:
     """Write a program with a method for each form.
 
     Yields:
-        A report on each method: what is delegated to XNNPACK, what is not, and what a run of it takes.
-
-    Raises:
-        CheckFailed: a method does not load or run.
+        A line on each method, in the end: what is delegated to XNNPACK, and what is not.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside torch and executorch
         lines = _write(file, forms)
-    for form, line in zip(forms, lines, strict=True):
-        yield Report(line, _run(file, form) if run else None)
+    yield from lines
 
 
 def _write(file: Path, forms: Sequence[TorchForm]) -> list[str]:
@@ -59,20 +55,20 @@ def _delegation(method: Any) -> str:
     return f"{count} delegate{'s' if count != 1 else ''} of XNNPACK, outside of them {', '.join(others) or 'nothing'}"
 
 
-def _run(file: Path, form: TorchForm) -> int:
-    """Lowering can succeed and still fail at loading or at execution; in a process of its own, since it may crash there.
+def try_method(file: Path, method: str, specs: Mapping[str, Any]) -> int:
+    """Load and run a method once, in a process of its own, since it may crash there.
 
     Returns:
-        The peak of anonymous memory that it took, in bytes.
+        The peak of anonymous memory that it took beyond the process's own, in bytes.
+
+    Raises:
+        CheckFailed: it does not load or run, or gives values that are not finite.
     """
-    specs = {
-        kind: {spec.name: {"shape": list(spec.shape), "dtype": spec.dtype} for spec in values}
-        for kind, values in (("inputs", form.inputs), ("outputs", form.outputs))
-    }
-    command = [sys.executable, "-m", "pyrexport.targets.executorch.check", str(file), form.name]
+    # -P: no module of the folder that the build happens to be called from.
+    command = [sys.executable, "-P", "-m", "pyrexport.targets.executorch.check", str(file), method]
     done = subprocess.run(command, input=json.dumps(specs), capture_output=True, text=True, check=False)
     if done.returncode:
         line = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
-        raise CheckFailed(f"{form.name} was lowered but does not run: {line}"[:400])
+        raise CheckFailed(f"{method} was lowered but does not run: {line}"[:400])
     answer: int = json.loads(done.stdout)["memory"]
     return answer

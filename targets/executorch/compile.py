@@ -2,17 +2,19 @@
 
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 from ...runtime.errors import UsageError
 
-__all__ = ["NoCompiler", "library_path"]
+__all__ = ["NoCompiler", "library_file"]
 
 SOURCE = Path(__file__).with_name("shim.cpp")
 LIBRARIES = ("executorch_kernels_optimized", "executorch_backend_xnnpack", "executorch_threadpool")
@@ -22,10 +24,11 @@ class NoCompiler(Exception):
     """There is no C++ compiler."""
 
 
-def library_path() -> Path:
-    """The library, compiled if it is not there for this wheel and this compiler.
+@contextmanager
+def library_file() -> Iterator[Path]:
+    """The library, to be loaded inside, compiled if it is not there whole for this wheel and this compiler.
 
-    It is kept in the user's cache folder, or in a temporary one where that cannot be written.
+    It is kept in the user's cache folder with its hash, or only for the moment where that cannot be written.
 
     Raises:
         NoCompiler: neither `$CXX`, g++, clang++ nor c++ is there.
@@ -36,38 +39,52 @@ def library_path() -> Path:
         raise UsageError("executorch is not installed: pip install executorch, or its wheel alone with --no-deps")
     wheel = Path(next(iter(spec.submodule_search_locations)))
     compiler = _compiler()
-    told = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    key = hashlib.sha256(
-        "\n".join([version("executorch"), str(wheel), told, SOURCE.read_text("utf-8")]).encode()
-    ).hexdigest()
-    name = f"executorch-{key[:16]}.so"
+    told = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    facts = [version("executorch"), str(wheel), *compiler, told, SOURCE.read_text("utf-8")]
+    key = hashlib.sha256("\n".join(facts).encode("utf-8", "surrogateescape")).hexdigest()
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    cached = Path(root) / "pyrexport" / name
-    if cached.is_file():
-        return cached
+    cached = Path(root) / "pyrexport" / f"executorch-{key[:16]}.so"
+    if _is_whole(cached):
+        yield cached
+        return
     with suppress(OSError):
         cached.parent.mkdir(parents=True, exist_ok=True)
-        if os.access(cached.parent, os.W_OK):
-            return _compile(compiler, wheel, cached)
-    return _compile(compiler, wheel, Path(tempfile.mkdtemp(prefix="pyrexport-")) / name)
+    if os.access(cached.parent, os.W_OK):
+        _compile(compiler, wheel, cached)
+        yield cached
+        return
+    with tempfile.TemporaryDirectory(prefix="pyrexport-") as folder:
+        _compile(compiler, wheel, Path(folder) / cached.name)
+        yield Path(folder) / cached.name
 
 
-def _compiler() -> str:
-    chosen = os.environ.get("CXX")
-    for name in [chosen] if chosen else ["g++", "clang++", "c++"]:
-        found = shutil.which(name)
+def _hash_file(library: Path) -> Path:
+    return library.with_suffix(".sha256")
+
+
+def _is_whole(library: Path) -> bool:
+    """Loading half a library would end the process."""
+    with suppress(OSError):
+        return _hash_file(library).read_text("utf-8") == hashlib.sha256(library.read_bytes()).hexdigest()
+    return False
+
+
+def _compiler() -> list[str]:
+    chosen = shlex.split(os.environ.get("CXX", ""))
+    for command in [chosen] if chosen else [["g++"], ["clang++"], ["c++"]]:
+        found = shutil.which(command[0])
         if found is not None:
-            return found
-    raise NoCompiler(f"no C++ compiler is here ({'$CXX is ' + chosen if chosen else 'g++, clang++ or c++'})")
+            return [found, *command[1:]]
+    raise NoCompiler(f"no C++ compiler is here ({'$CXX is ' + chosen[0] if chosen else 'g++, clang++ or c++'})")
 
 
-def _compile(compiler: str, wheel: Path, output: Path) -> Path:
+def _compile(compiler: list[str], wheel: Path, output: Path) -> None:
     """Compile beside and rename, so that another process never loads half a library."""
-    handle, partial = tempfile.mkstemp(suffix=".so", dir=output.parent)
+    handle, partial = tempfile.mkstemp(suffix=".partial", dir=output.parent)
     os.close(handle)
     include = wheel / "include"
     command = [
-        compiler, "-std=c++17", "-O2", "-fPIC", "-shared", "-w",
+        *compiler, "-std=c++17", "-O2", "-fPIC", "-shared", "-w",
         "-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_EVENT_TRACER_ENABLED",
         f"-I{include}", f"-I{include}/executorch/runtime/core/portable_type/c10", str(SOURCE), "-o", partial,
         f"-L{wheel / 'lib'}", "-lexecutorch", "-Wl,--no-as-needed", *(f"-l{name}" for name in LIBRARIES),
@@ -75,10 +92,12 @@ def _compile(compiler: str, wheel: Path, output: Path) -> Path:
     ]  # fmt: skip
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            line = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr)
-            raise UsageError(f"{compiler} cannot compile the ExecuTorch session: {line.strip()}"[:300])
+        data = Path(partial).read_bytes()
+        if done.returncode or not data:
+            lines = done.stderr.splitlines() or [f"it ended with code {done.returncode} and {len(data)} bytes"]
+            line = next((line for line in lines if "error" in line), lines[0])
+            raise UsageError(f"{' '.join(compiler)} cannot compile the ExecuTorch session: {line.strip()}"[:300])
         Path(partial).replace(output)
+        _hash_file(output).write_text(hashlib.sha256(data).hexdigest(), "utf-8")
     finally:
         Path(partial).unlink(missing_ok=True)
-    return output

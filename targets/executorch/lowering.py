@@ -17,6 +17,7 @@ from executorch.exir import EdgeProgramManager, to_edge_transform_and_lower
 from executorch.exir._serialize._cord import FileBackedData
 from executorch.exir._serialize._named_data_store import NamedDataStore
 from torch.export import ExportedProgram
+from torch.fx.passes.infra.partitioner import Partition
 from torch.fx.traceback import NodeSource
 
 from ...runtime.bundle import file_digest
@@ -106,11 +107,26 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             delattr(owner, name)
 
 
+class _WholePartitioner(XnnpackPartitioner):
+    """Delegates a method as a whole where XNNPACK has all of it.
+
+    The general search keeps, for each node, the set of all nodes after it: over 20 GB for the 16,000 nodes of a stage 0.
+    """
+
+    def generate_partitions(self, ep: ExportedProgram) -> list[Partition]:
+        taken = {node for group in self.get_matched_nodes_from_configs(ep) for node in group}
+        left = [node for node in ep.graph.nodes if node.op == "call_function" and node not in taken]
+        if not taken or any(node.all_input_nodes for node in left):
+            searched: list[Partition] = super().generate_partitions(ep)
+            return searched
+        return [Partition(id=0, nodes=taken)]  # what is left takes nothing, so that no cycle can arise
+
+
 def lower(name: str, program: ExportedProgram) -> ExportedProgram:
     """Lower one method to XNNPACK."""
     for node in program.graph.nodes:
         node.meta = {"val": node.meta["val"]} if "val" in node.meta else {}
-    edge = to_edge_transform_and_lower({name: program}, partitioner={name: [XnnpackPartitioner()]})
+    edge = to_edge_transform_and_lower({name: program}, partitioner={name: [_WholePartitioner()]})
     lowered: ExportedProgram = edge.exported_program(name)
     return lowered
 

@@ -4,9 +4,13 @@ The wheel of ExecuTorch holds libraries and headers that need no torch; its own 
 takes torch's tensors alone. Where there is no compiler, that interface is used.
 """
 
+import contextlib
 import ctypes
+import logging
+import os
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +20,7 @@ from numpy.typing import NDArray
 
 from ...runtime.engines import EngineOptions, check_inputs
 from ...runtime.errors import CheckFailed, UsageError
-from .compile import NoCompiler, library_path
+from .compile import NoCompiler, library_file
 
 __all__ = ["ExecutorchEngine"]
 
@@ -47,7 +51,7 @@ class ExecutorchEngine:
         Raises:
             UsageError: ExecuTorch refuses the program, or it is not the one of its manifest.
         """
-        self.name, self.specs = f"{file.name}: {graph}", specs
+        self.name, self.specs, self.lock = f"{file.name}: {graph}", specs, threading.Lock()
         library = _library()
         self.backend: _Backend | None = (
             _Official(file, graph) if library is None else _Shim(library, file, graph, options.threads)
@@ -62,7 +66,7 @@ class ExecutorchEngine:
                 )
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Evaluate the method.
+        """Evaluate the method; from several threads, one after the other.
 
         Raises:
             UsageError: an input is missing, extra, or of another shape or dtype.
@@ -71,24 +75,28 @@ class ExecutorchEngine:
         check_inputs(self.specs["inputs"], inputs)
         arrays = [np.ascontiguousarray(inputs[name]) for name in self.specs["inputs"]]
         outputs = {name: np.empty(spec["shape"], spec["dtype"]) for name, spec in self.specs["outputs"].items()}
-        if self.backend is None:
-            raise CheckFailed(f"{self.name} is closed")
-        self.backend.run(arrays, list(outputs.values()))
+        with self.lock:
+            if self.backend is None:
+                raise CheckFailed(f"{self.name} is closed")
+            self.backend.run(arrays, list(outputs.values()))
         return outputs
 
     def close(self) -> None:
         """Free the method."""
-        if self.backend is not None:
-            self.backend.close()
-            self.backend = None
+        with self.lock:
+            if self.backend is not None:
+                self.backend.close()
+                self.backend = None
 
 
 @cache
 def _library() -> ctypes.CDLL | None:
     try:
-        library = ctypes.CDLL(str(library_path()))
+        with library_file() as file:
+            library = ctypes.CDLL(str(file))
     except NoCompiler as error:
-        print(f"pyrexport: {error}; using executorch.runtime with torch, which is slower to start", file=sys.stderr)
+        line = f"{error}; using executorch.runtime with torch, which starts slower and chooses its own threads"
+        print(f"pyrexport: {line}", file=sys.stderr)
         return None
     except OSError as error:
         raise UsageError(f"the compiled ExecuTorch session cannot be loaded: {error}"[:300]) from error
@@ -103,7 +111,7 @@ class _Shim:
         self.library, self.file, self.method = library, file, method.encode()
         self.text = ctypes.create_string_buffer(512)
         self.program = ctypes.c_void_p()
-        self._call(UsageError, "open", str(file).encode(), ctypes.c_uint32(threads), ctypes.byref(self.program))
+        self._call(UsageError, "open", os.fsencode(file), ctypes.c_uint32(threads), ctypes.byref(self.program))
         self.specs = (ctypes.c_int32 * (10 * MOST_TENSORS))()
         self.counts = (ctypes.c_size_t * 2)()
         try:
@@ -136,19 +144,37 @@ class _Shim:
             self.program = ctypes.c_void_p()
 
 
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """For libraries that report on the machine while they are loaded."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
 class _Official:
     """A method through executorch.runtime, which needs torch. It has no option for threads."""
 
     def __init__(self, file: Path, method: str) -> None:
+        for name in ("torchao", "torch.utils._pytree"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         try:
-            from executorch.runtime import Runtime, Verification
+            with _quiet_stderr():
+                from executorch.runtime import Runtime, Verification
         except ImportError as error:
             raise UsageError(
                 f"without a C++ compiler, a session of executorch needs its whole Python package and torch: {error}"
             ) from error
         try:
-            self.program = Runtime.get().load_program(file, verification=Verification.InternalConsistency)
-            self.method: Any = self.program.load_method(method)
+            with _quiet_stderr():
+                self.program = Runtime.get().load_program(file, verification=Verification.InternalConsistency)
+                self.method: Any = self.program.load_method(method)
         except Exception as error:  # its bindings raise RuntimeError and others
             raise UsageError(f"executorch cannot load {file.name}: {error}"[:300]) from error
         meta = self.method.metadata

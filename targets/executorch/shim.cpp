@@ -6,7 +6,9 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <exception>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -54,11 +56,45 @@ int fail(const std::string& what, Error error, char* text, size_t size) {
   return 1;
 }
 
+std::mutex opening;
+size_t open_programs = 0;
+
 struct Program {
   Module module;
   explicit Program(const char* path)
       : module(path, Module::LoadMode::Mmap, nullptr, nullptr, nullptr, /*share_memory_arenas=*/true) {}
 };
+
+// Programs that are open hold on to the thread pool: another one would be used after it is gone.
+bool use_threads(uint32_t threads) {
+  auto* pool = executorch::extension::threadpool::get_threadpool();
+  if (threads == 0 || pool == nullptr || pool->get_thread_count() == threads) {
+    return true;
+  }
+  return open_programs == 0 && pool->_unsafe_reset_threadpool(threads);
+}
+
+void initialise() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    executorch::runtime::runtime_init();
+    executorch::runtime::register_pal(executorch::runtime::PalImpl::create(keep_message, __FILE__));
+  });
+}
+
+// What is thrown must not reach a caller that is no C++.
+template <typename Function>
+int guarded(char* text, size_t size, Function function) {
+  last_message.clear();
+  try {
+    return function();
+  } catch (const std::exception& error) {
+    std::snprintf(text, size, "%s", error.what());
+  } catch (...) {
+    std::snprintf(text, size, "an unknown exception");
+  }
+  return 1;
+}
 
 bool describe(const executorch::runtime::TensorInfo& info, int32_t* out) {
   const auto sizes = info.sizes();
@@ -79,86 +115,100 @@ extern "C" {
 
 // Threads: 0 keeps ExecuTorch's own choice.
 int pyrexport_open(const char* path, uint32_t threads, void** program, char* text, size_t size) {
-  executorch::runtime::runtime_init();
-  executorch::runtime::register_pal(executorch::runtime::PalImpl::create(keep_message, __FILE__));
-  executorch::runtime::BackendOptions<1> options;
-  (void)options.set_option("weight_cache_enabled", true);
-  Error error = executorch::runtime::set_option("XnnpackBackend", options.view());
-  if (error != Error::Ok) {
-    return fail("XNNPACK", error, text, size);
-  }
-  auto* pool = executorch::extension::threadpool::get_threadpool();
-  if (threads != 0 && pool != nullptr && pool->get_thread_count() != threads &&
-      !pool->_unsafe_reset_threadpool(threads)) {
-    return fail("threads", Error::InvalidArgument, text, size);
-  }
-  auto opened = std::make_unique<Program>(path);
-  error = opened->module.load(executorch::runtime::Program::Verification::InternalConsistency);
-  if (error != Error::Ok) {
-    return fail("load", error, text, size);
-  }
-  *program = opened.release();
-  return 0;
+  return guarded(text, size, [&] {
+    const std::lock_guard<std::mutex> lock(opening);
+    initialise();
+    executorch::runtime::BackendOptions<1> options;
+    (void)options.set_option("weight_cache_enabled", true);
+    Error error = executorch::runtime::set_option("XnnpackBackend", options.view());
+    if (error != Error::Ok) {
+      return fail("XNNPACK", error, text, size);
+    }
+    if (!use_threads(threads)) {
+      std::snprintf(
+          text, size, "programs that are open use %zu threads: close them before others are opened with %u",
+          executorch::extension::threadpool::get_threadpool()->get_thread_count(), threads);
+      return 1;
+    }
+    auto opened = std::make_unique<Program>(path);
+    error = opened->module.load(executorch::runtime::Program::Verification::InternalConsistency);
+    if (error != Error::Ok) {
+      return fail("not a program of this version", error, text, size);
+    }
+    ++open_programs;
+    *program = opened.release();
+    return 0;
+  });
 }
 
-void pyrexport_close(void* program) { delete static_cast<Program*>(program); }
+void pyrexport_close(void* program) {
+  const std::lock_guard<std::mutex> lock(opening);
+  delete static_cast<Program*>(program);
+  --open_programs;
+}
 
 // Loads a method. `specs` receives 10 numbers per input, then per output: dtype, rank, sizes.
 int pyrexport_load(
     void* program, const char* method, int32_t* specs, size_t capacity, size_t* counts, char* text, size_t size) {
-  Module& module = static_cast<Program*>(program)->module;
-  auto names = module.method_names();
-  if (!names.ok() || names->count(method) == 0) {
-    return fail(std::string("method ") + method, Error::InvalidArgument, text, size);
-  }
-  const Error error = module.load_method(method);
-  if (error != Error::Ok) {
-    return fail(std::string("method ") + method, error, text, size);
-  }
-  auto meta = module.method_meta(method);
-  if (!meta.ok()) {
-    return fail(method, meta.error(), text, size);
-  }
-  counts[0] = meta->num_inputs();
-  counts[1] = meta->num_outputs();
-  if (counts[0] + counts[1] > capacity) {
-    return fail("too many inputs and outputs", Error::InvalidProgram, text, size);
-  }
-  for (size_t i = 0; i < counts[0] + counts[1]; ++i) {
-    auto info = i < counts[0] ? meta->input_tensor_meta(i) : meta->output_tensor_meta(i - counts[0]);
-    if (!info.ok() || !describe(*info, specs + 10 * i)) {
-      return fail("an input or output is no tensor", Error::InvalidProgram, text, size);
+  return guarded(text, size, [&] {
+    const std::lock_guard<std::mutex> lock(opening);
+    Module& module = static_cast<Program*>(program)->module;
+    auto names = module.method_names();
+    if (!names.ok() || names->count(method) == 0) {
+      std::snprintf(text, size, "it has no method %s", method);
+      return 1;
     }
-  }
-  return 0;
+    const Error error = module.load_method(method);
+    if (error != Error::Ok) {
+      return fail(std::string("method ") + method, error, text, size);
+    }
+    auto meta = module.method_meta(method);
+    if (!meta.ok()) {
+      return fail(method, meta.error(), text, size);
+    }
+    counts[0] = meta->num_inputs();
+    counts[1] = meta->num_outputs();
+    if (counts[0] + counts[1] > capacity) {
+      return fail("too many inputs and outputs", Error::InvalidProgram, text, size);
+    }
+    for (size_t i = 0; i < counts[0] + counts[1]; ++i) {
+      auto info = i < counts[0] ? meta->input_tensor_meta(i) : meta->output_tensor_meta(i - counts[0]);
+      if (!info.ok() || !describe(*info, specs + 10 * i)) {
+        return fail("an input or output is no tensor", Error::InvalidProgram, text, size);
+      }
+    }
+    return 0;
+  });
 }
 
-// Runs a loaded method on buffers of the sizes that `pyrexport_load` told.
+// Runs a loaded method on buffers of the sizes that `pyrexport_load` told; one call at a time for a program.
 int pyrexport_run(
     void* program, const char* method, const int32_t* specs, const size_t* counts, void* const* inputs,
     void* const* outputs, char* text, size_t size) {
-  Module& module = static_cast<Program*>(program)->module;
-  std::vector<executorch::extension::TensorPtr> tensors;
-  std::vector<EValue> values;
-  for (size_t i = 0; i < counts[0]; ++i) {
-    const int32_t* spec = specs + 10 * i;
-    std::vector<SizesType> sizes(spec + 2, spec + 2 + spec[1]);
-    tensors.push_back(
-        executorch::extension::make_tensor_ptr(std::move(sizes), inputs[i], static_cast<ScalarType>(spec[0])));
-    values.emplace_back(tensors.back());
-  }
-  auto results = module.execute(method, values);
-  if (!results.ok()) {
-    return fail(method, results.error(), text, size);
-  }
-  if (results->size() != counts[1]) {
-    return fail("number of outputs", Error::InvalidProgram, text, size);
-  }
-  for (size_t i = 0; i < counts[1]; ++i) {
-    const auto& tensor = (*results)[i].toTensor();
-    std::memcpy(outputs[i], tensor.const_data_ptr(), tensor.nbytes());
-  }
-  return 0;
+  return guarded(text, size, [&] {
+    Module& module = static_cast<Program*>(program)->module;
+    std::vector<executorch::extension::TensorPtr> tensors;
+    std::vector<EValue> values;
+    for (size_t i = 0; i < counts[0]; ++i) {
+      const int32_t* spec = specs + 10 * i;
+      std::vector<SizesType> sizes(spec + 2, spec + 2 + spec[1]);
+      tensors.push_back(
+          executorch::extension::make_tensor_ptr(std::move(sizes), inputs[i], static_cast<ScalarType>(spec[0])));
+      values.emplace_back(tensors.back());
+    }
+    auto results = module.execute(method, values);
+    if (!results.ok()) {
+      return fail(method, results.error(), text, size);
+    }
+    if (results->size() != counts[1]) {
+      return fail("number of outputs", Error::InvalidProgram, text, size);
+    }
+    for (size_t i = 0; i < counts[1]; ++i) {
+      const auto& tensor = (*results)[i].toTensor();
+      std::memcpy(outputs[i], tensor.const_data_ptr(), tensor.nbytes());
+    }
+    return 0;
+  });
 }
 
 }  // extern "C"

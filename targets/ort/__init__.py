@@ -18,6 +18,7 @@ __all__ = [
     "check_options",
     "engine_version",
     "open_engine",
+    "try_graph",
     "write_program",
 ]
 
@@ -49,8 +50,13 @@ def open_engine(file: Path, graph: str, specs: Mapping[str, Any], options: Engin
     return OrtEngine(file, specs, options)
 
 
-def write_program(name: str, forms: Sequence[Any], folder: Path, *, run: bool = True) -> Iterator[Any]:
+def write_program(name: str, forms: Sequence[Any], folder: Path) -> Iterator[str]:
     """Write NAME.onnx, of one graph, into a bundle's folder."""
     from .build import write_graph
 
     return write_graph(name, forms, folder)
+
+
+def try_graph(file: Path, graph: str, specs: Mapping[str, Any]) -> int | None:
+    """Nothing: ONNX Runtime runs what it loads, and loading it costs the user as much as the build."""
+    return None

@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ...runtime.manifest import WEIGHTS_FILE
-from ..forms import OnnxForm, Report
+from ..forms import OnnxForm
 
 __all__ = ["write_graph"]
 
@@ -18,7 +18,7 @@ _DTYPES = {
 }
 
 
-def write_graph(name: str, forms: Sequence[OnnxForm], folder: Path) -> Iterator[Report]:
+def write_graph(name: str, forms: Sequence[OnnxForm], folder: Path) -> Iterator[str]:
     """Write `NAME.onnx`; every weight becomes external data of `weights.bin`."""
     (form,) = forms
     for weight, place in form.placements.items():
@@ -33,4 +33,4 @@ def write_graph(name: str, forms: Sequence[OnnxForm], folder: Path) -> Iterator[
             base_dir=folder,
         )
     ir.save(form.model, folder / f"{name}.onnx")
-    yield Report()
+    yield ""
