@@ -79,12 +79,12 @@ class StageGraph(nn.Module):
         return x if self.restore is None else self.restore(x)
 
 
-def token_chunk(tokens: int, config: WanConfig, nbytes: int) -> int:
-    """Tokens that go through the feed-forward at once, so that the hidden activation stays near `nbytes`.
+def token_chunk(tokens: int, config: WanConfig, dialect: Dialect) -> int:
+    """Tokens that go through the feed-forward at once, so that the hidden activation stays small.
 
     Parts of equal size where a divisor is near: an engine's allocator gives the memory of one to the next only then.
     """
-    least = -(-tokens * config.ffn_dim * 4 // nbytes)
+    least = min(-(-tokens * config.ffn_dim * 4 // dialect.feed_forward_bytes), dialect.most_pieces)
     even = next((count for count in range(least, 2 * least) if tokens % count == 0), least)
     return -(-tokens // even)
 
@@ -96,7 +96,7 @@ class Block(nn.Module):
         """The block's weights."""
         super().__init__()
         name = f"blocks.{index}"
-        self.config, self.gelu, self.feed_forward_bytes = config, space.dialect.gelu, space.dialect.feed_forward_bytes
+        self.config, self.dialect = config, space.dialect
         self.norm1, self.norm3 = (space.dialect.layer_norm(config.width, config.eps) for _ in range(2))
         self.norm2 = space.dialect.layer_norm(config.width, config.eps) if config.cross_attn_norm else None
         self.attn1 = Attention(space, f"{name}.attn1", config)
@@ -117,7 +117,7 @@ class Block(nn.Module):
         x = x + self.attn1(y, y, cos, sin) * gate
         y = x if self.norm2 is None else self.norm2(x, self.norm2_weight, self.norm2_bias)
         x = x + self.attn2(y, context)
-        tokens, step = x.shape[1], token_chunk(x.shape[1], self.config, self.feed_forward_bytes)
+        tokens, step = x.shape[1], token_chunk(x.shape[1], self.config, self.dialect)
         if step == tokens:
             return self._feed_forward(x, table)
         parts = [self._feed_forward(x[:, start : start + step], table) for start in range(0, tokens, step)]
@@ -126,7 +126,7 @@ class Block(nn.Module):
     def _feed_forward(self, x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         shift, scale, gate = table[:, 3:4], table[:, 4:5], table[:, 5:6]
         y = self.norm3(x) * (1.0 + scale) + shift
-        return x + self.ffn_out(self.gelu(self.ffn_in(y))) * gate
+        return x + self.ffn_out(self.dialect.gelu(self.ffn_in(y))) * gate
 
 
 class Attention(nn.Module):

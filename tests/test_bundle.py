@@ -218,7 +218,7 @@ def test_an_output_in_the_way_is_refused_and_a_bundle_replaced_by_force(tiny, co
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     assert "is not a bundle" in refused("build", tiny, "--target", "ort", "-o", tmp_path / "mine", "--force")
     assert (tmp_path / "mine" / "thesis.txt").exists()
-    assert "unknown target 'tpu': expected one of ort" in refused(
+    assert "unknown target 'tpu': expected one of executorch, ort" in refused(
         "build", tiny, "--target", "tpu", "-o", tmp_path / "x"
     )
     assert "does not exist" in refused("build", tiny, "--target", "ort", "-o", tmp_path / "no" / "x")
@@ -229,7 +229,7 @@ def test_an_output_in_the_way_is_refused_and_a_bundle_replaced_by_force(tiny, co
 
 
 def test_somebody_elses_folders_are_left_alone(make_checkpoint, cli, refused, tmp_path, monkeypatch):
-    from pyrexport.export import build as module
+    from pyrexport.export import work as module
 
     folder = make_checkpoint("--no-vae", "--no-text-encoder", "--blocks", "1")
     (tmp_path / "a.partial").mkdir()
@@ -299,7 +299,7 @@ def test_a_disk_that_is_or_becomes_full_ends_a_build_in_one_line(make_checkpoint
 
 def test_what_changes_during_a_build_is_noticed(make_checkpoint, refused, tmp_path, monkeypatch):
     """A text encoder that is replaced while the transformer is written would be read at another file's offsets."""
-    from pyrexport.export import build as module
+    from pyrexport.export import work as module
 
     folder = tmp_path / "checkpoint"
     shutil.copytree(make_checkpoint("--no-vae", "--blocks", "1"), folder)
@@ -339,7 +339,7 @@ def stop(*arguments: object) -> None:
 
 
 def test_a_rerun_keeps_the_finished_parts(make_checkpoint, cli, tmp_path, monkeypatch):
-    from pyrexport.export import build as module
+    from pyrexport.export import work as module
 
     folder = make_checkpoint("--no-vae", "--no-text-encoder", "--blocks", "1")
     real, made = module.export_onnx, []

@@ -79,7 +79,7 @@ def test_the_feed_forward_goes_in_equal_parts() -> None:
     for ffn in (8960, 13824):
         config = WanConfig(num_attention_heads=12, ffn_dim=ffn)
         for tokens in (30576, 4004, 546, 32760, 75600):
-            rows = token_chunk(tokens, config, bound)
+            rows = token_chunk(tokens, config, FUSED)
             assert tokens % rows == 0
             assert rows * ffn * 4 <= bound
-    assert token_chunk(32749, config, bound) == -(-32749 // 27)  # a prime: the last part is smaller
+    assert token_chunk(32749, config, FUSED) == -(-32749 // 27)  # a prime: the last part is smaller
