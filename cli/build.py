@@ -43,7 +43,7 @@ from .common import ResolutionType, output_options, print_json, print_memory, pr
 @click.option("--resolution", type=ResolutionType(), help="In place of the checkpoint's own.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
 @click.option(
-    "--no-run", is_flag=True, help="Do not run each graph once (ExecuTorch): at the real size that takes an hour."
+    "--no-run", is_flag=True, help="Do not run each lowered graph once (ExecuTorch), which takes long at the real size."
 )
 @click.option("--plan", is_flag=True, help="Only say what each graph will need in memory; write nothing.")
 @output_options
@@ -57,7 +57,7 @@ def command(
         raise UsageError("give either -o OUTPUT to build, or --plan to only say what it will need")
     target = find_target(target_name)
     opened = resolve_checkpoint(checkpoint, resolution)
-    from ..export.build import Reporter, build_bundle, check_target, make_options, plan_memory
+    from ..export.build import Reporter, build_bundle, make_options, plan_memory
     from ..export.output import check_output
     from ..export.parts import tile_plan
 
@@ -80,7 +80,6 @@ def command(
             self.bar.console.print(line)
 
     options = make_options(opened, precision, text_precision, vae_tile, vae_caches)
-    check_target(target_name, target, options)
     if output is None:
         if target.FORM != "onnx":
             raise UsageError(

@@ -131,12 +131,12 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     Console(width=None if Console().is_terminal else 110).print(table)
 
 
-def print_memory(peaks: Mapping[str, int], known: str = "predicted") -> None:
-    """A table of what each graph takes when it runs, in a process of its own, predicted or measured before."""
+def print_memory(peaks: Mapping[str, int]) -> None:
+    """A table of what each graph is expected to take when it runs, in a process of its own, as planned or as measured before."""
     if not peaks:
         return
     rows = [[name, f"{nbytes / 2**20:,.0f}"] for name, nbytes in peaks.items()]
-    print_table(f"{known} peak of anonymous memory", ["graph", "MiB"], rows)
+    print_table("expected peak of anonymous memory", ["graph", "MiB"], rows)
 
 
 @contextmanager

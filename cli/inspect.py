@@ -210,7 +210,7 @@ def show(document: Mapping[str, Any]) -> None:
         )
     else:
         print_table("files", ["file", "bytes"], [[name, f"{size:,}"] for name, size in document["files"].items()])
-        print_memory(document["peak_anonymous_bytes"], "predicted" if document["target"] == "ort" else "measured")
+        print_memory(document["peak_anonymous_bytes"])
         click.echo(_state_of(document))
 
 

@@ -19,7 +19,7 @@ from .parts import Options, choose_tile, graph_parts
 from .text_graph import check_supported
 from .work import Reporter, Work
 
-__all__ = ["Options", "Reporter", "build", "build_bundle", "check_target", "make_options", "plan_memory"]
+__all__ = ["Options", "Reporter", "build", "build_bundle", "make_options", "plan_memory"]
 
 
 def build_bundle(
@@ -52,7 +52,7 @@ def build_bundle(
         UsageError: the target cannot take the options, or the output is there, is no bundle, or another build is writing it.
         CheckFailed: the disk is too small; finished parts are kept.
     """
-    check_target(target_name, target, options or Options())
+    _check_target(target_name, target, options or Options())
     check_parts(checkpoint)
     check_supported(checkpoint.text_encoder_config)
     check_output(output, force)
@@ -81,7 +81,7 @@ def build_bundle(
     return output
 
 
-def check_target(name: str, target: Target, options: Options) -> None:
+def _check_target(name: str, target: Target, options: Options) -> None:
     """Refuse options that a target cannot take.
 
     Raises:

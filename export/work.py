@@ -28,7 +28,7 @@ from .parts import Options, Part, graph_parts, table_source
 from .torch_program import map_weights, trace
 from .weights import WeightsPlan, plan_weights, write_component
 
-__all__ = ["Reporter", "Work", "dialect_of"]
+__all__ = ["Reporter", "Work"]
 
 LOWERING_FILE = "lowering.bin"
 """Weights that a target stores in its own programs, as long as it is at work."""
@@ -50,7 +50,7 @@ class Reporter:
         """What a target found out about a graph."""
 
 
-def dialect_of(target: Target) -> Dialect:
+def _dialect_of(target: Target) -> Dialect:
     """How graphs are written for a target."""
     return PORTABLE if target.FORM == "torch" else FUSED
 
@@ -72,7 +72,7 @@ class Work:
         """Plan a build in the folder `partial`, which is there; see `build_bundle`."""
         self.checkpoint, self.target_name, self.target = checkpoint, target_name, target
         self.partial, self.options, self.reporter, self.run_graphs = partial, options, reporter, run_graphs
-        self.parts = list(graph_parts(checkpoint, options, dialect_of(target)))
+        self.parts = list(graph_parts(checkpoint, options, _dialect_of(target)))
         self.table = table_source(checkpoint, options.text_storage)
         table = [self.table] if self.table else []
         graphs = [source for part in self.parts for source in sources_of(part.module).values()]

@@ -55,8 +55,18 @@ def open_engine(file: Path, graph: str, specs: Mapping[str, Any], options: Engin
 
 
 def write_program(name: str, forms: Sequence[Any], folder: Path) -> Iterator[str]:
-    """Write NAME.pte with a method for each form; yields a line on each: what XNNPACK took of it."""
-    from .build import write_program
+    """Write NAME.pte with a method for each form; yields a line on each: what XNNPACK took of it.
+
+    Raises:
+        UsageError: ExecuTorch is here without what it needs to lower.
+    """
+    try:
+        from .build import write_program
+    except ImportError as error:
+        raise UsageError(
+            f"executorch is installed without its dependencies, which is enough to run and not to build ({error}): "
+            "pip install 'pyrexport[export,executorch]'"
+        ) from error
 
     return write_program(folder / f"{name}{SUFFIX}", forms)
 

@@ -24,27 +24,26 @@ def write_program(file: Path, forms: Sequence[TorchForm]) -> Iterator[str]:
     """Write a program with a method for each form.
 
     Yields:
-        A line on each method, in the end: what is delegated to XNNPACK, and what is not.
+        A line on each method when it is lowered, the last one when the file is written: what is delegated to XNNPACK,
+        and what is not.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations inside torch and executorch
-        lines = _write(file, forms)
-    yield from lines
-
-
-def _write(file: Path, forms: Sequence[TorchForm]) -> list[str]:
-    for library in ("executorch", "torchao"):
-        logging.getLogger(library).setLevel(logging.ERROR)
+    logging.getLogger("executorch").setLevel(logging.ERROR)
     places = {place.offset: place for form in forms for place in form.placements.values()}
     mapped = [form.program.state_dict[key] for form in forms for key in form.placements]
-    with weights_stay_in_file(forms[0].weights, places.values(), mapped):
-        methods = {form.name: lower(form.name, form.program) for form in forms}
+    methods: dict[str, Any] = {}
+    with warnings.catch_warnings(), weights_stay_in_file(forms[0].weights, places.values(), mapped):
+        warnings.simplefilter("ignore")  # deprecations inside torch and executorch
+        for form in forms:
+            methods[form.name] = lower(form.name, form.program)
+            line = f"{form.name}: {_delegation(methods[form.name])}"
+            if len(methods) < len(forms):
+                yield line
         # Inputs stay where the caller has them.
         planning = MemoryPlanningPass(alloc_graph_input=False)
         program = merge(methods).to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning))
         with file.open("wb") as out:
             program.write_to_file(out)
-    return [f"{name}: {_delegation(method)}" for name, method in methods.items()]
+    yield line
 
 
 def _delegation(method: Any) -> str:

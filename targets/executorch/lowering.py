@@ -49,6 +49,8 @@ class _Region(FileBackedData):
             left = self._size
             while left:
                 piece = data.read(min(left, 8 * 1024 * 1024))
+                if not piece:
+                    raise OSError(f"{self._file} was cut while it was read")
                 outfile.write(piece)
                 left -= len(piece)
 
