@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import click
-from rich.progress import Progress, TaskID
 
 from ..runtime.engines import find_target, target_names
 from ..runtime.errors import UsageError
 from ..runtime.manifest import CACHE_PRECISIONS, PRECISIONS, TEXT_PRECISIONS
 from ..runtime.measure import predicted_peaks
 from ..runtime.pyramid import Resolution
-from .common import ResolutionType, output_options, print_json, print_memory, progress, resolve_checkpoint
+from .common import Bars, ResolutionType, output_options, print_json, print_memory, progress, resolve_checkpoint
 
 
 @click.command()
@@ -40,6 +39,15 @@ from .common import ResolutionType, output_options, print_json, print_memory, pr
     show_default=True,
     help="What the decoder keeps from frame to frame.",
 )
+@click.option(
+    "--layout",
+    type=click.Choice(["shared", "per-stage"]),
+    help="TensorRT: one engine for all stages, weights stored once (the default), or one for each.",
+)
+@click.option(
+    "--compute-capability", "capabilities", multiple=True, metavar="X.Y",
+    help="TensorRT: a GPU to build for, such as 8.9; may be given more than once. In place of the GPU that is here.",
+)  # fmt: skip
 @click.option("--resolution", type=ResolutionType(), help="In place of the checkpoint's own.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
 @click.option(
@@ -49,7 +57,7 @@ from .common import ResolutionType, output_options, print_json, print_memory, pr
 @output_options
 def command(
     checkpoint: Path, target_name: str, output: Path | None, precision: str, text_precision: str | None,
-    vae_tile: str, vae_caches: str, resolution: Resolution | None, force: bool,
+    vae_tile: str, vae_caches: str, layout: str | None, capabilities: tuple[str, ...], resolution: Resolution | None, force: bool,
     no_run: bool, plan: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Build a bundle from a CHECKPOINT. An interrupted build goes on where it stopped."""
@@ -57,29 +65,11 @@ def command(
         raise UsageError("give either -o OUTPUT to build, or --plan to only say what it will need")
     target = find_target(target_name)
     opened = resolve_checkpoint(checkpoint, resolution)
-    from ..export.build import Reporter, build_bundle, make_options, plan_memory
+    from ..export.build import build_bundle, make_options, plan_memory
     from ..export.output import check_output
     from ..export.parts import tile_plan
 
-    class Bars(Reporter):
-        """A bar per part."""
-
-        def __init__(self, bar: Progress) -> None:
-            self.bar, self.task = bar, TaskID(0)
-
-        def part(self, name: str, total: int) -> None:
-            self.task = self.bar.add_task(name, total=max(total, 1))
-
-        def advance(self, units: int) -> None:
-            self.bar.advance(self.task, units)
-
-        def kept(self, name: str) -> None:
-            self.bar.console.print(f"{name}: kept from an interrupted build")
-
-        def said(self, line: str) -> None:
-            self.bar.console.print(line)
-
-    options = make_options(opened, precision, text_precision, vae_tile, vae_caches)
+    options = make_options(opened, target, precision, text_precision, vae_tile, vae_caches, layout or "", capabilities)
     if output is None:
         if target.FORM != "onnx":
             raise UsageError(

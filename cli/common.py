@@ -13,6 +13,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -23,8 +24,10 @@ from ..runtime.checkpoint import Checkpoint, read_checkpoint
 from ..runtime.engines import MAX_THREADS, EngineOptions
 from ..runtime.errors import UsageError
 from ..runtime.pyramid import Resolution
+from ..runtime.reporter import Reporter
 
 __all__ = [
+    "Bars",
     "ResolutionType",
     "engine_options",
     "output_options",
@@ -137,6 +140,25 @@ def print_memory(peaks: Mapping[str, int]) -> None:
         return
     rows = [[name, f"{nbytes / 2**20:,.0f}"] for name, nbytes in peaks.items()]
     print_table("expected peak of anonymous memory", ["graph", "MiB"], rows)
+
+
+class Bars(Reporter):
+    """A bar per part, in a display that is open."""
+
+    def __init__(self, bar: Progress) -> None:
+        self.bar, self.task = bar, TaskID(0)
+
+    def part(self, name: str, total: int) -> None:
+        self.task = self.bar.add_task(name, total=max(total, 1))
+
+    def advance(self, units: int) -> None:
+        self.bar.advance(self.task, units)
+
+    def kept(self, name: str) -> None:
+        self.bar.console.print(f"{name}: kept from an interrupted build")
+
+    def said(self, line: str) -> None:
+        self.bar.console.print(line)
 
 
 @contextmanager

@@ -19,7 +19,16 @@ from ..runtime.schedules import parse_levels
 from ..runtime.tiles import parse_tile
 from ..runtime.trace import Trace
 from ..runtime.video import check_output, written_beside
-from .common import engine_options, output_options, print_json, print_table, progress, read_prompts, resolve_checkpoint
+from .common import (
+    Bars,
+    engine_options,
+    output_options,
+    print_json,
+    print_table,
+    progress,
+    read_prompts,
+    resolve_checkpoint,
+)
 
 DEFAULT_PROMPTS = ("a red circle moving left", "Two cats box on a stage, in the style of an old film.")
 
@@ -39,14 +48,15 @@ DEFAULT_PROMPTS = ("a red circle moving left", "Two cats box on a stage, in the 
 @click.option("--vae-tile", help="HEIGHTxWIDTH: record for bundles that decode in such tiles, in latent pixels.")
 @click.option("--decode/--no-decode", default=True, help="Also compare videos.")
 @click.option("--bisect", is_flag=True, help="Name the first block that diverges; needs --reference.")
+@click.option("--graph", is_flag=True, help="Compare the networks that TensorRT's engines were built from, without a GPU; needs --reference.")  # fmt: skip
 @click.option("--store", is_flag=True, help="Keep the result in the bundle's manifest.")
 @engine_options
 @output_options
 def command(
     bundle: Path | None, reference: Path | None, trace: Path | None, record: Path | None, prompts: tuple[str, ...],
     prompts_file: Path | None, seeds: tuple[int, ...], schedule: str | None, levels: str | None,
-    guidance_scale: float | None, negative_prompt: str | None, vae_tile: str | None, decode: bool, bisect: bool, store: bool,
-    engine: EngineOptions,     as_json: bool, quiet: bool,
+    guidance_scale: float | None, negative_prompt: str | None, vae_tile: str | None, decode: bool, bisect: bool, graph: bool,
+    store: bool, engine: EngineOptions, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Compare BUNDLE with a reference. Exit code 1 if any level is out of tolerance."""
     asked = (prompts or None, prompts_file, schedule, levels, negative_prompt, vae_tile)
@@ -55,7 +65,9 @@ def command(
         raise UsageError("give either --prompt or --prompts")
     if bundle is not None and vae_tile is not None:
         raise UsageError("--vae-tile is for a trace without a bundle: a bundle has its own tile")
-    _check_usage(bundle, reference, trace, record, bisect, recording or guidance_scale is not None or seeds != (0,))
+    _check_usage(
+        bundle, reference, trace, record, bisect, graph, recording or guidance_scale is not None or seeds != (0,)
+    )
     words = read_prompts(prompts_file) if prompts_file else list(prompts or DEFAULT_PROMPTS)
     with tempfile.TemporaryDirectory() as folder:
         path = trace or record or Path(folder) / "trace.safetensors"
@@ -73,13 +85,13 @@ def command(
                 click.echo(f"{path}: {path.stat().st_size:,} bytes")
             return
         opened = Trace(path)
-        with load(bundle, resident=True, **vars(engine)) as pipeline:
+        with _open(bundle, engine, reference if graph else None, Path(folder), quiet) as pipeline:
             result = _compare(pipeline, opened, quiet)
             if bisect and not result["levels"]["stages"]["passed"]:
                 assert reference is not None
                 result["bisect"] = _bisect(pipeline, reference, opened, result)
     if store:
-        _store(bundle, result)
+        _store(bundle, result, "graph_parity" if graph else "parity")
     if as_json:
         print_json(result)
     else:
@@ -90,8 +102,9 @@ def command(
 
 
 def _check_usage(
-    bundle: Path | None, reference: Path | None, trace: Path | None, record: Path | None, bisect: bool, recording: bool
-) -> None:
+    bundle: Path | None, reference: Path | None, trace: Path | None, record: Path | None, bisect: bool, graph: bool,
+    recording: bool,
+) -> None:  # fmt: skip
     if bundle is not None and not is_bundle(bundle):
         raise UsageError(f"{bundle} is not a bundle: expected a folder with {MANIFEST_FILE}")
     if (reference is None) == (trace is None):
@@ -100,12 +113,29 @@ def _check_usage(
         raise UsageError("give a BUNDLE to compare, or --record FILE to record a trace")
     if record is not None and reference is None:
         raise UsageError("--record needs --reference CHECKPOINT: a trace is recorded from it")
+    if graph and (bundle is None or reference is None or bisect):
+        raise UsageError("--graph needs a BUNDLE and --reference CHECKPOINT, and leaves --bisect out")
     if bisect and reference is None:
         raise UsageError("--bisect needs --reference CHECKPOINT: the blocks are compared with it")
     if trace is not None and recording:
         raise UsageError("prompts, seeds, schedules and guidance belong to recording: a trace has its own")
     if record is not None:
         check_output(record)
+
+
+def _open(bundle: Path, engine: EngineOptions, networks: Path | None, folder: Path, quiet: bool) -> Pipeline:
+    """The bundle's own engines, or its networks made again from a checkpoint."""
+    if networks is None:
+        return load(bundle, resident=True, **vars(engine))
+    from ..export.graph_parity import graph_pipeline
+    from ..runtime.bundle import open_bundle
+
+    opened = open_bundle(bundle)
+    checkpoint = resolve_checkpoint(networks, opened.manifest.model.pyramid.resolution)
+    place = folder / "networks"
+    place.mkdir()
+    with progress(quiet) as bar:
+        return graph_pipeline(opened, checkpoint, place, engine, Bars(bar))
 
 
 def _sizes(bundle: Path) -> tuple[Resolution, tuple[int, int] | None]:
@@ -152,11 +182,11 @@ def _bisect(pipeline: Pipeline, reference: Path, trace: Trace, result: dict[str,
     return first_divergence(pipeline, checkpoint, trace, result["levels"]["stages"]["worst_stage"])
 
 
-def _store(bundle: Path, result: dict[str, Any]) -> None:
+def _store(bundle: Path, result: dict[str, Any], field: str) -> None:
     """Sign the manifest again, with the result in it."""
     path = bundle / MANIFEST_FILE
     document = json.loads(path.read_text("utf-8"))
-    document["parity"] = {"passed": result["passed"], "levels": {
+    document[field] = {"passed": result["passed"], "levels": {
         name: {key: value for key, value in level.items() if isinstance(value, (int, float, bool))}
         for name, level in result["levels"].items()
     }}  # fmt: skip

@@ -2,6 +2,8 @@
 
 import errno
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..runtime.checkpoint import Checkpoint, read_checkpoint
@@ -9,6 +11,7 @@ from ..runtime.engines import Target, find_target
 from ..runtime.errors import CheckFailed, UsageError
 from ..runtime.manifest import CACHE_PRECISIONS, MANIFEST_FILE, PRECISIONS, TEXT_PRECISIONS
 from ..runtime.pyramid import Resolution
+from ..runtime.reporter import Reporter
 from ..runtime.tiles import parse_tile
 from .memory import peak_bytes
 from .modules import check_parts
@@ -17,7 +20,7 @@ from .onnx_graph import export_onnx
 from .output import check_output, locked, partial_of, swap, write_synced
 from .parts import Options, choose_tile, graph_parts
 from .text_graph import check_supported
-from .work import Reporter, Work
+from .work import Work
 
 __all__ = ["Options", "Reporter", "build", "build_bundle", "make_options", "plan_memory"]
 
@@ -52,7 +55,7 @@ def build_bundle(
         UsageError: the target cannot take the options, or the output is there, is no bundle, or another build is writing it.
         CheckFailed: the disk is too small; finished parts are kept.
     """
-    _check_target(target_name, target, options or Options())
+    options = _check_target(target_name, target, checkpoint, options or Options())
     check_parts(checkpoint)
     check_supported(checkpoint.text_encoder_config)
     check_output(output, force)
@@ -63,7 +66,7 @@ def build_bundle(
             target_name,
             target,
             partial,
-            options or Options(),
+            options,
             reporter or Reporter(),
             run_graphs=run_graphs,
         )
@@ -81,13 +84,19 @@ def build_bundle(
     return output
 
 
-def _check_target(name: str, target: Target, options: Options) -> None:
-    """Refuse options that a target cannot take.
+def _check_target(name: str, target: Target, checkpoint: Checkpoint, options: Options) -> Options:
+    """Refuse options that a target cannot take; say which GPUs are built for, where that is asked.
 
     Raises:
-        UsageError: it stores weights, or caches, in another precision.
+        UsageError: it stores weights, or caches, in another precision, or knows no layouts or compute capabilities.
     """
     caches = {dtype: precision for precision, dtype in CACHE_PRECISIONS.items()}[options.vae_caches]
+    try:
+        target.engine()
+    except ImportError as error:
+        raise UsageError(f"target '{name}' cannot build here: {error}; install its engine") from error
+    if target.GROUPING != "profiles" and (options.layout or options.compute_capabilities):
+        raise UsageError(f"target '{name}' has neither layouts nor compute capabilities: leave them out")
     for what, precision in (
         ("weights", options.precision),
         ("text encoder", options.text_precision),
@@ -98,6 +107,15 @@ def _check_target(name: str, target: Target, options: Options) -> None:
                 f"target '{name}' takes its {what} in {' or '.join(target.PRECISIONS)}, found {precision}: "
                 "build for another target, or in that precision"
             )
+    if target.FORM == "network" and options.vae_caches != "float32":
+        raise UsageError(f"target '{name}' keeps the decoder's caches in fp32, found {caches}: leave --vae-caches out")
+    if target.FORM == "network" and checkpoint.text_encoder and options.text_precision == "fp16":
+        raise UsageError(
+            f"target '{name}' computes as it stores, and UMT5 leaves fp16's range: take --text-precision bf16"
+        )
+    if target.GROUPING != "profiles":
+        return options
+    return replace(options, compute_capabilities=target.compute_capabilities(options.compute_capabilities))
 
 
 def build(
@@ -110,6 +128,8 @@ def build(
     vae_tile: str = "auto",
     vae_caches: str = "fp32",
     resolution: str | None = None,
+    layout: str = "",
+    compute_capabilities: Sequence[str] = (),
     force: bool = False,
     run_graphs: bool = True,
 ) -> Path:
@@ -124,6 +144,8 @@ def build(
         vae_tile: "auto", "none" or "HEIGHTxWIDTH" in latent pixels; see `choose_tile`.
         vae_caches: "fp32" or "fp16".
         resolution: "FRAMESxHEIGHTxWIDTH", in place of the checkpoint's own.
+        layout: "shared" or "per-stage", for TensorRT; empty: shared.
+        compute_capabilities: of the GPUs to build for, such as "8.9", for TensorRT; none: the GPU that is here.
         force: replace a bundle that is there.
         run_graphs: let a target that lowers graphs run each one before it is called done.
 
@@ -139,16 +161,20 @@ def build(
             raise UsageError(f"unknown precision '{wanted}': expected one of {', '.join(known)}")
     size = None if resolution is None else Resolution.parse(resolution)
     opened = read_checkpoint(Path(checkpoint), resolution=size, rename=to_diffusers)
-    options = make_options(opened, precision, text_precision, vae_tile, vae_caches)
-    return build_bundle(
-        opened, target, find_target(target), Path(output), options=options, force=force, run_graphs=run_graphs
+    found = find_target(target)
+    options = make_options(
+        opened, found, precision, text_precision, vae_tile, vae_caches, layout, tuple(compute_capabilities)
     )
+    return build_bundle(opened, target, found, Path(output), options=options, force=force, run_graphs=run_graphs)
 
 
 def make_options(
-    checkpoint: Checkpoint, precision: str, text_precision: str | None, vae_tile: str, vae_caches: str
-) -> Options:
+    checkpoint: Checkpoint, target: Target, precision: str, text_precision: str | None, vae_tile: str, vae_caches: str,
+    layout: str = "", compute_capabilities: tuple[str, ...] = (),
+) -> Options:  # fmt: skip
     """Options as `build` takes them, the tile chosen where it is "auto".
+
+    The text encoder follows the precision of the rest, but where a target computes in 16 bits: UMT5 leaves fp16's range.
 
     Raises:
         UsageError: the tile is malformed, too small, or larger than the frame; an option is for a part that is not there.
@@ -166,7 +192,11 @@ def make_options(
             tile = parse_tile(vae_tile)
             if tile[0] > height or tile[1] > width:
                 raise UsageError(f"a tile of {vae_tile} latent pixels is larger than the frame's {height}x{width}")
-    return Options(precision, text_precision or precision, tile, CACHE_PRECISIONS[vae_caches])
+    if layout not in ("", "shared", "per-stage"):
+        raise UsageError(f"unknown layout '{layout}': expected shared or per-stage")
+    if text_precision is None:
+        text_precision = "bf16" if precision == "fp16" and target.FORM == "network" else precision
+    return Options(precision, text_precision, tile, CACHE_PRECISIONS[vae_caches], layout, compute_capabilities)
 
 
 def plan_memory(

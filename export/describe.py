@@ -59,6 +59,7 @@ def describe_bundle(
             "files": dict(files),
             "provenance": _provenance(checkpoint, options),
             "parity": None,
+            "graph_parity": None,
         }
     )
 

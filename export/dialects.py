@@ -1,8 +1,8 @@
 """The building blocks of the graphs that engines want written differently.
 
-`FUSED` is for engines with an operator for each (ONNX Runtime, TensorRT). `PORTABLE` writes the same functions with
-matrix products, elementwise operators and moves of at most six axes, which XNNPACK takes as one piece. Both are exact up to
-the order of float32 sums.
+`FUSED` is for an engine with an operator for each (ONNX Runtime). `PORTABLE` writes the same functions with matrix
+products, elementwise operators and moves of at most six axes, which XNNPACK takes as one piece. Both are exact up to the
+order of float32 sums. `TYPED`, in a module of its own, is for compilers that take every type from the graph.
 """
 
 import math
@@ -25,11 +25,24 @@ class Dialect(Protocol):
 
     transposed: bool
     """Matrices are stored as [in, out], in place of the checkpoint's [out, in]."""
-    feed_forward_bytes: int
+    precise: bool
+    """What acts on all tokens alike, and the first and the last layer, are stored in float32 whatever the precision."""
+    packed: bool
+    """The decoder's frames and caches are one flat tensor: TensorRT orders outputs by chance, and no two engines would be the
+    same."""
+    feed_forward_bytes: int | None
     """Of the feed-forward's hidden activation, which is made in pieces of tokens: in one, stage 0 of Wan2.1-1.3B at 81x448x832 would
-    take 1.1 GB."""
+    take 1.1 GB. None: in one."""
     most_pieces: int
     """That it is made in, however large they become."""
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x […, in] by a matrix as `transposed` says."""
+        ...
+
+    def convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+        """A 2-D convolution, its output in float32."""
+        ...
 
     def layer_norm(self, width: int, eps: float) -> Callable[..., Tensor]:
         """`norm(x, weight=None, bias=None)` over the last axis."""
@@ -47,8 +60,8 @@ class Dialect(Protocol):
         """`rotate(x, cos, sin)`: pairs of neighbouring channels of each head of x [1, N, heads·size], tables [N, size/2]."""
         ...
 
-    def bucket_bias(self, buckets: Tensor, count: int) -> Callable[[Tensor], Tensor]:
-        """A table [count, heads] to the bias [heads, L, L] of buckets [L, L]."""
+    def bucket_bias(self, buckets: Tensor, count: int) -> Callable[[Tensor, int], Tensor]:
+        """`bias(table, length)`: a table [count, heads] to the bias [heads, L, L] of buckets [L, L]."""
         ...
 
     def gelu(self, x: Tensor) -> Tensor:
@@ -65,9 +78,16 @@ class Dialect(Protocol):
 
 
 class _Fused:
-    transposed = True
-    feed_forward_bytes = 64 * 1024 * 1024
+    transposed, precise, packed = True, False, False
+    feed_forward_bytes: int | None = 64 * 1024 * 1024
     most_pieces = 1024
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        y = torch.matmul(x, weight.float())
+        return y if bias is None else y + bias
+
+    def convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+        return nn.functional.conv2d(x, weight.float(), bias, padding=padding)
 
     def layer_norm(self, width: int, eps: float) -> Callable[..., Tensor]:
         def norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
@@ -84,7 +104,7 @@ class _Fused:
     def rotation(self, heads: int, size: int) -> Callable[..., Tensor]:
         return lambda x, cos, sin: rotary_embedding(x, cos, sin, heads)
 
-    def bucket_bias(self, buckets: Tensor, count: int) -> Callable[[Tensor], Tensor]:
+    def bucket_bias(self, buckets: Tensor, count: int) -> Callable[[Tensor, int], Tensor]:
         return _Buckets(buckets)
 
     def gelu(self, x: Tensor) -> Tensor:
@@ -98,9 +118,15 @@ class _Fused:
 
 
 class _Portable:
-    transposed = False
-    feed_forward_bytes = 16 * 1024 * 1024  # six elementwise operators pass over it, better in the cache than in memory
+    transposed, precise, packed = False, False, False
+    feed_forward_bytes: int | None = 16 * 1024 * 1024  # six operators pass over it, better in the cache than in memory
     most_pieces = 16  # every operator of every piece is lowered by itself
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return nn.functional.linear(x, weight.float(), bias)
+
+    def convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+        return nn.functional.conv2d(x, weight.float(), bias, padding=padding)
 
     def layer_norm(self, width: int, eps: float) -> Callable[..., Tensor]:
         return _LayerNorm(width, eps)
@@ -114,7 +140,7 @@ class _Portable:
     def rotation(self, heads: int, size: int) -> Callable[..., Tensor]:
         return _Rotation(heads, size)
 
-    def bucket_bias(self, buckets: Tensor, count: int) -> Callable[[Tensor], Tensor]:
+    def bucket_bias(self, buckets: Tensor, count: int) -> Callable[[Tensor, int], Tensor]:
         return _OneHot(buckets, count)
 
     def gelu(self, x: Tensor) -> Tensor:
@@ -232,7 +258,7 @@ class _Buckets(nn.Module):
         super().__init__()
         self.register_buffer("buckets", buckets.to(torch.int32), persistent=False)
 
-    def forward(self, table: Tensor) -> Tensor:
+    def forward(self, table: Tensor, length: int) -> Tensor:
         return nn.functional.embedding(self.buckets, table).permute(2, 0, 1)  # type: ignore[arg-type]
 
 
@@ -245,7 +271,7 @@ class _OneHot(nn.Module):
         self.length = buckets.shape[0]
         self.register_buffer("one_hot", one_hot.T.contiguous(), persistent=False)
 
-    def forward(self, table: Tensor) -> Tensor:
+    def forward(self, table: Tensor, length: int) -> Tensor:
         bias = torch.matmul(table.transpose(0, 1), self.one_hot)  # type: ignore[arg-type]
         return bias.reshape(-1, self.length, self.length)
 

@@ -65,13 +65,14 @@ class WeightSpace:
         """A tensor as it is (or reshaped), in float32: biases, norms, modulation tables."""
         return self._make(name, "as is", shape or self.tensors[name].shape, "float32")
 
-    def matrix(self, name: str) -> nn.Parameter:
+    def matrix(self, name: str, *, precise: bool = False) -> nn.Parameter:
         """A weight [out, …] as a matrix, [in, out] or [out, in] as the dialect's engine multiplies without a copy."""
         out, *rest = self.tensors[name].shape
         into = torch.Size(rest).numel()
+        precision = "float32" if precise and self.dialect.precise else self.precision
         if self.dialect.transposed:
-            return self._make(name, "transposed", (into, out), self.precision)
-        return self._make(name, "as is", (out, into), self.precision)
+            return self._make(name, "transposed", (into, out), precision)
+        return self._make(name, "as is", (out, into), precision)
 
     def quantised(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
         """A weight [out, in] as blocks [out, in / block, bytes of a block] and scales [out · in / block]."""
@@ -102,19 +103,16 @@ def sources_of(module: nn.Module) -> dict[str, Source]:
 class Linear(nn.Module):
     """A matrix product with a bias."""
 
-    def __init__(self, space: WeightSpace, name: str, *, bias: bool = True) -> None:
-        """The layer whose tensors are NAME.weight and NAME.bias."""
+    def __init__(self, space: WeightSpace, name: str, *, bias: bool = True, precise: bool = False) -> None:
+        """The layer whose tensors are NAME.weight and NAME.bias; see `Dialect.precise`."""
         super().__init__()
-        self.transposed = space.dialect.transposed
-        self.weight = space.matrix(f"{name}.weight")
+        self.product = space.dialect.product
+        self.weight = space.matrix(f"{name}.weight", precise=precise)
         self.bias = space.vector(f"{name}.bias") if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[…, in] to […, out]."""
-        if not self.transposed:
-            return nn.functional.linear(x, self.weight.float(), self.bias)
-        y = torch.matmul(x, self.weight.float())
-        return y if self.bias is None else y + self.bias
+        return self.product(x, self.weight, self.bias)
 
 
 class QuantisedLinear(nn.Module):

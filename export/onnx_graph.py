@@ -26,7 +26,7 @@ from ..targets.forms import TensorSpec
 from .layers import Source, sources_of
 from .torch_program import trace
 
-__all__ = ["OPSET", "Graph", "export_onnx"]
+__all__ = ["OPSET", "STANDARD_OPERATORS", "Graph", "export_onnx"]
 
 OPSET = 23
 
@@ -89,20 +89,49 @@ ORT_OPERATORS: Mapping[Any, Callable[..., Any]] = {
 """Operators of ONNX Runtime: attention that never holds the scores, rotation without scatter, weights of few bits."""
 
 
-def export_onnx(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[str], name: str) -> Graph:
-    """Export a graph's module with fixed inputs.
+def _standard_attention(query: Any, key: Any, value: Any, heads: int) -> Any:
+    out, *_ = opset23.Attention(query, key, value, q_num_heads=heads, kv_num_heads=heads)
+    return out
+
+
+STANDARD_OPERATORS: Mapping[Any, Callable[..., Any]] = {torch.ops.pyrexport.attention.default: _standard_attention}
+"""Operators of the ONNX standard alone."""
+
+
+def export_onnx(
+    module: nn.Module,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[str],
+    name: str,
+    *,
+    operators: Mapping[Any, Callable[..., Any]] | None = None,
+    symbols: Mapping[str, Mapping[int, Any]] | None = None,
+) -> Graph:
+    """Export a graph's module.
 
     The weights keep the names of the module's parameters. Constants (positions, tables) stay in the model.
+
+    Args:
+        module: whose parameters have sources.
+        inputs: see `trace`.
+        outputs: their names.
+        name: of the graph.
+        operators: what each custom operator becomes; None: `ORT_OPERATORS`.
+        symbols: see `trace`.
     """
+    operators = ORT_OPERATORS if operators is None else operators
     sources = sources_of(module)
     for library in ("torch.onnx", "onnx_ir", "onnxscript"):  # they report what they leave alone
         logging.getLogger(library).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside the exporter
-        model = _export(module, inputs, outputs)
+        model = _export(trace(module, inputs, symbols), inputs, outputs, operators)
     model.graph.name = name
-    model.opset_imports["com.microsoft"] = 1
+    if operators is ORT_OPERATORS:
+        model.opset_imports["com.microsoft"] = 1
     model.producer_name, model.producer_version = "pyrexport", None
+    model.metadata_props.clear()  # among them a list of symbols in an order of chance
+    model.graph.metadata_props.clear()
     for node in model.graph.all_nodes():
         # Stack traces and module names of the machine that exported.
         node.metadata_props.clear()
@@ -113,14 +142,15 @@ def export_onnx(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequen
     return Graph(model, {path: source for path, source in sources.items() if path in model.graph.initializers})
 
 
-def _export(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[str]) -> ir.Model:
-    program = trace(module, inputs)
+def _export(
+    program: Any, inputs: Sequence[TensorSpec], outputs: Sequence[str], operators: Mapping[Any, Callable[..., Any]]
+) -> ir.Model:
     exported: Any = torch.onnx.export(
         program,
         optimize=False,
         opset_version=OPSET,
         verbose=False,
-        custom_translation_table=dict(ORT_OPERATORS),
+        custom_translation_table=dict(operators),
         input_names=[spec.name for spec in inputs],
         output_names=list(outputs),
     )

@@ -1,14 +1,15 @@
 """The graphs that a bundle is made of, and the facts about a checkpoint that go with them."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..runtime.checkpoint import Checkpoint
-from ..runtime.manifest import PRECISIONS, TEXT_PRECISIONS, cache_names
+from ..runtime.manifest import PACKED, PRECISIONS, TEXT_PRECISIONS, cache_names
 from ..runtime.tiles import TilePlan
 from ..targets.forms import TensorSpec
 from .dialects import FUSED, Dialect
@@ -16,7 +17,7 @@ from .layers import QUANTISED, Source, WeightSpace
 from .modules import empty_modules
 from .stage_graph import StageGraph
 from .text_graph import TextGraph
-from .vae_graph import VaeGraph
+from .vae_graph import PackedVae, VaeGraph
 from .weights import FILE_DTYPES
 
 __all__ = [
@@ -54,6 +55,8 @@ class Part:
     module: nn.Module
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[str, ...]
+    symbols: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
+    """`torch.export.Dim` of the axes in which graphs of the same module differ, by input."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,10 @@ class Options:
     """Height and width in latent pixels; None: frames are decoded whole."""
     vae_caches: str = "float32"
     """Or "float16"."""
+    layout: str = ""
+    """Of a target that keeps profiles: "shared", one file for all stages, or "per-stage"."""
+    compute_capabilities: tuple[str, ...] = ()
+    """Of the GPUs that are built for, where the target asks for them."""
 
     @property
     def storage(self) -> str:
@@ -80,40 +87,73 @@ class Options:
         return TEXT_PRECISIONS[self.text_precision]
 
 
-def graph_parts(checkpoint: Checkpoint, options: Options, dialect: Dialect = FUSED) -> Iterator[Part]:
-    """Every graph of a checkpoint's bundle."""
-    model, config = checkpoint.model, checkpoint.config
-    for stage in model.pyramid.stages:
+def graph_parts(
+    checkpoint: Checkpoint, options: Options, dialect: Dialect = FUSED, *, symbolic: bool = False
+) -> Iterator[Part]:
+    """Every graph of a checkpoint's bundle; where `symbolic`, those that differ in their shapes alone have one module."""
+    yield from _stage_parts(checkpoint, options, dialect, symbolic and options.layout != "per-stage")
+    if checkpoint.text_encoder:
+        yield from _text_parts(checkpoint, options, dialect, symbolic)
+    if checkpoint.vae:
+        yield from _vae_parts(checkpoint, options, dialect)
+
+
+def _stage_parts(checkpoint: Checkpoint, options: Options, dialect: Dialect, symbolic: bool) -> Iterator[Part]:
+    model, config, stages = checkpoint.model, checkpoint.config, checkpoint.model.pyramid.stages
+    alike = symbolic and model.pyramid.kind != "ppf"  # PPF's stages have layers of their own
+    one = StageGraph(checkpoint, stages[0], options.storage, dialect) if alike else None
+    patches = [1, 1, *stages[0].patch_size]
+    symbols = _symbols("latent", [(1, *stage.latent) for stage in stages], patches) if alike else {}
+    for stage in stages:
         inputs = (
             TensorSpec("latent", (1, *stage.latent)),
             TensorSpec("timestep_features", (1, config.freq_dim)),
             TensorSpec("text", (1, model.text_length, config.text_dim)),
         )
-        module = StageGraph(checkpoint, stage, options.storage, dialect)
-        yield Part(f"stage{stage.index}", module, inputs, ("velocity",))
-    if checkpoint.text_encoder:
-        for length in text_lengths(checkpoint):
-            encoder = TextGraph(checkpoint, length, options.text_storage, dialect)
-            specs = TensorSpec("embeddings", (1, length, config.text_dim)), TensorSpec("mask", (1, length))
-            yield Part(f"text_{length}", encoder, specs, ("text",))
-    if checkpoint.vae:
-        yield from _vae_parts(checkpoint, options, dialect)
+        module = one or StageGraph(checkpoint, stage, options.storage, dialect)
+        yield Part(f"stage{stage.index}", module, inputs, ("velocity",), symbols)
+
+
+def _text_parts(checkpoint: Checkpoint, options: Options, dialect: Dialect, symbolic: bool) -> Iterator[Part]:
+    lengths, width = text_lengths(checkpoint), checkpoint.config.text_dim
+    one = TextGraph(checkpoint, lengths[-1], options.text_storage, dialect) if symbolic else None
+    symbols: dict[str, Mapping[int, Any]] = {}
+    if symbolic and len(lengths) > 1:
+        length = torch.export.Dim("L", min=lengths[0], max=lengths[-1])
+        symbols = {"embeddings": {1: length}, "mask": {1: length}}
+    for count in lengths:
+        encoder = one or TextGraph(checkpoint, count, options.text_storage, dialect)
+        specs = TensorSpec("embeddings", (1, count, width)), TensorSpec("mask", (1, count))
+        yield Part(f"text_{count}", encoder, specs, ("text",), symbols)
+
+
+def _symbols(name: str, shapes: Sequence[tuple[int, ...]], steps: Sequence[int]) -> dict[str, Mapping[int, Any]]:
+    """A symbol for each axis in which shapes differ, a multiple of the axis's step."""
+    axes = {}
+    for axis, step in enumerate(steps):
+        counts = {shape[axis] // step for shape in shapes}
+        if len(counts) > 1:
+            count: Any = torch.export.Dim(f"{name}_{axis}", min=min(counts), max=max(counts))
+            axes[axis] = count if step == 1 else step * count
+    return {name: axes} if axes else {}
 
 
 def _vae_parts(checkpoint: Checkpoint, options: Options, dialect: Dialect) -> Iterator[Part]:
     channels = checkpoint.config.in_channels
     height, width = tile_plan(checkpoint, options).tile
     latent = TensorSpec("latent", (1, channels, height, width))
-    first, later = (
-        VaeGraph(checkpoint, options.storage, options.vae_caches, first=first, dialect=dialect)
-        for first in (True, False)
-    )
     shapes = VaeGraph(checkpoint, options.storage, options.vae_caches, first=True).cache_shapes(height, width)
-    outputs = ("frames", *cache_names(len(shapes), new=True))
+
+    def decoder(first: bool) -> nn.Module:
+        vae = VaeGraph(checkpoint, options.storage, options.vae_caches, first=first, dialect=dialect)
+        return PackedVae(vae, shapes) if dialect.packed else vae
+
+    first, later = decoder(True), decoder(False)
+    given = [(sum(map(math.prod, shapes)),)] if dialect.packed else shapes
+    outputs = (PACKED,) if dialect.packed else ("frames", *cache_names(len(given), new=True))
     yield Part("vae_first", first, (latent,), outputs)
     caches = (
-        TensorSpec(name, shape, options.vae_caches)
-        for name, shape in zip(cache_names(len(shapes)), shapes, strict=True)
+        TensorSpec(name, shape, options.vae_caches) for name, shape in zip(cache_names(len(given)), given, strict=True)
     )
     yield Part("vae_next", later, (latent, *caches), outputs)
 

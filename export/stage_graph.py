@@ -20,7 +20,11 @@ __all__ = ["StageGraph"]
 
 
 class StageGraph(nn.Module):
-    """Inputs: latent [1, C, T, H, W], timestep features [1, freq_dim], text [1, L, text_dim]; output: velocity as latent."""
+    """Inputs: latent [1, C, T, H, W], timestep features [1, freq_dim], text [1, L, text_dim]; output: velocity as latent.
+
+    The shapes come from the latent: traced with symbolic ones, the graph of the largest stage is that of all whose patch
+    size is the same.
+    """
 
     def __init__(self, checkpoint: Checkpoint, stage: Stage, precision: str, dialect: Dialect = FUSED) -> None:
         """The graph of one stage of a checkpoint."""
@@ -29,17 +33,17 @@ class StageGraph(nn.Module):
         space = WeightSpace("transformer", checkpoint.transformer, precision, dialect)
         own = f".{stage.index}" if kind == "ppf" else ""
         self.config, self.stage, self.gelu = config, stage, dialect.gelu
-        self.patch_embedding = Linear(space, f"patch_embedding{own}")
+        self.patch_embedding = Linear(space, f"patch_embedding{own}", precise=True)
         self.first_frame_embedding = space.vector("first_frame_embedding") if kind == "pyramidal" else None
         time = "condition_embedder.time_embedder"
-        self.time_1, self.time_2 = Linear(space, f"{time}.linear_1"), Linear(space, f"{time}.linear_2")
-        self.time_proj = Linear(space, "condition_embedder.time_proj")
+        self.time_1, self.time_2 = (Linear(space, f"{time}.linear_{n}", precise=True) for n in (1, 2))
+        self.time_proj = Linear(space, "condition_embedder.time_proj", precise=True)
         text = "condition_embedder.text_embedder"
         self.text_1, self.text_2 = Linear(space, f"{text}.linear_1"), Linear(space, f"{text}.linear_2")
         self.blocks = nn.ModuleList(Block(space, config, index) for index in range(config.num_layers))
         self.norm_out = dialect.layer_norm(config.width, config.eps)
         self.scale_shift_table = space.vector("scale_shift_table")
-        self.proj_out = Linear(space, f"proj_out{own}")
+        self.proj_out = Linear(space, f"proj_out{own}", precise=True)
         self.rope = RotaryTables(config, stage.grid)
         padded = tuple(n * p for n, p in zip(stage.grid, stage.patch_size, strict=True))
         self.resize = Resize(stage.latent[1:], padded) if padded != stage.latent[1:] else None
@@ -47,8 +51,11 @@ class StageGraph(nn.Module):
 
     def forward(self, latent: torch.Tensor, timestep_features: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """The velocity."""
-        cos, sin = self.rope()
-        x = self._embed(latent)
+        if self.resize is not None:
+            latent = self.resize(latent)
+        grid = tuple(n // p for n, p in zip(latent.shape[2:], self.stage.patch_size, strict=True))
+        cos, sin = self.rope(grid)
+        x = self._embed(latent, grid)
         embedded = self.time_2(nn.functional.silu(self.time_1(timestep_features)))
         modulation = self.time_proj(nn.functional.silu(embedded)).unflatten(1, (6, -1))
         context = self.text_2(self.gelu(self.text_1(text)))
@@ -56,12 +63,10 @@ class StageGraph(nn.Module):
             x = block(x, context, modulation, cos, sin)
         table = self.scale_shift_table + embedded.reshape(1, 1, -1)
         x = self.norm_out(x) * (1.0 + table[:, 1:2]) + table[:, 0:1]
-        return self._unpatchify(self.proj_out(x))
+        return self._unpatchify(self.proj_out(x), grid)
 
-    def _embed(self, latent: torch.Tensor) -> torch.Tensor:
-        (t, h, w), (pt, ph, pw), c = self.stage.grid, self.stage.patch_size, self.config.in_channels
-        if self.resize is not None:
-            latent = self.resize(latent)
+    def _embed(self, latent: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
+        (t, h, w), (pt, ph, pw), c = grid, self.stage.patch_size, self.config.in_channels
         # Six axes at most: (T·pt) is split only where pt is not 1, after moving the channels inside.
         patches = latent.reshape(c, t, pt, h, ph, w * pw).permute(1, 3, 0, 2, 4, 5)
         patches = patches.reshape(t * h, c * pt * ph, w, pw).permute(0, 2, 1, 3).reshape(1, t * h * w, c * pt * ph * pw)
@@ -71,8 +76,8 @@ class StageGraph(nn.Module):
         first = h * w
         return torch.cat((tokens[:, :first] + self.first_frame_embedding, tokens[:, first:]), dim=1)
 
-    def _unpatchify(self, x: torch.Tensor) -> torch.Tensor:
-        (t, h, w), (pt, ph, pw), c = self.stage.grid, self.stage.patch_size, self.config.out_channels
+    def _unpatchify(self, x: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
+        (t, h, w), (pt, ph, pw), c = grid, self.stage.patch_size, self.config.out_channels
         x = x.reshape(t * h, w, pt * ph, pw * c).permute(0, 2, 1, 3)  # [t·h, pt·ph, w, pw·c]
         x = x.reshape(t, h, pt, ph, w * pw, c).permute(5, 0, 2, 1, 3, 4)
         x = x.reshape(1, c, t * pt, h * ph, w * pw)
@@ -84,6 +89,8 @@ def token_chunk(tokens: int, config: WanConfig, dialect: Dialect) -> int:
 
     Parts of equal size where a divisor is near: an engine's allocator gives the memory of one to the next only then.
     """
+    if dialect.feed_forward_bytes is None:
+        return tokens
     least = min(-(-tokens * config.ffn_dim * 4 // dialect.feed_forward_bytes), dialect.most_pieces)
     even = next((count for count in range(least, 2 * least) if tokens % count == 0), least)
     return -(-tokens // even)
@@ -172,13 +179,18 @@ class RotaryTables(nn.Module):
                 shape = [length if axis == other else 1 for other in range(3)]
                 self.register_buffer(f"{name}_{axis}", part.reshape(*shape, -1).float().clone(), persistent=False)
 
-    def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The tables of all tokens."""
-        return self._tokens("cos"), self._tokens("sin")
+    def forward(self, grid: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tables of all tokens of a grid that is no longer on any axis."""
+        return self._tokens("cos", grid), self._tokens("sin", grid)
 
-    def _tokens(self, name: str) -> torch.Tensor:
-        t, h, w = (getattr(self, f"{name}_{axis}") for axis in range(3))
-        return (t + (h + w)).reshape(math.prod(self.grid), -1)
+    def _tokens(self, name: str, grid: tuple[int, ...]) -> torch.Tensor:
+        t, h, w = (
+            getattr(self, f"{name}_{axis}").narrow(axis, 0, length)
+            if not isinstance(length, int)
+            else getattr(self, f"{name}_{axis}")
+            for axis, length in enumerate(grid)
+        )
+        return (t + (h + w)).reshape(math.prod(grid), -1)
 
 
 class Resize(nn.Module):

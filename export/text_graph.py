@@ -76,14 +76,18 @@ class TextBlock(nn.Module):
         )
 
     def forward(
-        self, x: torch.Tensor, hidden: torch.Tensor, bucket_bias: Callable[[torch.Tensor], torch.Tensor]
+        self, x: torch.Tensor, hidden: torch.Tensor, bucket_bias: Callable[[torch.Tensor, int], torch.Tensor]
     ) -> torch.Tensor:
         """[1, L, d_model] to the same; `hidden` [1, 1, L] is very negative where a token is padding."""
         y = self.rms_1(x, self.norm_1)
         # [heads, L, size]; three axes, for the engines that multiply no more.
         q, k, v = (layer(y).reshape(y.shape[1], self.heads, -1).transpose(0, 1) for layer in (self.q, self.k, self.v))
-        scores = torch.bmm(q, k.transpose(1, 2)) + bucket_bias(self.bias) + hidden  # T5 leaves them unscaled
-        x = x + self.o(torch.bmm(torch.softmax(scores, dim=-1), v).transpose(0, 1).reshape(*x.shape[:2], -1))
+        scores = (
+            torch.bmm(q, k.transpose(1, 2)) + bucket_bias(self.bias, x.shape[1]) + hidden
+        )  # T5 leaves them unscaled
+        x = x + self.o(
+            torch.bmm(torch.softmax(scores, dim=-1).to(v.dtype), v).transpose(0, 1).reshape(*x.shape[:2], -1)
+        )
         y = self.rms_2(x, self.norm_2)
         return x + self.wo(self.gelu(self.wi_0(y)) * self.wi_1(y))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,15 +16,24 @@ from .layers import TORCH_DTYPES, Source
 __all__ = ["map_weights", "trace"]
 
 
-def trace(module: nn.Module, inputs: Sequence[TensorSpec]) -> ExportedProgram:
-    """Trace a graph's module with fixed inputs; its parameters become fake, no value is read."""
+def trace(
+    module: nn.Module, inputs: Sequence[TensorSpec], symbols: Mapping[str, Mapping[int, Any]] | None = None
+) -> ExportedProgram:
+    """Trace a graph's module; its parameters become fake, no value is read.
+
+    Args:
+        module: whose parameters have sources.
+        inputs: of fixed shapes, or of the largest.
+        symbols: `torch.export.Dim` of the axes that vary, by input.
+    """
     with FakeTensorMode(allow_non_fake_inputs=True):
         for path, parameter in list(module.named_parameters()):
             owner, _, leaf = path.rpartition(".")
             fake = torch.empty(parameter.shape, dtype=parameter.dtype)
             module.get_submodule(owner)._parameters[leaf] = nn.Parameter(fake, requires_grad=False)
         arguments = tuple(torch.empty(spec.shape, dtype=TORCH_DTYPES[spec.dtype]) for spec in inputs)
-        return torch.export.export(module.eval(), arguments, strict=False)
+        axes = tuple((symbols or {}).get(spec.name) for spec in inputs)
+        return torch.export.export(module.eval(), arguments, dynamic_shapes=axes if symbols else None, strict=False)
 
 
 def map_weights(

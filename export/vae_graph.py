@@ -4,6 +4,8 @@ Each 3x3x3 convolution is written as three 3x3 ones over single frames: exact, l
 the form that every engine runs. A cache is the convolution's input of the last two frames.
 """
 
+import math
+
 import torch
 from torch import nn
 
@@ -11,7 +13,7 @@ from ..runtime.checkpoint import Checkpoint
 from .dialects import FUSED, Dialect
 from .layers import TORCH_DTYPES, WeightSpace
 
-__all__ = ["VaeGraph"]
+__all__ = ["PackedVae", "VaeGraph"]
 
 Frames = list[torch.Tensor]
 """Frames [1, C, H, W], in order of time."""
@@ -91,18 +93,37 @@ class VaeGraph(nn.Module):
         return [tuple(cache.shape) for cache in caches]
 
 
+class PackedVae(nn.Module):
+    """A decoder whose caches are one flat tensor, and whose frames and new caches are another."""
+
+    def __init__(self, vae: VaeGraph, shapes: list[tuple[int, ...]]) -> None:
+        """The graph of a decoder whose caches have the given shapes."""
+        super().__init__()
+        self.vae, self.shapes = vae, shapes
+
+    def forward(self, latent: torch.Tensor, *packed: torch.Tensor) -> torch.Tensor:
+        """Frames, then the new caches, flat."""
+        caches, start = list[torch.Tensor](), 0
+        for shape in self.shapes if packed else []:
+            count = math.prod(shape)
+            caches.append(packed[0][start : start + count].reshape(shape))
+            start += count
+        return torch.cat([value.flatten() for value in self.vae(latent, *caches)])
+
+
 class Conv2d(nn.Module):
     """A convolution that keeps the size, over one frame; `tap` picks one of a causal kernel's."""
 
     def __init__(self, space: WeightSpace, name: str, tap: int | None = None) -> None:
         """The weights of NAME."""
         super().__init__()
+        self.convolution = space.dialect.convolution
         self.weight = space.kernel(f"{name}.weight", tap)
         self.bias = space.vector(f"{name}.bias")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[n, in, H, W] to [n, out, H, W]."""
-        return nn.functional.conv2d(x, self.weight.float(), self.bias, padding=self.weight.shape[-1] // 2)
+        return self.convolution(x, self.weight, self.bias, self.weight.shape[-1] // 2)
 
 
 class CausalConv(nn.Module):
@@ -111,20 +132,21 @@ class CausalConv(nn.Module):
     def __init__(self, space: WeightSpace, name: str) -> None:
         """The weights of NAME."""
         super().__init__()
+        self.convolution = space.dialect.convolution
         self.taps = nn.ParameterList(space.kernel(f"{name}.weight", tap) for tap in range(3))
         self.bias = space.vector(f"{name}.bias")
 
     def forward(self, frames: Frames, caches: Caches) -> Frames:
         """As many frames out as in."""
         frames = caches.extend(frames)
-        old, middle, new = (tap.float() for tap in self.taps)
+        old, middle, new = self.taps
         padding = new.shape[-1] // 2
         if not caches.old:
-            return [nn.functional.conv2d(frame, new, self.bias, padding=padding) for frame in frames]
+            return [self.convolution(frame, new, self.bias, padding) for frame in frames]
         return [
-            nn.functional.conv2d(c, new, self.bias, padding=padding)
-            + nn.functional.conv2d(b, middle, padding=padding)
-            + nn.functional.conv2d(a, old, padding=padding)
+            self.convolution(c, new, self.bias, padding)
+            + self.convolution(b, middle, None, padding)
+            + self.convolution(a, old, None, padding)
             for a, b, c in zip(frames, frames[1:], frames[2:], strict=False)
         ]
 

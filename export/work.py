@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,44 +15,29 @@ from ..runtime.checkpoint import Checkpoint
 from ..runtime.engines import Target
 from ..runtime.errors import CheckFailed, UsageError
 from ..runtime.manifest import MANIFEST_FILE, TOKENIZER_FILE, WEIGHTS_FILE
+from ..runtime.reporter import Reporter
 from ..runtime.safetensors_header import read_header
 from ..runtime.text import Tokenizer
-from ..targets.forms import OnnxForm, TensorSpec, TorchForm
+from ..targets.forms import NetworkForm, OnnxForm, TensorSpec, TorchForm
 from .describe import describe_bundle
 from .dialects import FUSED, PORTABLE, Dialect
 from .layers import sources_of
 from .memory import peak_bytes
-from .onnx_graph import export_onnx
+from .onnx_graph import STANDARD_OPERATORS, export_onnx
 from .output import STATE_FILE, sync_file, write_synced
 from .parts import Options, Part, graph_parts, table_source
 from .torch_program import map_weights, trace
+from .typed_dialect import TYPED
 from .weights import WeightsPlan, plan_weights, write_component
 
-__all__ = ["Reporter", "Work"]
+__all__ = ["Work"]
 
 LOWERING_FILE = "lowering.bin"
 """Weights that a target stores in its own programs, as long as it is at work."""
 
 
-class Reporter:
-    """Told what is being done; the command line shows it as progress bars."""
-
-    def part(self, name: str, total: int) -> None:
-        """A part of `total` units begins."""
-
-    def advance(self, units: int) -> None:
-        """Units of the current part are done."""
-
-    def kept(self, name: str) -> None:
-        """A part of an interrupted build is kept."""
-
-    def said(self, line: str) -> None:
-        """What a target found out about a graph."""
-
-
-def _dialect_of(target: Target) -> Dialect:
-    """How graphs are written for a target."""
-    return PORTABLE if target.FORM == "torch" else FUSED
+DIALECTS: Mapping[str, Dialect] = {"onnx": FUSED, "torch": PORTABLE, "network": TYPED}
+"""How graphs are written for a target, by its form."""
 
 
 class Work:
@@ -72,11 +57,12 @@ class Work:
         """Plan a build in the folder `partial`, which is there; see `build_bundle`."""
         self.checkpoint, self.target_name, self.target = checkpoint, target_name, target
         self.partial, self.options, self.reporter, self.run_graphs = partial, options, reporter, run_graphs
-        self.parts = list(graph_parts(checkpoint, options, _dialect_of(target)))
+        symbolic = target.GROUPING == "profiles"
+        self.parts = list(graph_parts(checkpoint, options, DIALECTS[target.FORM], symbolic=symbolic))
         self.table = table_source(checkpoint, options.text_storage)
         table = [self.table] if self.table else []
         graphs = [source for part in self.parts for source in sources_of(part.module).values()]
-        if target.FORM == "torch":
+        if target.FORM != "onnx":
             self.plans = {LOWERING_FILE: plan_weights(graphs)} | ({WEIGHTS_FILE: plan_weights(table)} if table else {})
         else:
             self.plans = {WEIGHTS_FILE: plan_weights([*graphs, *table])}
@@ -97,9 +83,7 @@ class Work:
 
     def run(self) -> dict[str, Any]:
         """Make what is missing, and describe all of it."""
-        programs: dict[str, list[Part]] = {}
-        for part in self.parts:
-            programs.setdefault(_program_of(part) if self.target.GROUPED else part.name, []).append(part)
+        programs = group_parts(self.parts, self.target.GROUPING)
         files = {f"{name}{self.target.SUFFIX}" for name in programs}
         wanted = {MANIFEST_FILE, STATE_FILE, TOKENIZER_FILE, *self.plans, *files}
         for stale in self.partial.iterdir():
@@ -120,6 +104,16 @@ class Work:
             graphs |= self._program(name, parts)
         (self.partial / LOWERING_FILE).unlink(missing_ok=True)
         return self._describe(graphs)
+
+    def networks(self) -> Iterator[NetworkForm]:
+        """The networks alone, with their weights, of a target that takes networks."""
+        self._check_layout()
+        self._make_room(lowers=True)
+        self._weights(LOWERING_FILE, self.plans[LOWERING_FILE])
+        for name, parts in group_parts(self.parts, self.target.GROUPING).items():
+            self.reporter.part(f"graph {name}", 1)
+            yield self._network_form(name, parts)
+            self.reporter.advance(1)
 
     def _check_layout(self) -> None:
         """Begin anew where the weights are laid out in another way."""
@@ -188,29 +182,50 @@ class Work:
     def _inputs(self) -> str:
         """What every program depends on."""
         lines = [
-            version("pyrexport"), version("torch"), version(self.target.ENGINE), self.target_name, repr(self.options),
+            version("pyrexport"), version("torch"), *self.target.engine(), self.target_name, repr(self.options),
             self.state["layout"], json.dumps(self.checkpoint.model.to_json()), repr(self.checkpoint.config),
             json.dumps(self.checkpoint.text_encoder_config, sort_keys=True, default=str),
             json.dumps(self.checkpoint.vae_config, sort_keys=True, default=str),
-            # Programs hold their weights themselves.
-            *(self.identities.values() if self.target.FORM == "torch" else (version("onnxscript"),)),
+            version("onnxscript"),
+            *(self.identities.values() if self.target.FORM != "onnx" else ()),  # programs hold their weights themselves
         ]  # fmt: skip
         return _fingerprint(lines)
 
     def _write_program(self, key: str, name: str, parts: Sequence[Part]) -> dict[str, Any]:
         self.reporter.part(key, len(parts))
-        forms = [self._torch_form(part) if self.target.FORM == "torch" else self._onnx_form(part) for part in parts]
         file, graphs = f"{name}{self.target.SUFFIX}", {}
-        for form, line in zip(forms, self.target.write_program(name, forms, self.partial), strict=True):
-            if line:
-                self.reporter.said(line)
-            graphs[form.name] = {"file": file, "memory": form.memory} | {
+        if self.target.FORM == "network":
+            network = self._network_form(name, parts)
+            forms: list[Any] = [network]
+            shapes = [(part.name, None, part.inputs, network.outputs[part.name]) for part in parts]
+        else:
+            forms = [self._torch_form(part) if self.target.FORM == "torch" else self._onnx_form(part) for part in parts]
+            shapes = [(form.name, form.memory, form.inputs, form.outputs) for form in forms]
+        found = self.target.write_program(name, forms, self.partial)
+        for (graph, memory, inputs, outputs), lowering in zip(shapes, found, strict=True):
+            if lowering.line:
+                self.reporter.said(lowering.line)
+            graphs[graph] = {"file": file, "memory": memory, "facts": dict(lowering.facts)} | {
                 kind: {spec.name: {"shape": list(spec.shape), "dtype": spec.dtype} for spec in values}
-                for kind, values in (("inputs", form.inputs), ("outputs", form.outputs))
+                for kind, values in (("inputs", inputs), ("outputs", outputs))
             }
             self.reporter.advance(1)
         sync_file(self.partial / file)
         return graphs
+
+    def _network_form(self, name: str, parts: Sequence[Part]) -> NetworkForm:
+        """The network that the parts of a program share."""
+        part = parts[0]
+        exported = export_onnx(
+            part.module, part.inputs, part.outputs, name, operators=STANDARD_OPERATORS, symbols=part.symbols
+        )
+        places = self.plans[LOWERING_FILE].places
+        placements = {weight: places[source] for weight, source in exported.sources.items()}
+        outputs = {part.name: _outputs(exported.model, part.inputs) for part in parts}
+        return NetworkForm(
+            name, exported.model, placements, self.partial / LOWERING_FILE, {part.name: part.inputs for part in parts},
+            outputs, self.options.compute_capabilities,
+        )  # fmt: skip
 
     def _onnx_form(self, part: Part) -> OnnxForm:
         exported = export_onnx(part.module, part.inputs, part.outputs, part.name)
@@ -241,7 +256,7 @@ class Work:
             path = self.partial / name
             self.reporter.part(f"hash of {name}", path.stat().st_size)
             files[name] = {"sha256": file_digest(path, self.reporter.advance), "bytes": path.stat().st_size}
-        engine = {"name": self.target.ENGINE, "version": self.target.engine_version()}
+        engine = dict(zip(("name", "version"), self.target.engine(), strict=True))
         table = None if self.table is None else self.plans[WEIGHTS_FILE].places[self.table]
         weight_bytes = sum(plan.weight_bytes for plan in self.plans.values())
         return describe_bundle(
@@ -270,9 +285,32 @@ class Work:
         self._write_state()
 
 
-def _program_of(part: Part) -> str:
-    """The program that a graph belongs to where a target keeps several in one file."""
-    return "stages" if part.name.startswith("stage") else part.name.partition("_")[0]
+def group_parts(parts: Sequence[Part], grouping: str) -> dict[str, list[Part]]:
+    """The programs that graphs are written into, by name; see `Target.GROUPING`."""
+    programs: dict[str, list[Part]] = {}
+    for part in parts:
+        kind = "stages" if part.name.startswith("stage") else part.name.partition("_")[0]
+        programs.setdefault(part.name if grouping == "none" else kind, []).append(part)
+    if grouping == "profiles":
+        for name, group in list(programs.items()):
+            if any(part.module is not group[0].module for part in group):
+                del programs[name]
+                programs |= {part.name: [part] for part in group}
+    return programs
+
+
+def _outputs(model: ir.Model, inputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """Outputs of a network whose symbolic axes are those of the given inputs."""
+    sizes = {
+        str(axis): size
+        for value, spec in zip(model.graph.inputs, inputs, strict=True)
+        for axis, size in zip(value.shape or (), spec.shape, strict=True)
+    }
+    return tuple(
+        TensorSpec(str(value.name), tuple(sizes[str(axis)] if str(axis) in sizes else int(str(axis)) for axis in value.shape or ()),
+                   str(value.dtype.numpy()) if value.dtype else "")
+        for value in model.graph.outputs
+    )  # fmt: skip
 
 
 def _region(file: Path, plan: WeightsPlan, component: str) -> str:

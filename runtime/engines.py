@@ -1,8 +1,8 @@
 """Engines: what runs a graph of a bundle, and how one is found."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import entry_points
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +11,18 @@ from numpy.typing import NDArray
 
 from .errors import UsageError
 
-__all__ = ["GROUP", "MAX_THREADS", "Engine", "EngineOptions", "Target", "check_inputs", "find_target", "target_names"]
+__all__ = [
+    "GROUP",
+    "MAX_THREADS",
+    "Engine",
+    "EngineOptions",
+    "Lowering",
+    "Target",
+    "at_least",
+    "check_inputs",
+    "find_target",
+    "target_names",
+]
 
 GROUP = "pyrexport.targets"
 
@@ -44,22 +55,52 @@ class EngineOptions:
     """Execution provider, where the engine has several."""
 
 
+@dataclass(frozen=True)
+class Lowering:
+    """What a target found out about a graph when it wrote it."""
+
+    line: str = ""
+    """For people; empty: nothing to say."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """As JSON, for the manifest: a session is given them."""
+
+
 class Target(Protocol):
     """The module that an entry point of the group `pyrexport.targets` names."""
 
-    ENGINE: str
-    """Distribution that runs its graphs."""
     FORM: str
-    """What it takes: "onnx" (`targets.forms.OnnxForm`) or "torch" (`targets.forms.TorchForm`)."""
-    GROUPED: bool
-    """One file holds all stages, one the text encoder and one the decoder; else a file holds one graph."""
+    """What it takes, of `targets.forms`: "onnx" (`OnnxForm`), "torch" (`TorchForm`) or "network" (`NetworkForm`)."""
+    GROUPING: str
+    """What shares a file. "none": each graph has its own; "methods": all stages, the text encoder's lengths, and the decoder's
+    graphs; "profiles": graphs of one network that differ in their shapes. Of profiles, those that are open are kept open
+    together: one load serves them all."""
     SUFFIX: str
     """Of its files."""
     PRECISIONS: tuple[str, ...]
     """That it can store."""
 
-    def engine_version(self) -> str:
-        """Installed version of the engine."""
+    def engine(self) -> tuple[str, str]:
+        """Distribution that builds for it here, and its version.
+
+        Raises:
+            ImportError, UsageError: it is not installed.
+        """
+        ...
+
+    def check_version(self, name: str, version: str) -> None:
+        """Refuse what another engine wrote, or a version that does not fit the installed one.
+
+        Raises:
+            UsageError: it is so; the message begins with "built for".
+        """
+        ...
+
+    def compute_capabilities(self, asked: tuple[str, ...]) -> tuple[str, ...]:
+        """The GPUs to build for, where nothing is asked the one that is here; called of targets of profiles alone.
+
+        Raises:
+            UsageError: one is malformed or not known, or nothing is asked and no GPU is here.
+        """
         ...
 
     def check_options(self, options: EngineOptions) -> None:
@@ -74,10 +115,10 @@ class Target(Protocol):
         """Open a graph; imports the engine and NumPy alone."""
         ...
 
-    def write_program(self, name: str, forms: Sequence[Any], folder: Path) -> Iterator[str]:
+    def write_program(self, name: str, forms: Sequence[Any], folder: Path) -> Iterator[Lowering]:
         """Write NAME with its suffix into a bundle's folder, from the forms of its graphs; may import torch.
 
-        Yields a line for people on each form, or an empty one. The file is there when the last one has come.
+        Yields what it found for each graph. The file is there when the last one has come.
         """
         ...
 
@@ -108,10 +149,29 @@ def find_target(name: str) -> Target:
         raise UsageError(f"unknown target '{name}': expected one of {', '.join(target_names())}")
     try:
         target: Target = found[0].load()
-        target.engine_version()
     except ImportError as error:
         raise UsageError(f"target '{name}' cannot run here: {error}; install its engine") from error
     return target
+
+
+def at_least(name: str, built: tuple[str, str]) -> None:
+    """Refuse what another engine than `name` wrote, or a newer version: the installed one may not know its operators.
+
+    Raises:
+        UsageError: it is so, or the engine is not installed.
+    """
+    try:
+        found = version(name)
+    except PackageNotFoundError:
+        raise UsageError(f"built for {' '.join(built)}, and {name} is not installed: pip install {name}") from None
+    if built[0] != name or _numbers(found) < _numbers(built[1]):
+        raise UsageError(f"built for {' '.join(built)}, found {name} {found}: upgrade it")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Major and minor version; what is not a number counts as 0."""
+    parts = text.split("+")[0].split(".")[:2]
+    return tuple(int(part) if part.isdecimal() and len(part) < 9 else 0 for part in parts)
 
 
 def check_inputs(specs: Mapping[str, Mapping[str, Any]], inputs: Mapping[str, NDArray[Any]]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ __all__ = [
     "CACHE_PRECISIONS",
     "FORMAT",
     "MANIFEST_FILE",
+    "PACKED",
     "PRECISIONS",
     "TEXT_PRECISIONS",
     "TOKENIZER_FILE",
@@ -42,6 +44,8 @@ TEXT_PRECISIONS = {**PRECISIONS, "int8": "int8", "int4": "int4"}
 """A text encoder's matrices can be quantised, in blocks that share a scale."""
 CACHE_PRECISIONS = {"fp32": "float32", "fp16": "float16"}
 """Of what the decoder keeps from frame to frame."""
+PACKED = "packed"
+"""Output of a decoder whose frames and new caches are one flat tensor, in this order."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -64,6 +68,8 @@ class GraphEntry:
     the weights that the engine packed. None where neither was done."""
     inputs: Mapping[str, Mapping[str, Any]]
     outputs: Mapping[str, Mapping[str, Any]]
+    facts: Mapping[str, Any]
+    """What the target found out about it when it was built, and needs to open it."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,8 @@ class Manifest:
     weight_bytes: int
     provenance: Mapping[str, Any]
     parity: Mapping[str, Any] | None
+    graph_parity: Mapping[str, Any] | None
+    """Of the networks that engines were built from, evaluated on ONNX Runtime."""
     document: Mapping[str, Any]
 
 
@@ -145,7 +153,7 @@ def parse_manifest(document: Any, source: str) -> Manifest:
         raise fields.wrong("format", f"{FORMAT} (another format needs another version of pyrexport)")
     fields.only((
         "format", "target", "engine", "model", "transformer", "precision", "timestep_frequencies", "latents", "text",
-        "vae", "graphs", "weights", "files", "provenance", "parity", "hash",
+        "vae", "graphs", "weights", "files", "provenance", "parity", "graph_parity", "hash",
     ))  # fmt: skip
     if fields.text("hash") != digest(fields.document):
         raise UsageError(
@@ -177,7 +185,8 @@ def parse_manifest(document: Any, source: str) -> Manifest:
         files=files,
         weight_bytes=fields.object("weights").integer("bytes", least=0),
         provenance=fields.object("provenance").document,
-        parity=_parity(fields),
+        parity=_parity(fields, "parity"),
+        graph_parity=_parity(fields, "graph_parity"),
         document=fields.document,
     )
     _check_graphs(manifest, source)
@@ -200,10 +209,10 @@ def _files(fields: Fields) -> dict[str, FileEntry]:
     return files
 
 
-def _parity(fields: Fields) -> Mapping[str, Any] | None:
-    if fields.document.get("parity") is None:
+def _parity(fields: Fields, name: str) -> Mapping[str, Any] | None:
+    if fields.document.get(name) is None:
         return None
-    parity = fields.object("parity")
+    parity = fields.object(name)
     parity.only(("passed", "levels"))
     parity.get("passed", "true or false", lambda v: isinstance(v, bool))
     parity.object("levels")
@@ -286,12 +295,13 @@ def _graphs(fields: Fields, files: Mapping[str, FileEntry]) -> dict[str, GraphEn
     graphs = {}
     for name, value in fields.object("graphs").document.items():
         graph = Fields(value, f"{fields.source}: graph '{name:.40}'")
-        graph.only(("file", "memory", "inputs", "outputs"))
+        graph.only(("file", "memory", "inputs", "outputs", "facts"))
         file = graph.text("file")
         if file not in files:
             raise graph.wrong("file", "one of the manifest's files")
         memory = None if graph.document.get("memory") is None else graph.integer("memory", least=0)
-        graphs[name] = GraphEntry(file, memory, _specs(graph, "inputs"), _specs(graph, "outputs"))
+        facts = graph.object("facts").document
+        graphs[name] = GraphEntry(file, memory, _specs(graph, "inputs"), _specs(graph, "outputs"), facts)
     return graphs
 
 
@@ -342,13 +352,18 @@ def _check_vae(manifest: Manifest, source: str) -> None:
         return
     channels = manifest.model.pyramid.stages[0].latent[0]
     height, width = manifest.vae.tiles.tile
-    first = manifest.graphs.get("vae_first")
+    first, later = manifest.graphs.get("vae_first"), manifest.graphs.get("vae_next")
+    size = [3, height * VAE_SPATIAL, width * VAE_SPATIAL]
+    latent = {"latent": [1, channels, height, width]}
+    if first and later and PACKED in first.outputs:
+        (kept,) = (later.inputs.get("cache_0") or {"shape": [0]})["shape"][:1]
+        _same_specs(manifest, source, "vae_first", latent, {PACKED: [math.prod(size) + kept]})
+        _same_specs(manifest, source, "vae_next", latent | {"cache_0": [kept]}, {PACKED: [4 * math.prod(size) + kept]})
+        return
     caches = {name: spec["shape"] for name, spec in (first.outputs if first else {}).items() if name != "frames"}
     if list(caches) != cache_names(len(caches), new=True) or not caches:
         raise UsageError(f"{source}: graph 'vae_first': expected outputs frames, new_cache_0, new_cache_1, …")
-    latent = {"latent": [1, channels, height, width]}
     old = dict(zip(cache_names(len(caches)), caches.values(), strict=True))
-    size = [3, height * VAE_SPATIAL, width * VAE_SPATIAL]
     _same_specs(manifest, source, "vae_first", latent, {"frames": [1, *size], **caches})
     _same_specs(manifest, source, "vae_next", latent | old, {"frames": [4, *size], **caches})
     for graph in (manifest.graphs["vae_first"].outputs, manifest.graphs["vae_next"].inputs):

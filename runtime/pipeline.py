@@ -1,5 +1,6 @@
 """A bundle as a pipeline: prompts to embeddings, noise to latents, latents to frames, with one engine open at a time."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,7 +15,8 @@ from .bundle import Bundle, open_bundle
 from .engines import MAX_THREADS, Engine, EngineOptions, Target, find_target
 from .errors import CheckFailed, UsageError
 from .features import timestep_features
-from .manifest import TOKENIZER_FILE, WEIGHTS_FILE, TableEntry, cache_names
+from .manifest import PACKED, TOKENIZER_FILE, WEIGHTS_FILE, TableEntry, cache_names
+from .pyramid import VAE_SPATIAL
 from .sampler import Step, floats, sample
 from .text import Tokenizer
 from .tiles import decode_tiled
@@ -104,6 +106,12 @@ class Pipeline:
             engine.close()
         self._engines.clear()
 
+    def _close_others(self, file: str) -> None:
+        """Close engines; of profiles, those of other files."""
+        for graph in list(self._engines):
+            if self.target.GROUPING != "profiles" or self.bundle.manifest.graphs[graph].file != file:
+                self._engines.pop(graph).close()
+
     def run(self, graph: str, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Evaluate a graph of the bundle."""
         engine = self.open(graph)
@@ -118,11 +126,11 @@ class Pipeline:
             manifest = self.bundle.manifest
             if graph not in manifest.graphs:
                 raise UsageError(f"{self.bundle.folder} has no graph '{graph}'")
-            if not self.resident:
-                self.close()
-            start = time.perf_counter()
             entry = manifest.graphs[graph]
-            specs = {"inputs": entry.inputs, "outputs": entry.outputs}
+            if not self.resident:
+                self._close_others(entry.file)
+            start = time.perf_counter()
+            specs = {"inputs": entry.inputs, "outputs": entry.outputs, "facts": entry.facts}
             self._engines[graph] = self.target.open_engine(self.bundle.file(entry.file), graph, specs, self.options)
             self.timings.load += time.perf_counter() - start
         return self._engines[graph]
@@ -187,15 +195,13 @@ class Pipeline:
         mean, std = (
             np.array(values, np.float32)[:, None, None] for values in (manifest.latents_mean, manifest.latents_std)
         )
-        count = len(manifest.graphs["vae_first"].outputs) - 1
-        names = dict(zip(cache_names(count), cache_names(count, new=True), strict=True))
         caches: dict[str, NDArray[Any]] = {}
         for index in range(latent.shape[1]):
             frame = {"latent": (latent[:, index] * std + mean)[None]}
             outputs = self.run("vae_next" if index else "vae_first", frame | caches)
-            caches = {old: outputs[new] for old, new in names.items()}
-            require_finite(outputs["frames"], "the decoded frames")
-            yield outputs["frames"]
+            frames, caches = _decoded(outputs, [4 if index else 1, 3, *(VAE_SPATIAL * n for n in latent.shape[2:])])
+            require_finite(frames, "the decoded frames")
+            yield frames
 
     def __call__(
         self,
@@ -274,6 +280,17 @@ class Pipeline:
         return floats(embeds, shape, f"{name}_embeds")
 
 
+def _decoded(outputs: dict[str, NDArray[Any]], shape: list[int]) -> tuple[Array, dict[str, NDArray[Any]]]:
+    """Frames of a shape, and the caches as the next frame takes them."""
+    if PACKED in outputs:
+        count = math.prod(shape)
+        return outputs[PACKED][:count].reshape(shape), {"cache_0": outputs[PACKED][count:]}
+    count = len(outputs) - 1
+    return outputs["frames"], {
+        old: outputs[new] for old, new in zip(cache_names(count), cache_names(count, new=True), strict=True)
+    }
+
+
 def _rows(file: Path, table: TableEntry, ids: list[int]) -> Array:
     """Rows of the embedding table, read from the mapped weights file."""
     if ids and max(ids) >= table.rows:
@@ -316,22 +333,10 @@ def load(
         raise UsageError(f"threads is a whole number from 0 to {MAX_THREADS}, found {threads!r}")
     opened = open_bundle(Path(bundle), verify=verify)
     target = find_target(opened.manifest.target)
-    _check_engine(opened, target)
+    try:
+        target.check_version(opened.manifest.engine, opened.manifest.engine_version)
+    except UsageError as error:
+        raise UsageError(f"{opened.folder} was {error}") from error
     options = EngineOptions(threads, prepack, provider)
     target.check_options(options)
     return Pipeline(opened, target, options=options, resident=resident)
-
-
-def _check_engine(bundle: Bundle, target: Target) -> None:
-    """An engine older than the one that the bundle was built with may not know its operators."""
-    built, found = bundle.manifest.engine_version, target.engine_version()
-    if bundle.manifest.engine != target.ENGINE or _numbers(found) < _numbers(built):
-        raise UsageError(
-            f"{bundle.folder} was built for {bundle.manifest.engine} {built}, found {target.ENGINE} {found}: upgrade it"
-        )
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """Major and minor version; what is not a number counts as 0."""
-    parts = version.split("+")[0].split(".")[:2]
-    return tuple(int(part) if part.isdecimal() and len(part) < 9 else 0 for part in parts)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["OnnxForm", "Placement", "TensorSpec", "TorchForm"]
+__all__ = ["NetworkForm", "OnnxForm", "Placement", "TensorSpec", "TorchForm"]
 
 
 @dataclass(frozen=True)
@@ -55,3 +55,21 @@ class TorchForm:
     outputs: tuple[TensorSpec, ...]
     memory: None = None
     """Not known before it is lowered."""
+
+
+@dataclass(frozen=True)
+class NetworkForm:
+    """An ONNX network of the ONNX standard's operators alone, with symbolic shapes, that is several graphs at once."""
+
+    name: str
+    model: Any
+    """`onnx_ir.Model`; the initializers named in `placements` have no values."""
+    placements: Mapping[str, Placement]
+    weights: Path
+    """The file that they are in. It is gone when the bundle is done: a target stores what it needs."""
+    profiles: Mapping[str, tuple[TensorSpec, ...]]
+    """Inputs of each graph."""
+    outputs: Mapping[str, tuple[TensorSpec, ...]]
+    """Likewise."""
+    compute_capabilities: tuple[str, ...]
+    """Of the GPUs that it is built for, such as "8.9"."""

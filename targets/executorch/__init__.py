@@ -7,17 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...runtime.engines import Engine, EngineOptions
+from ...runtime.engines import Engine, EngineOptions, Lowering, at_least
 from ...runtime.errors import UsageError
 
 __all__ = [
-    "ENGINE",
     "FORM",
-    "GROUPED",
+    "GROUPING",
     "PRECISIONS",
     "SUFFIX",
     "check_options",
-    "engine_version",
+    "check_version",
+    "engine",
     "open_engine",
     "try_graph",
     "write_program",
@@ -25,16 +25,21 @@ __all__ = [
 
 ENGINE = "executorch"
 FORM = "torch"
-GROUPED = True
+GROUPING = "methods"
 SUFFIX = ".pte"
 PRECISIONS = ("fp32",)
 
 
-def engine_version() -> str:
-    """Version of the engine that is installed."""
+def engine() -> tuple[str, str]:
+    """The engine that is installed, and its version."""
     from importlib.metadata import version
 
-    return version(ENGINE)
+    return ENGINE, version(ENGINE)
+
+
+def check_version(name: str, version: str) -> None:
+    """Refuse what a newer engine wrote; see `runtime.engines.at_least`."""
+    at_least(ENGINE, (name, version))
 
 
 def check_options(options: EngineOptions) -> None:
@@ -54,7 +59,7 @@ def open_engine(file: Path, graph: str, specs: Mapping[str, Any], options: Engin
     return ExecutorchEngine(file, graph, specs, options)
 
 
-def write_program(name: str, forms: Sequence[Any], folder: Path) -> Iterator[str]:
+def write_program(name: str, forms: Sequence[Any], folder: Path) -> Iterator[Lowering]:
     """Write NAME.pte with a method for each form; yields a line on each: what XNNPACK took of it.
 
     Raises:

@@ -13,6 +13,7 @@ from executorch.devtools.backend_debug import get_delegation_info
 from executorch.exir import ExecutorchBackendConfig
 from executorch.exir.passes import MemoryPlanningPass
 
+from ...runtime.engines import Lowering
 from ...runtime.errors import CheckFailed
 from ..forms import TorchForm
 from .lowering import lower, merge, weights_stay_in_file
@@ -20,7 +21,7 @@ from .lowering import lower, merge, weights_stay_in_file
 __all__ = ["try_method", "write_program"]
 
 
-def write_program(file: Path, forms: Sequence[TorchForm]) -> Iterator[str]:
+def write_program(file: Path, forms: Sequence[TorchForm]) -> Iterator[Lowering]:
     """Write a program with a method for each form.
 
     Yields:
@@ -35,15 +36,15 @@ def write_program(file: Path, forms: Sequence[TorchForm]) -> Iterator[str]:
         warnings.simplefilter("ignore")  # deprecations inside torch and executorch
         for form in forms:
             methods[form.name] = lower(form.name, form.program)
-            line = f"{form.name}: {_delegation(methods[form.name])}"
+            found = Lowering(f"{form.name}: {_delegation(methods[form.name])}")
             if len(methods) < len(forms):
-                yield line
+                yield found
         # Inputs stay where the caller has them.
         planning = MemoryPlanningPass(alloc_graph_input=False)
         program = merge(methods).to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning))
         with file.open("wb") as out:
             program.write_to_file(out)
-    yield line
+    yield found
 
 
 def _delegation(method: Any) -> str:

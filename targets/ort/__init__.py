@@ -7,16 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...runtime.engines import Engine, EngineOptions
+from ...runtime.engines import Engine, EngineOptions, Lowering, at_least
 
 __all__ = [
-    "ENGINE",
     "FORM",
-    "GROUPED",
+    "GROUPING",
     "PRECISIONS",
     "SUFFIX",
     "check_options",
-    "engine_version",
+    "check_version",
+    "engine",
     "open_engine",
     "try_graph",
     "write_program",
@@ -24,16 +24,21 @@ __all__ = [
 
 ENGINE = "onnxruntime"
 FORM = "onnx"
-GROUPED = False
+GROUPING = "none"
 SUFFIX = ".onnx"
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 
 
-def engine_version() -> str:
-    """Version of the engine that is installed."""
+def engine() -> tuple[str, str]:
+    """The engine that is installed, and its version."""
     from importlib.metadata import version
 
-    return version(ENGINE)
+    return ENGINE, version(ENGINE)
+
+
+def check_version(name: str, version: str) -> None:
+    """Refuse what a newer engine wrote; see `runtime.engines.at_least`."""
+    at_least(ENGINE, (name, version))
 
 
 def check_options(options: EngineOptions) -> None:
@@ -50,7 +55,7 @@ def open_engine(file: Path, graph: str, specs: Mapping[str, Any], options: Engin
     return OrtEngine(file, specs, options)
 
 
-def write_program(name: str, forms: Sequence[Any], folder: Path) -> Iterator[str]:
+def write_program(name: str, forms: Sequence[Any], folder: Path) -> Iterator[Lowering]:
     """Write NAME.onnx, of one graph, into a bundle's folder."""
     from .build import write_graph
 

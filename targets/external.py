@@ -1,0 +1,31 @@
+"""Weights of an ONNX model as references into another file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+
+from .forms import Placement
+
+__all__ = ["refer"]
+
+DTYPES = {
+    "float32": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "bfloat16": ir.DataType.BFLOAT16,
+    "uint8": ir.DataType.UINT8,
+}
+
+
+def refer(model: ir.Model, placements: Mapping[str, Placement], weights: Path) -> None:
+    """Make every placed initializer external data of a file beside the model."""
+    for name, place in placements.items():
+        model.graph.initializers[name].const_value = ir.ExternalTensor(
+            weights.name,
+            place.offset,
+            place.nbytes,
+            DTYPES[place.dtype],
+            shape=ir.Shape(place.shape),
+            name=name,
+            base_dir=weights.parent,
+        )

@@ -1,0 +1,109 @@
+"""An ONNX network to a TensorRT engine: one optimisation profile per graph, checked from the build's own log."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...runtime.engines import Lowering
+from ...runtime.errors import CheckFailed
+from ..forms import NetworkForm
+from .check import BuildLog, check_engine
+from .digest import network_bytes, network_digest
+from .library import building_library, import_library
+
+__all__ = ["write_engine"]
+
+
+def write_engine(form: NetworkForm, file: Path) -> Iterator[Lowering]:
+    """Build an engine and check it.
+
+    Yields:
+        For each graph what the check found.
+
+    Raises:
+        CheckFailed: the library refuses the network, or built an engine that would be slow or large.
+    """
+    library = building_library()
+    trt = import_library(library)
+    weights = np.memmap(form.weights, np.uint8, "c") if form.placements else np.zeros(1, np.uint8)
+    log = BuildLog()
+    logger = _logger(trt, log)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    _parse(parser, form, weights, log)
+    config = _configure(trt, builder, network, form, library)
+    _serialize(trt, builder, network, config, file, log)
+    digest = network_digest(form)
+    reports = check_engine(form, log)
+    common = {"library": library, "compute_capabilities": list(form.compute_capabilities), "network": digest}
+    for graph in form.profiles:
+        yield Lowering(reports[graph].line, common | reports[graph].facts)
+
+
+def _parse(parser: Any, form: NetworkForm, weights: Any, log: BuildLog) -> None:
+    """Hand the parser the network and pointers to the mapped weights, so that it holds no copy of them."""
+    done = parser.load_model_proto(network_bytes(form))
+    for name, place in form.placements.items():
+        done = done and parser.load_initializer(name, weights.ctypes.data + place.offset, place.nbytes)
+    if not (done and parser.parse_model_proto()):
+        errors = [str(parser.get_error(i)) for i in range(parser.num_errors)]
+        raise CheckFailed(f"TensorRT refuses the network of {form.name}: {' '.join((errors or log.errors)[:1])}"[:400])
+
+
+def _configure(trt: Any, builder: Any, network: Any, form: NetworkForm, library: str) -> Any:
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # float32 is asked for where 10 bits are not enough
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if hasattr(config, "num_compute_capabilities"):
+        config.num_compute_capabilities = len(form.compute_capabilities)
+        for index, capability in enumerate(form.compute_capabilities):
+            known = getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}")
+            if not config.set_compute_capability(known, index):
+                raise CheckFailed(
+                    f"{library} {trt.__version__} refuses compute capability {capability} in this combination"
+                )
+    for inputs in form.profiles.values():
+        profile = builder.create_optimization_profile()
+        for spec in inputs:
+            profile.set_shape(spec.name, spec.shape, spec.shape, spec.shape)
+        config.add_optimization_profile(profile)
+    return config
+
+
+def _serialize(trt: Any, builder: Any, network: Any, config: Any, file: Path, log: BuildLog) -> None:
+    """Write the engine as it is serialised, without holding it twice where the library can."""
+    with file.open("wb") as out:
+        if hasattr(builder, "build_serialized_network_to_stream"):
+
+            class Writer(trt.IStreamWriter):  # type: ignore[misc]
+                def __init__(self) -> None:
+                    trt.IStreamWriter.__init__(self)
+
+                def write(self, data: bytes) -> int:
+                    return out.write(data)
+
+            done = builder.build_serialized_network_to_stream(network, config, Writer())
+        else:
+            plan = builder.build_serialized_network(network, config)
+            done = plan is not None
+            if done:
+                out.write(memoryview(plan))
+    if not done:
+        raise CheckFailed(f"TensorRT builds no engine of {file.stem}: {' '.join(log.errors[-2:])}"[:400])
+
+
+def _logger(trt: Any, log: BuildLog) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                log.errors.append(" ".join(message.split()))
+            else:
+                log.read(message)
+
+    return Logger()

@@ -1,0 +1,117 @@
+"""What a build's log says of an engine: that it is the fast and small one that was asked for."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...runtime.errors import CheckFailed
+from ..forms import NetworkForm
+
+__all__ = ["BuildLog", "Report", "check_engine"]
+
+PRODUCTS = {"MatMul", "Gemm", "Conv"}
+ATTENTION_KERNEL = re.compile(r"Name: _*(?:gemm_mha|fmha|mha)")
+ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+?)(?: \[profile \d+\])?\]")
+WEIGHTS_ONCE = 1.1
+"""Most that the engine's weights may take by those of the network: small constants and padding lie beside them."""
+
+
+@dataclass
+class BuildLog:
+    """The lines of a verbose log that say what became of each layer, and its sums."""
+
+    layers: list[str] = field(default_factory=list)
+    activation_bytes: list[int] = field(default_factory=list)
+    """Device memory beside weights, of each profile."""
+    weights_bytes: int = 0
+    errors: list[str] = field(default_factory=list)
+
+    def read(self, message: str) -> None:
+        """Take in a message."""
+        if "LayerType: " in message:
+            self.layers.extend(line for line in message.splitlines() if "LayerType: " in line)
+        elif message.startswith("Total Activation Memory: "):
+            self.activation_bytes.append(int(message.split()[3]))
+        elif message.startswith("Total Weights Memory: "):
+            self.weights_bytes = int(message.split()[3])
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found of one graph."""
+
+    line: str
+    facts: dict[str, Any]
+
+
+def check_engine(form: NetworkForm, log: BuildLog) -> dict[str, Report]:
+    """Check that attention is fused in every profile, that nothing scatters, that every product is in the engine, and that
+    weights are stored once.
+
+    Returns:
+        A report for each graph.
+
+    Raises:
+        CheckFailed: one of it does not hold; the message names the layer.
+    """
+    graphs = list(form.profiles)
+    nodes = list(form.model.graph)
+    scatter = [str(node.name) for node in nodes if node.op_type.startswith("Scatter")]
+    scatter += [line for line in log.layers if "scatter" in line.split(",")[0].lower()]
+    if scatter:
+        raise CheckFailed(f"{form.name}: expected no scatter, found '{scatter[0][:80]}', which is slow: {_REPORT}")
+    inside = _count(log.layers)
+    products = [str(node.name) for node in nodes if node.op_type in PRODUCTS]
+    outside = next((name for name in products if inside[name] < len(graphs)), None)
+    if outside is not None:
+        raise CheckFailed(
+            f"{form.name}: the matrix product '{outside}' is not in every profile of the engine: {_REPORT}"
+        )
+    fused = _count(line for line in log.layers if ATTENTION_KERNEL.match(line))
+    attention = [node for node in nodes if node.op_type == "Attention"]
+    for node in attention:
+        if fused[str(node.name)] < len(graphs) and _is_short(node):
+            raise CheckFailed(
+                f"{form.name}: attention '{node.name}' is fused in {fused[str(node.name)]} of {len(graphs)} profiles: {_REPORT}"
+            )
+    weights = sum(place.nbytes for place in form.placements.values())
+    if log.weights_bytes > WEIGHTS_ONCE * weights + 2**22:
+        raise CheckFailed(
+            f"{form.name}: expected {weights:,} bytes of weights, the engine holds {log.weights_bytes:,}: {_REPORT}"
+        )
+    reports = {}
+    for index, graph in enumerate(graphs):
+        facts = {
+            "attention": len(attention),
+            "fused_attention": sum(fused[str(node.name)] >= len(graphs) for node in attention),
+            "products": len(products),
+            "weights_bytes": log.weights_bytes,
+            "activation_bytes": log.activation_bytes[index] if index < len(log.activation_bytes) else None,
+        }
+        reports[graph] = Report(_line(graph, facts), facts)
+    return reports
+
+
+_REPORT = "this version of TensorRT builds it otherwise than those that we tested; please report it"
+
+
+def _count(layers: Iterable[str]) -> Counter[str]:
+    """In how many kernels each ONNX node is."""
+    return Counter(name for line in layers for name in set(ONNX_LAYER.findall(line)))
+
+
+def _is_short(node: Any) -> bool:
+    """Whether an attention is one of 16 bits, which TensorRT fuses; it has no kernel for float32."""
+    dtype = node.inputs[0].dtype
+    return dtype is None or dtype.itemsize < 4
+
+
+def _line(graph: str, facts: dict[str, Any]) -> str:
+    found = [f"{facts['products']} products inside, no scatter"]
+    if facts["attention"]:
+        found.append(f"attention fused {facts['fused_attention']} of {facts['attention']}")
+    if facts["activation_bytes"] is not None:
+        found.append(f"activations {facts['activation_bytes'] / 2**20:,.0f} MiB")
+    return f"{graph}: {', '.join(found)}"

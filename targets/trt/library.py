@@ -1,0 +1,98 @@
+"""Which of the two libraries is at work: TensorRT, or TensorRT for RTX, which builds without a GPU."""
+
+import os
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+
+from ...runtime.errors import UsageError
+from .cuda import Cuda
+
+__all__ = [
+    "MODULES",
+    "building_library",
+    "cache_folder",
+    "capabilities_to_build",
+    "import_library",
+    "installed_version",
+]
+
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+"""Module of each distribution."""
+
+
+def installed_version(name: str) -> str | None:
+    """Version of a distribution, None where it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def building_library() -> str:
+    """Distribution that builds here: `tensorrt` where it and a GPU are, else `tensorrt-rtx`.
+
+    Raises:
+        UsageError: neither can build here.
+    """
+    if installed_version("tensorrt") and _gpu() is not None:
+        return "tensorrt"
+    if installed_version("tensorrt-rtx"):
+        return "tensorrt-rtx"
+    raise UsageError(
+        "target 'trt' needs tensorrt-rtx, which builds without a GPU, or tensorrt and a GPU: pip install 'pyrexport[export,trt]'"
+    )
+
+
+def capabilities_to_build(asked: tuple[str, ...]) -> tuple[str, ...]:
+    """Compute capabilities that an engine is built for.
+
+    Raises:
+        UsageError: one is malformed or not known to the library, TensorRT is asked for another than the GPU that is here, or
+            nothing is asked and no GPU is here.
+    """
+    here = _gpu()
+    library = building_library()
+    if not asked and here is None:
+        raise UsageError("no GPU is here to build for: give --compute-capability, such as --compute-capability 8.9")
+    wanted = tuple(dict.fromkeys(asked)) or (str(here),)
+    if library == "tensorrt":
+        known = [str(here)]
+    else:
+        members = import_library(library).ComputeCapability.__members__
+        known = [f"{name[2:-1]}.{name[-1]}" for name in members if name.startswith("SM")]
+    unknown = next((capability for capability in wanted if capability not in known), None)
+    if unknown is not None:
+        raise UsageError(
+            f"{library} {installed_version(library)} builds here for compute capability {' or '.join(known)}, found '{unknown}'"
+        )
+    return wanted
+
+
+def _gpu() -> str | None:
+    """Compute capability of the GPU that is here, if one is."""
+    try:
+        return Cuda().capability()
+    except UsageError:
+        return None
+
+
+def import_library(distribution: str) -> ModuleType:
+    """The module of a distribution.
+
+    Raises:
+        UsageError: it is not installed, or does not load.
+    """
+    try:
+        return import_module(MODULES[distribution])
+    except ImportError as error:
+        raise UsageError(
+            f"{distribution} is missing or does not load ({error}): pip install {distribution} in the version of the bundle"
+        ) from error
+
+
+def cache_folder() -> Path:
+    """Where what TensorRT for RTX compiled on a device is kept."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(root) / "pyrexport" / "trt"

@@ -1,0 +1,234 @@
+"""Graphs of a TensorRT engine: NumPy in and out, one context and one stream for all profiles of a file."""
+
+import hashlib
+import mmap
+import os
+import threading
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...runtime.engines import check_inputs
+from ...runtime.errors import CheckFailed, UsageError
+from .cuda import Cuda
+from .library import cache_folder, import_library
+
+__all__ = ["TrtEngine"]
+
+DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
+
+
+class TrtEngine:
+    """One graph: an optimisation profile of an engine, with device buffers of its own."""
+
+    def __init__(self, file: Path, graph: str, specs: Mapping[str, Any]) -> None:
+        """Load the engine's file unless another of its graphs is open, and allocate the graph's buffers.
+
+        Raises:
+            UsageError: the library, the driver or a GPU is missing, the GPU is none that the engine was built for, or the engine
+                is not the one of its manifest.
+            CheckFailed: the device has too little memory.
+        """
+        self.name, self.specs = f"{file.name}: {graph}", specs
+        with ExitStack() as undo:
+            self.program = _Program.open(file, specs.get("facts") or {})
+            undo.callback(self.program.release)
+            self.profile = self.program.find_profile(self.name, specs)
+            self.addresses: dict[str, int] = {}
+            undo.callback(self._free)
+            for name, spec in (specs["inputs"] | specs["outputs"]).items():
+                nbytes = int(np.prod(spec["shape"])) * np.dtype(spec["dtype"]).itemsize
+                self.addresses[name] = int(self.program.cuda.call("cudaMalloc", nbytes))
+            self.undo: ExitStack | None = undo.pop_all()
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Evaluate the graph; from several threads, one after the other.
+
+        Raises:
+            UsageError: an input is missing, extra, or of another shape or dtype.
+            CheckFailed: CUDA or TensorRT fails in it.
+        """
+        check_inputs(self.specs["inputs"], inputs)
+        arrays = {name: np.ascontiguousarray(inputs[name]) for name in self.specs["inputs"]}
+        outputs = {name: np.empty(spec["shape"], spec["dtype"]) for name, spec in self.specs["outputs"].items()}
+        with self.program.lock:
+            if self.undo is None:
+                raise CheckFailed(f"{self.name} is closed")
+            self.program.execute(self.name, self.profile, self.addresses, arrays, outputs)
+        return outputs
+
+    def close(self) -> None:
+        """Free the buffers, and the engine with its last graph."""
+        with self.program.lock:
+            undo, self.undo = self.undo, None
+        if undo is not None:
+            undo.close()
+
+    def _free(self) -> None:
+        while self.addresses:
+            self.program.cuda.call("cudaFree", self.addresses.popitem()[1])
+
+
+class _Program:
+    """An engine's file on the device, shared by its open graphs."""
+
+    opened: dict[Path, "_Program"] = {}  # noqa: RUF012
+    opening = threading.RLock()
+
+    @classmethod
+    def open(cls, file: Path, facts: Mapping[str, Any]) -> "_Program":
+        """The program of a file, loaded if it is not."""
+        with cls.opening:
+            key = file.resolve()
+            if key not in cls.opened:
+                cls.opened[key] = cls(key, facts)
+            cls.opened[key].users += 1
+            return cls.opened[key]
+
+    def release(self) -> None:
+        """One graph less; with the last one everything is freed."""
+        with self.opening:
+            self.users -= 1
+            if self.users == 0:
+                del self.opened[self.file]
+                self.undo.close()
+
+    def __init__(self, file: Path, facts: Mapping[str, Any]) -> None:
+        self.file, self.users, self.lock = file, 0, threading.Lock()
+        self.trt: Any = import_library(facts.get("library", "tensorrt-rtx"))
+        self.cuda = Cuda()
+        self._check_device(facts.get("compute_capabilities", []))
+        self.errors = _Errors(self.trt)
+        with ExitStack() as undo:
+            self.stream = self.cuda.call("cudaStreamCreate")
+            undo.callback(lambda: self.cuda.call("cudaStreamDestroy", self.stream))
+            self.runtime: Any = self.trt.Runtime(self.errors.logger)
+            undo.callback(lambda: vars(self).pop("runtime"))
+            self.engine: Any = self._load()
+            undo.callback(lambda: vars(self).pop("engine"))
+            self.context: Any = self._make_context(undo)
+            undo.callback(lambda: vars(self).pop("context"))
+            self.profile: int | None = None
+            self.undo = undo.pop_all()
+
+    def _check_device(self, capabilities: list[str]) -> None:
+        found = self.cuda.capability()
+        if capabilities and found not in capabilities:
+            raise UsageError(
+                f"{self.file.name} was built for compute capability {' or '.join(capabilities)}, this GPU has {found}: "
+                f"build again with --compute-capability {found}"
+            )
+
+    def _load(self) -> Any:
+        with self.file.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            engine = self.runtime.deserialize_cuda_engine(data)
+        if engine is None:
+            library, version = self.trt.__name__, self.trt.__version__
+            raise UsageError(f"{library} {version} cannot load {self.file.name}: {self.errors.last()}")
+        return engine
+
+    def _make_context(self, undo: ExitStack) -> Any:
+        if hasattr(self.engine, "create_runtime_config"):
+            config = self.engine.create_runtime_config()
+            cache = self._runtime_cache(config, undo) if hasattr(config, "create_runtime_cache") else None
+            context = self.engine.create_execution_context(config)
+            del cache
+        else:
+            context = self.engine.create_execution_context()
+        if context is None:
+            raise CheckFailed(f"{self.file.name}: no execution context, out of device memory? {self.errors.last()}")
+        return context
+
+    def _runtime_cache(self, config: Any, undo: ExitStack) -> Any:
+        """TensorRT for RTX compiles kernels on the device: keep them for the next process."""
+        cache = config.create_runtime_cache()
+        status = self.file.stat()
+        identity = f"{self.file} {status.st_size} {status.st_mtime_ns} {self.trt.__version__} {self.cuda.capability()}"
+        kept = cache_folder() / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.cache"
+        with suppress(OSError):
+            cache.deserialize(kept.read_bytes())  # one of another driver or GPU is refused, and replaced at the end
+        config.set_runtime_cache(cache)
+        undo.callback(_keep, cache, kept)
+        return cache
+
+    def find_profile(self, name: str, specs: Mapping[str, Any]) -> int:
+        """The profile whose shapes are a graph's; all tensors must be the manifest's."""
+        names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
+        wanted = {**specs["inputs"], **specs["outputs"]}
+        dtypes = {tensor: DTYPES.get(self.engine.get_tensor_dtype(tensor).name) for tensor in names}
+        if dtypes == {tensor: spec["dtype"] for tensor, spec in wanted.items()}:
+            for profile in range(self.engine.num_optimization_profiles):
+                shapes = {
+                    tensor: self.engine.get_tensor_profile_shape(tensor, profile)[1] for tensor in specs["inputs"]
+                }
+                if all(tuple(shapes[tensor]) == tuple(spec["shape"]) for tensor, spec in specs["inputs"].items()):
+                    return profile
+        raise UsageError(
+            f"{name} is not in the engine of its manifest: no profile with its shapes, found {dtypes}"[:400]
+        )
+
+    def execute(
+        self, name: str, profile: int, addresses: Mapping[str, int],
+        inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]],
+    ) -> None:  # fmt: skip
+        """Copy in, run, copy out, and wait; on an error wait as well, so that no copy outlives its array."""
+        handle = int(self.stream)
+        try:
+            if self.profile != profile:
+                self._require(self.context.set_optimization_profile_async(profile, handle), name, "the profile")
+                self.profile = profile
+            for tensor, array in inputs.items():
+                self._require(self.context.set_input_shape(tensor, array.shape), name, f"the shape of {tensor}")
+                self.cuda.upload(addresses[tensor], array, self.stream)
+            for tensor, address in addresses.items():
+                self._require(self.context.set_tensor_address(tensor, address), name, f"the address of {tensor}")
+            self._require(self.context.execute_async_v3(handle), name, "to run")
+            for tensor, array in outputs.items():
+                self.cuda.download(array, addresses[tensor], self.stream)
+        except BaseException:
+            self.profile = None
+            with suppress(CheckFailed):
+                self.cuda.call("cudaStreamSynchronize", self.stream)
+            raise
+        self.cuda.call("cudaStreamSynchronize", self.stream)
+
+    def _require(self, done: bool, name: str, what: str) -> None:
+        if not done:
+            raise CheckFailed(f"{name}: TensorRT refuses {what}: {self.errors.last()}")
+
+
+class _Errors:
+    """What the library logged last of errors."""
+
+    def __init__(self, trt: Any) -> None:
+        lines: list[str] = []
+
+        class Logger(trt.ILogger):  # type: ignore[misc]
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, severity: Any, message: str) -> None:
+                if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                    lines.append(message)
+
+        self.lines, self.logger = lines, Logger()
+
+    def last(self) -> str:
+        """The last two lines, as one."""
+        return " ".join(" ".join(self.lines[-2:]).split())[:300] or "it does not say why"
+
+
+def _keep(cache: Any, file: Path) -> None:
+    """Write a runtime cache beside and rename it; where that fails, kernels are compiled again."""
+    blob = cache.serialize()
+    if blob is None:
+        return
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+        partial.write_bytes(memoryview(blob))
+        partial.replace(file)
