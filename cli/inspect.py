@@ -96,7 +96,9 @@ def _describe_bundle(folder: Path, verify: bool, quiet: bool) -> dict[str, Any]:
             manifest.model.pyramid.resolution.frames,
         ),
         "verified": verify,
+        "facts": {name: dict(graph.facts) for name, graph in manifest.graphs.items() if graph.facts},
         "parity": manifest.parity,
+        "graph_parity": manifest.graph_parity,
         "provenance": manifest.provenance,
     }
 
@@ -210,13 +212,42 @@ def show(document: Mapping[str, Any]) -> None:
         )
     else:
         print_table("files", ["file", "bytes"], [[name, f"{size:,}"] for name, size in document["files"].items()])
+        _show_engines(document["facts"])
         print_memory(document["peak_anonymous_bytes"])
         click.echo(_state_of(document))
 
 
+def _show_engines(facts: Mapping[str, Any]) -> None:
+    """What was found of TensorRT's engines when they were built."""
+    rows = [
+        [
+            name,
+            ", ".join(map(str, found["compute_capabilities"])),
+            f"{found['fused_attention']} of {found['attention']}",
+            str(found["products"]),
+            f"{found['weights_bytes']:,}",
+            f"{found['activation_bytes'] / 2**20:,.0f}" if found["activation_bytes"] is not None else "",
+        ]
+        for name, found in facts.items()
+        if "network" in found
+    ]
+    if rows:
+        columns = ["graph", "compute capability", "attention fused", "products", "weight bytes", "activations MiB"]
+        print_table("engines", columns, rows)
+
+
+def _proof(name: str, result: Mapping[str, Any] | None, where: str = "") -> str:
+    state = f"not measured{where}" if result is None else "passed" if result.get("passed") else "FAILED"
+    return f"{name} {state}"
+
+
 def _state_of(document: Mapping[str, Any]) -> str:
-    precision, parity = document["precision"], document["parity"]
-    proof = "not measured" if parity is None else "passed" if parity.get("passed") else "FAILED"
+    precision = document["precision"]
+    if any("network" in found for found in document["facts"].values()):
+        graph, engine = document["graph_parity"], document["parity"]
+        proof = f"{_proof('graph parity', graph)}, {_proof('engine parity', engine, ' on a device')}"
+    else:
+        proof = _proof("parity", document["parity"])
     text = "" if precision["text"] == precision["storage"] else f" (the text encoder in {precision['text']})"
     vae = document["vae"]
     tiles = ""
@@ -226,5 +257,5 @@ def _state_of(document: Mapping[str, Any]) -> str:
     return (
         f"built for {document['engine']}; stored in {precision['storage']}{text}"
         f", computed in {precision['compute']}; {tiles}"
-        f"parity {proof}{'; every file hashed again' * document['verified']}"
+        f"{proof}{'; every file hashed again' * document['verified']}"
     )

@@ -22,6 +22,7 @@ def describe_bundle(
     target: str,
     engine: Mapping[str, str],
     *,
+    compute: str,
     graphs: Mapping[str, Any],
     table: Placement | None,
     weight_bytes: int,
@@ -34,6 +35,7 @@ def describe_bundle(
         options: that it was made with.
         target: its name.
         engine: name and version.
+        compute: precision of the arithmetic.
         graphs: inputs, outputs, file and memory of each.
         table: where the text encoder's embeddings lie, if there is one.
         weight_bytes: of all weights, without padding.
@@ -49,7 +51,7 @@ def describe_bundle(
             "transformer": {
                 name: list(v) if isinstance(v, tuple) else v for name, v in vars(checkpoint.config).items()
             },
-            "precision": {"storage": options.precision, "text": options.text_precision, "compute": "fp32"},
+            "precision": {"storage": options.precision, "text": options.text_precision, "compute": compute},
             "timestep_frequencies": timestep_frequencies(checkpoint.config.freq_dim),
             "latents": {"mean": mean, "std": std},
             "text": None if table is None else _describe_text(checkpoint, table),

@@ -69,11 +69,13 @@ class _Buckets(nn.Module):
 
     def __init__(self, buckets: Tensor) -> None:
         super().__init__()
-        self.register_buffer("buckets", buckets.to(torch.int32), persistent=False)
+        # One longer than any length: the exporter asks whether a corner is the whole, and a symbol has no answer.
+        padded = nn.functional.pad(buckets.to(torch.int32), (0, 1, 0, 1))
+        self.register_buffer("buckets", padded, persistent=False)
 
     def forward(self, table: Tensor, length: int) -> Tensor:
-        corner = self.buckets if isinstance(length, int) else self.buckets[:length, :length]
-        return nn.functional.embedding(corner, table).permute(2, 0, 1)  # type: ignore[arg-type]
+        corner: Tensor = self.buckets[:length, :length]  # type: ignore[index]
+        return nn.functional.embedding(corner, table).permute(2, 0, 1)
 
 
 TYPED: Dialect = _Typed()

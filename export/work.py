@@ -261,6 +261,7 @@ class Work:
         weight_bytes = sum(plan.weight_bytes for plan in self.plans.values())
         return describe_bundle(
             self.checkpoint, self.options, self.target_name, engine,
+            compute=self.options.precision if self.target.FORM == "network" else "fp32",
             graphs=graphs, table=table, weight_bytes=weight_bytes, files=files,
         )  # fmt: skip
 

@@ -1,0 +1,254 @@
+"""A CUDA runtime and a TensorRT whose engines are evaluated by ONNX Runtime, for a machine without a GPU.
+
+Copies and kernels happen when a stream is synchronised and not before; addresses, sizes, profiles and shapes are checked as
+a GPU would not. Nothing of the session is replaced.
+"""
+
+import ctypes
+import hashlib
+import itertools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+
+class Device:
+    """Memory, streams and faults of a pretended GPU."""
+
+    def __init__(self, capability: str = "8.9") -> None:
+        self.capability = capability
+        self.memory: dict[int, bytearray] = {}
+        self.streams: dict[int, list[Callable[[], None]]] = {}
+        self.alive = 0
+        """Engines and contexts."""
+        self.calls: list[str] = []
+        self.fault: tuple[str, int] = ("", 0)
+        """A function, and which of its calls fails."""
+        self.count_status = ("cudaSuccess", 1)
+        self.numbers = itertools.count(0x7F0000000000, 1 << 32)
+
+    @property
+    def leaks(self) -> int:
+        return len(self.memory) + len(self.streams) + self.alive
+
+    def faulty(self, name: str) -> bool:
+        self.calls.append(name)
+        return self.fault == (name, self.calls.count(name))
+
+    def view(self, address: int, nbytes: int) -> memoryview:
+        """Bytes of one allocation, from its start: the session never computes with addresses."""
+        assert address in self.memory, f"no allocation at {address:#x}"
+        assert nbytes == len(self.memory[address]), f"{nbytes} bytes of an allocation of {len(self.memory[address])}"
+        return memoryview(self.memory[address])
+
+
+def status(name: str = "cudaSuccess") -> SimpleNamespace:
+    return SimpleNamespace(name=name)
+
+
+class Runtime:
+    """What the session uses of `cuda.bindings.runtime`."""
+
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice="in", cudaMemcpyDeviceToHost="out")  # noqa: N815
+    cudaDeviceAttr = SimpleNamespace(  # noqa: N815
+        cudaDevAttrComputeCapabilityMajor=0, cudaDevAttrComputeCapabilityMinor=1
+    )
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    def __getattribute__(self, name: str) -> Any:
+        function = object.__getattribute__(self, name)
+        if not callable(function) or not name.startswith("cuda"):
+            return function
+
+        def call(*arguments: Any) -> Any:
+            if self.device.faulty(name):
+                if name == "cudaStreamSynchronize":
+                    self.device.streams[arguments[0]].clear()
+                return status("cudaErrorUnknown"), None
+            return function(*arguments)
+
+        return call
+
+    def cudaGetDeviceCount(self) -> Any:  # noqa: N802
+        name, count = self.device.count_status
+        return status(name), count
+
+    def cudaDeviceGetAttribute(self, attribute: int, device: int) -> Any:  # noqa: N802
+        return status(), int(self.device.capability.split(".")[attribute])
+
+    def cudaStreamCreate(self) -> Any:  # noqa: N802
+        stream = next(self.device.numbers)
+        self.device.streams[stream] = []
+        return status(), stream
+
+    def cudaStreamDestroy(self, stream: int) -> Any:  # noqa: N802
+        assert not self.device.streams.pop(stream), "a stream is destroyed with work in it"
+        return (status(),)
+
+    def cudaStreamSynchronize(self, stream: int) -> Any:  # noqa: N802
+        work, self.device.streams[stream] = self.device.streams[stream], []
+        for item in work:
+            item()
+        return (status(),)
+
+    def cudaMalloc(self, nbytes: int) -> Any:  # noqa: N802
+        address = next(self.device.numbers)
+        self.device.memory[address] = bytearray(b"\xff" * nbytes)  # NaN, where a value is read before it is written
+        return status(), address
+
+    def cudaFree(self, address: int) -> Any:  # noqa: N802
+        assert not any(self.device.streams.values()), "memory is freed before its stream is synchronised"
+        del self.device.memory[address]
+        return (status(),)
+
+    def cudaMemcpyAsync(self, to: int, source: int, nbytes: int, kind: str, stream: int) -> Any:  # noqa: N802
+        if kind == "in":
+            staged = ctypes.string_at(source, nbytes)
+            self.device.streams[stream].append(lambda: _fill(self.device.view(to, nbytes), staged))
+        else:
+            self.device.streams[stream].append(
+                lambda: ctypes.memmove(to, bytes(self.device.view(source, nbytes)), nbytes) and None
+            )
+        return (status(),)
+
+
+def _fill(view: memoryview, data: bytes) -> None:
+    view[:] = data
+
+
+class Engine:
+    """An engine's file: the graphs of its profiles, each an ONNX file."""
+
+    def __init__(self, device: Device, graphs: Mapping[str, Any], networks: Path) -> None:
+        self.device = device
+        self.graphs = list(graphs.items())
+        self.sessions = [ort.InferenceSession(str(networks / f"{name}.onnx")) for name in graphs]
+        first = self.graphs[0][1]
+        self.names = [*first["inputs"], *first["outputs"]]
+        device.alive += 1
+
+    def __del__(self) -> None:
+        self.device.alive -= 1
+
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self.names)
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        return len(self.graphs)
+
+    def get_tensor_name(self, index: int) -> str:
+        return self.names[index]
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return SimpleNamespace(name="FLOAT")
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
+        return [tuple(self.graphs[profile][1]["inputs"][name]["shape"])] * 3
+
+    def create_runtime_config(self) -> Any:
+        return Config(self.device)
+
+    def create_execution_context(self, config: Any) -> Any:
+        return None if self.device.faulty("create_execution_context") else Context(self)
+
+
+class Config:
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    def create_runtime_cache(self) -> Any:
+        return Cache(self.device)
+
+    def set_runtime_cache(self, cache: Any) -> None:
+        self.cache = cache
+
+
+class Cache:
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    def deserialize(self, blob: bytes) -> bool:
+        self.device.calls.append("cache read")
+        return blob == b"kernels"
+
+    def serialize(self) -> bytes:
+        return b"kernels"
+
+
+class Context:
+    """An execution context: one profile at a time, shapes forgotten when it changes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.profile = engine, -1
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        engine.device.alive += 1
+
+    def __del__(self) -> None:
+        self.engine.device.alive -= 1
+
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        assert stream in self.engine.device.streams
+        self.profile, self.shapes = profile, {}
+        return not self.engine.device.faulty("set_optimization_profile_async")
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shapes[name] = tuple(shape)
+        wanted = self.engine.get_tensor_profile_shape(name, self.profile)[0]
+        return not self.engine.device.faulty("set_input_shape") and tuple(shape) == wanted
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return not self.engine.device.faulty("set_tensor_address") and name in self.engine.names
+
+    def execute_async_v3(self, stream: int) -> bool:
+        if self.engine.device.faulty("execute_async_v3"):
+            return False
+        entry, session = self.engine.graphs[self.profile][1], self.engine.sessions[self.profile]
+        addresses = dict(self.addresses)
+        assert self.shapes.keys() == entry["inputs"].keys(), "shapes are set again after a profile"
+
+        def work() -> None:
+            view = self.engine.device.view
+            inputs = {
+                name: np.frombuffer(view(addresses[name], 4 * int(np.prod(spec["shape"]))), np.float32).reshape(
+                    spec["shape"]
+                )
+                for name, spec in entry["inputs"].items()
+            }
+            for name, value in zip(entry["outputs"], session.run(list(entry["outputs"]), inputs), strict=True):
+                _fill(view(addresses[name], value.nbytes), value.tobytes())
+
+        self.engine.device.streams[stream].append(work)
+        return True
+
+
+def tensorrt(device: Device, folder: Path, document: Mapping[str, Any], networks: Path, version: str) -> Any:
+    """What the session uses of `tensorrt_rtx`, for the engines of a bundle."""
+    files: dict[str, dict[str, Any]] = {}
+    for name, graph in document["graphs"].items():
+        files.setdefault(hashlib.sha256((folder / graph["file"]).read_bytes()).hexdigest(), {})[name] = graph
+
+    class Logger:
+        ERROR, INTERNAL_ERROR = "error", "internal error"
+
+    class TensorRt:
+        def __init__(self, logger: Any) -> None:
+            self.logger = logger
+
+        def deserialize_cuda_engine(self, data: Any) -> Any:
+            graphs = files.get(hashlib.sha256(data[:]).hexdigest())
+            if graphs is None or device.faulty("deserialize_cuda_engine"):
+                self.logger.log(Logger.ERROR, "a magic tag does not match")
+                return None
+            return Engine(device, graphs, networks)
+
+    return SimpleNamespace(ILogger=Logger, Runtime=TensorRt, __version__=version, __name__="tensorrt_rtx")
