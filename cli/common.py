@@ -158,7 +158,7 @@ class Bars(Reporter):
         self.bar.console.print(f"{name}: kept from an interrupted build")
 
     def said(self, line: str) -> None:
-        self.bar.console.print(line)
+        self.bar.console.print(line, soft_wrap=True)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -300,9 +300,25 @@ def _graphs(fields: Fields, files: Mapping[str, FileEntry]) -> dict[str, GraphEn
         if file not in files:
             raise graph.wrong("file", "one of the manifest's files")
         memory = None if graph.document.get("memory") is None else graph.integer("memory", least=0)
-        facts = graph.object("facts").document
-        graphs[name] = GraphEntry(file, memory, _specs(graph, "inputs"), _specs(graph, "outputs"), facts)
+        graphs[name] = GraphEntry(file, memory, _specs(graph, "inputs"), _specs(graph, "outputs"), _facts(graph))
     return graphs
+
+
+def _facts(graph: Fields) -> Mapping[str, Any]:
+    """What a target wrote of a graph; those that are read again must be what they are read as."""
+    facts = graph.object("facts")
+    kinds: dict[str, Callable[[Any], bool]] = {
+        "compute_capabilities": lambda v: isinstance(v, list) and all(isinstance(word, str) for word in v),
+        "library": lambda v: isinstance(v, str),
+        "network": lambda v: isinstance(v, str) and bool(_DIGEST.fullmatch(v)),
+        "activation_bytes": lambda v: v is None or type(v) is int,
+        **dict.fromkeys(("attention", "fused_attention", "products", "weights_bytes"), lambda v: type(v) is int),
+    }
+    for name in facts.document.keys() & kinds.keys():
+        facts.get(name, "what a target writes there", kinds[name])
+    if "network" in facts.document and kinds.keys() - facts.document.keys():
+        raise facts.wrong("network", f"{', '.join(sorted(kinds))} beside it")
+    return facts.document
 
 
 def _specs(graph: Fields, name: str) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ import ctypes
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -122,13 +123,18 @@ def _fill(view: memoryview, data: bytes) -> None:
     view[:] = data
 
 
+@cache
+def _session(file: Path) -> ort.InferenceSession:
+    return ort.InferenceSession(str(file))
+
+
 class Engine:
     """An engine's file: the graphs of its profiles, each an ONNX file."""
 
     def __init__(self, device: Device, graphs: Mapping[str, Any], networks: Path) -> None:
         self.device = device
         self.graphs = list(graphs.items())
-        self.sessions = [ort.InferenceSession(str(networks / f"{name}.onnx")) for name in graphs]
+        self.sessions = [_session(networks / f"{name}.onnx") for name in graphs]
         first = self.graphs[0][1]
         self.names = [*first["inputs"], *first["outputs"]]
         device.alive += 1

@@ -82,8 +82,10 @@ def import_library(distribution: str) -> ModuleType:
     """The module of a distribution.
 
     Raises:
-        UsageError: it is not installed, or does not load.
+        UsageError: it is no such distribution, is not installed, or does not load.
     """
+    if distribution not in MODULES:
+        raise UsageError(f"expected an engine of {' or '.join(MODULES)}, found one of '{distribution:.40}'")
     try:
         return import_module(MODULES[distribution])
     except ImportError as error:
