@@ -26,7 +26,7 @@ from pyrexport.export.parts import Options, graph_parts
 from pyrexport.export.torch_program import trace
 from pyrexport.runtime.bundle import open_bundle
 from pyrexport.runtime.checkpoint import read_checkpoint
-from pyrexport.runtime.engines import EngineOptions, find_target
+from pyrexport.runtime.engines import EngineOptions, Lowering, find_target
 from pyrexport.runtime.errors import CheckFailed, UsageError
 from pyrexport.runtime.features import timestep_features
 from pyrexport.runtime.pyramid import Resolution
@@ -445,13 +445,13 @@ def test_attention_in_pieces_is_the_same(monkeypatch, tokens):
 class StubTarget:
     """Takes programs, as executorch does, and stores their weights' sums; fails on the program that it is told to fail on."""
 
-    ENGINE, FORM, GROUPED, SUFFIX, PRECISIONS = "numpy", "torch", True, ".stub", ("fp32",)
+    FORM, GROUPING, SUFFIX, PRECISIONS = "torch", "methods", ".stub", ("fp32",)
 
     def __init__(self, fails_on: str = "") -> None:
         self.fails_on, self.written = fails_on, dict[str, list[str]]()
 
-    def engine_version(self) -> str:
-        return np.__version__
+    def engine(self) -> tuple[str, str]:
+        return "numpy", np.__version__
 
     def write_program(self, name: str, forms: Any, folder: Path) -> Any:
         if name == self.fails_on:
@@ -460,7 +460,7 @@ class StubTarget:
         weights = {key: form.program.state_dict[key].sum().item() for form in forms for key in form.placements}
         (folder / f"{name}{self.SUFFIX}").write_text(json.dumps(weights))
         for form in forms:
-            yield f"{form.name} done"
+            yield Lowering(f"{form.name} done")
 
     def try_graph(self, file: Path, graph: str, specs: Any) -> int:
         if graph == self.fails_on:

@@ -349,11 +349,12 @@ def test_graph_parity(make_engines, make_checkpoint, cli, arguments, precision):
     assert json.loads(result.stdout)["levels"]["stages"]["relative_l2"] < {"fp32": 1e-5, "fp16": 3e-3}[precision]
 
 
-def test_graph_parity_is_kept_and_shown(make_engines, tiny, cli, tmp_path):
+def test_graph_parity_is_kept_and_shown(make_engines, make_checkpoint, cli, tmp_path):
     bundle = tmp_path / "bundle"
-    shutil.copytree(make_engines(precision="bf16"), bundle)
+    shutil.copytree(make_engines(*LEAN, precision="bf16"), bundle)
     assert "engine parity not measured" in cli("inspect", bundle).stdout
-    result = cli("parity", bundle, "--reference", tiny, "--graph", "--quiet", "--store", "--no-decode")
+    how = ("--reference", make_checkpoint(*LEAN), "--graph", "--quiet", "--store", "--no-decode")
+    result = cli("parity", bundle, *how)
     assert result.exit_code == 0, result.output
     shown = " ".join(cli("inspect", bundle).stdout.split())
     assert "graph parity passed, engine parity not measured on a device" in shown
