@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from ..runtime.bundle import is_bundle, open_bundle
-from ..runtime.engines import EngineOptions
+from ..runtime.engines import EngineOptions, find_target
 from ..runtime.errors import CheckFailed, UsageError
 from ..runtime.measure import measure_bundle
 from .common import engine_options, output_options, print_json, print_table, progress, resolve_checkpoint
@@ -33,8 +33,10 @@ def command(
     """Measure latency per stage, load time, peak memory and glue of BUNDLE."""
     if not is_bundle(bundle):
         raise UsageError(f"{bundle} is not a bundle: expected a folder with manifest.json")
-    engine = replace(engine, threads=engine.threads or os.cpu_count() or 1)
-    child = None if reference is None else _reference(bundle, reference, schedule, engine.threads)
+    threads = engine.threads or os.cpu_count() or 1
+    if find_target(open_bundle(bundle).manifest.target).GROUPING != "profiles":  # those run on a GPU
+        engine = replace(engine, threads=threads)
+    child = None if reference is None else _reference(bundle, reference, schedule, threads)
     try:
         with progress(quiet) as bar:
             task = bar.add_task("runs", total=runs)

@@ -155,10 +155,12 @@ class Bars(Reporter):
         self.bar.advance(self.task, units)
 
     def kept(self, name: str) -> None:
-        self.bar.console.print(f"{name}: kept from an interrupted build")
+        if not self.bar.disable:
+            self.bar.console.print(f"{name}: kept from an interrupted build")
 
     def said(self, line: str) -> None:
-        self.bar.console.print(line, soft_wrap=True)
+        if not self.bar.disable:
+            self.bar.console.print(line, soft_wrap=True)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,11 @@ def command(
         bundle, reference, trace, record, bisect, graph, recording or guidance_scale is not None or seeds != (0,)
     )
     words = read_prompts(prompts_file) if prompts_file else list(prompts or DEFAULT_PROMPTS)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
         path = trace or record or Path(folder) / "trace.safetensors"
+        pipeline = None
+        if bundle is not None:  # first: a reference may take hours
+            pipeline = opened.enter_context(_open(bundle, engine, reference if graph else None, Path(folder), quiet))
         if reference is not None:
             how = (schedule, None if levels is None else parse_levels(levels), guidance_scale, negative_prompt)
             tile = None if vae_tile is None else parse_tile(vae_tile)
@@ -84,12 +88,12 @@ def command(
             else:
                 click.echo(f"{path}: {path.stat().st_size:,} bytes")
             return
-        opened = Trace(path)
-        with _open(bundle, engine, reference if graph else None, Path(folder), quiet) as pipeline:
-            result = _compare(pipeline, opened, quiet)
-            if bisect and not result["levels"]["stages"]["passed"]:
-                assert reference is not None
-                result["bisect"] = _bisect(pipeline, reference, opened, result)
+        assert pipeline is not None
+        recorded = Trace(path)
+        result = _compare(pipeline, recorded, quiet)
+        if bisect and not result["levels"]["stages"]["passed"]:
+            assert reference is not None
+            result["bisect"] = _bisect(pipeline, reference, recorded, result)
     if store:
         _store(bundle, result, "graph_parity" if graph else "parity")
     if as_json:
@@ -126,7 +130,10 @@ def _check_usage(
 def _open(bundle: Path, engine: EngineOptions, networks: Path | None, folder: Path, quiet: bool) -> Pipeline:
     """The bundle's own engines, or its networks made again from a checkpoint."""
     if networks is None:
-        return load(bundle, resident=True, **vars(engine))
+        pipeline = load(bundle, resident=True, **vars(engine))
+        if pipeline.target.GROUPING == "profiles":
+            pipeline.open("stage0")  # is there a GPU
+        return pipeline
     from ..export.graph_parity import graph_pipeline
     from ..runtime.bundle import open_bundle
 

@@ -11,6 +11,7 @@ from ..runtime.bundle import Bundle
 from ..runtime.checkpoint import Checkpoint
 from ..runtime.engines import Engine, EngineOptions, find_target
 from ..runtime.errors import CheckFailed, UsageError
+from ..runtime.manifest import PRECISIONS, is_capability
 from ..runtime.pipeline import Pipeline
 from ..runtime.reporter import Reporter
 from ..targets.external import refer
@@ -80,10 +81,25 @@ def graph_pipeline(
 def _options(bundle: Bundle) -> Options:
     known = {field.name for field in fields(Options)}
     given = bundle.manifest.provenance.get("options")
-    if not isinstance(given, dict) or given.keys() != known:
+    if not isinstance(given, dict) or given.keys() != known or not _are_ours(given):
         raise UsageError(f"{bundle.folder} was built with other options than this version knows: build it again")
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
     return Options(**values)
+
+
+def _are_ours(given: Mapping[str, Any]) -> bool:
+    tile, capabilities = given["vae_tile"], given["compute_capabilities"]
+    return (
+        given["precision"] in list(PRECISIONS)
+        and given["text_precision"] in list(PRECISIONS)
+        and given["vae_caches"] == "float32"
+        and given["layout"] in ("", "shared", "per-stage")
+        and (
+            tile is None or (isinstance(tile, list) and len(tile) == 2 and all(type(n) is int and n > 0 for n in tile))
+        )
+        and isinstance(capabilities, list)
+        and all(map(is_capability, capabilities))
+    )
 
 
 def widen(model: ir.Model) -> None:

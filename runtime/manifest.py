@@ -31,6 +31,7 @@ __all__ = [
     "TextEntry",
     "VaeEntry",
     "cache_names",
+    "is_capability",
     "parse_manifest",
     "signed",
 ]
@@ -304,15 +305,24 @@ def _graphs(fields: Fields, files: Mapping[str, FileEntry]) -> dict[str, GraphEn
     return graphs
 
 
+def is_capability(value: Any) -> bool:
+    """Whether it is a GPU's compute capability, such as "8.9"."""
+    return isinstance(value, str) and bool(re.fullmatch(r"\d{1,2}\.\d", value))
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
 def _facts(graph: Fields) -> Mapping[str, Any]:
     """What a target wrote of a graph; those that are read again must be what they are read as."""
     facts = graph.object("facts")
     kinds: dict[str, Callable[[Any], bool]] = {
-        "compute_capabilities": lambda v: isinstance(v, list) and all(isinstance(word, str) for word in v),
-        "library": lambda v: isinstance(v, str),
+        "compute_capabilities": lambda v: isinstance(v, list) and bool(v) and all(map(is_capability, v)),
+        "library": lambda v: v in ("tensorrt", "tensorrt-rtx"),
         "network": lambda v: isinstance(v, str) and bool(_DIGEST.fullmatch(v)),
-        "activation_bytes": lambda v: v is None or type(v) is int,
-        **dict.fromkeys(("attention", "fused_attention", "products", "weights_bytes"), lambda v: type(v) is int),
+        "activation_bytes": lambda v: v is None or _is_count(v),
+        **dict.fromkeys(("attention", "fused_attention", "products", "weights_bytes"), _is_count),
     }
     for name in facts.document.keys() & kinds.keys():
         facts.get(name, "what a target writes there", kinds[name])

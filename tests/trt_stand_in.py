@@ -80,6 +80,10 @@ class Runtime:
         name, count = self.device.count_status
         return status(name), count
 
+    def cudaSetDevice(self, device: int) -> Any:  # noqa: N802
+        assert device == 0
+        return (status(),)
+
     def cudaDeviceGetAttribute(self, attribute: int, device: int) -> Any:  # noqa: N802
         return status(), int(self.device.capability.split(".")[attribute])
 
@@ -135,6 +139,7 @@ class Engine:
         self.device = device
         self.graphs = list(graphs.items())
         self.sessions = [_session(networks / f"{name}.onnx") for name in graphs]
+        self.true_shapes = [{value.name: value.shape for value in s.get_outputs()} for s in self.sessions]
         first = self.graphs[0][1]
         self.names = [*first["inputs"], *first["outputs"]]
         device.alive += 1
@@ -173,8 +178,9 @@ class Config:
     def create_runtime_cache(self) -> Any:
         return Cache(self.device)
 
-    def set_runtime_cache(self, cache: Any) -> None:
+    def set_runtime_cache(self, cache: Any) -> bool:
         self.cache = cache
+        return True
 
 
 class Cache:
@@ -210,6 +216,9 @@ class Context:
         self.shapes[name] = tuple(shape)
         wanted = self.engine.get_tensor_profile_shape(name, self.profile)[0]
         return not self.engine.device.faulty("set_input_shape") and tuple(shape) == wanted
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.engine.true_shapes[self.profile][name])
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address

@@ -11,7 +11,7 @@ from ...runtime.errors import CheckFailed
 from ..forms import NetworkForm
 from .check import BuildLog, check_engine
 from .digest import network_bytes, network_digest
-from .library import building_library, import_library
+from .library import building_library, import_library, listening
 
 __all__ = ["write_engine"]
 
@@ -27,20 +27,24 @@ def write_engine(form: NetworkForm, file: Path) -> Iterator[Lowering]:
     """
     library = building_library()
     trt = import_library(library)
-    weights = np.memmap(form.weights, np.uint8, "c") if form.placements else np.zeros(1, np.uint8)
     log = BuildLog()
-    logger = _logger(trt, log)
+    with listening(trt, lambda severity, message: _take(trt, log, severity, message)) as logger:
+        _build(trt, logger, form, file, library, log)
+    digest = network_digest(form)
+    reports = check_engine(form, log)
+    common = {"library": library, "compute_capabilities": list(form.compute_capabilities), "network": digest}
+    for graph in form.profiles:
+        yield Lowering(reports[graph].line, common | reports[graph].facts)
+
+
+def _build(trt: Any, logger: Any, form: NetworkForm, file: Path, library: str, log: BuildLog) -> None:
+    weights = np.memmap(form.weights, np.uint8, "c") if form.placements else np.zeros(1, np.uint8)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     _parse(parser, form, weights, log)
     config = _configure(trt, builder, network, form, library)
     _serialize(trt, builder, network, config, file, log)
-    digest = network_digest(form)
-    reports = check_engine(form, log)
-    common = {"library": library, "compute_capabilities": list(form.compute_capabilities), "network": digest}
-    for graph in form.profiles:
-        yield Lowering(reports[graph].line, common | reports[graph].facts)
 
 
 def _parse(parser: Any, form: NetworkForm, weights: Any, log: BuildLog) -> None:
@@ -57,7 +61,7 @@ def _configure(trt: Any, builder: Any, network: Any, form: NetworkForm, library:
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # float32 is asked for where 10 bits are not enough
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if hasattr(config, "num_compute_capabilities"):
+    if library == "tensorrt-rtx":  # TensorRT builds for the GPU that is here
         config.num_compute_capabilities = len(form.compute_capabilities)
         for index, capability in enumerate(form.compute_capabilities):
             known = getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}")
@@ -77,15 +81,22 @@ def _serialize(trt: Any, builder: Any, network: Any, config: Any, file: Path, lo
     """Write the engine as it is serialised, without holding it twice where the library can."""
     with file.open("wb") as out:
         if hasattr(builder, "build_serialized_network_to_stream"):
+            errors: list[OSError] = []
 
             class Writer(trt.IStreamWriter):  # type: ignore[misc]
                 def __init__(self) -> None:
                     trt.IStreamWriter.__init__(self)
 
                 def write(self, data: bytes) -> int:
-                    return out.write(data)
+                    try:
+                        return 0 if errors else out.write(data)
+                    except OSError as error:  # TensorRT would swallow it, and go on
+                        errors.append(error)
+                        return 0
 
             done = builder.build_serialized_network_to_stream(network, config, Writer())
+            if errors:
+                raise errors[0]
         else:
             plan = builder.build_serialized_network(network, config)
             done = plan is not None
@@ -95,15 +106,8 @@ def _serialize(trt: Any, builder: Any, network: Any, config: Any, file: Path, lo
         raise CheckFailed(f"TensorRT builds no engine of {file.stem}: {' '.join(log.errors[-2:])}"[:400])
 
 
-def _logger(trt: Any, log: BuildLog) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                log.errors.append(" ".join(message.split()))
-            else:
-                log.read(message)
-
-    return Logger()
+def _take(trt: Any, log: BuildLog, severity: Any, message: str) -> None:
+    if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+        log.errors.append(" ".join(message.split()))
+    else:
+        log.read(message)

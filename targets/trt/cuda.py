@@ -38,6 +38,7 @@ class Cuda:
             raise UsageError("the NVIDIA driver finds no GPU here (cudaErrorNoDevice): sample on a machine with one")
         if name != "cudaSuccess":
             raise UsageError(f"CUDA cannot start here: {name}")
+        self.call("cudaSetDevice", 0)
 
     def _needed(self) -> str:
         from importlib.metadata import version

@@ -1,10 +1,13 @@
 """Which of the two libraries is at work: TensorRT, or TensorRT for RTX, which builds without a GPU."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ...runtime.errors import UsageError
 from .cuda import Cuda
@@ -66,6 +69,7 @@ def capabilities_to_build(asked: tuple[str, ...]) -> tuple[str, ...]:
     if unknown is not None:
         raise UsageError(
             f"{library} {installed_version(library)} builds here for compute capability {' or '.join(known)}, found '{unknown}'"
+            + ("; for another, build with tensorrt on a machine with that GPU" if library == "tensorrt-rtx" else "")
         )
     return wanted
 
@@ -92,6 +96,36 @@ def import_library(distribution: str) -> ModuleType:
         raise UsageError(
             f"{distribution} is missing or does not load ({error}): pip install {distribution} in the version of the bundle"
         ) from error
+
+
+Listener = Callable[[Any, str], None]
+_loggers: dict[int, tuple[Any, Any, list[Listener]]] = {}
+
+
+@contextmanager
+def listening(trt: Any, listener: Listener) -> Iterator[Any]:
+    """The process's logger of a library, which tells a listener what is logged meanwhile.
+
+    A library takes the first logger that it is given and ignores all later ones.
+    """
+    if id(trt) not in _loggers:
+        listeners: list[Listener] = []
+
+        class Logger(trt.ILogger):  # type: ignore[misc]
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, severity: Any, message: str) -> None:
+                for tell in list(listeners):
+                    tell(severity, message)
+
+        _loggers[id(trt)] = trt, Logger(), listeners
+    _, logger, listeners = _loggers[id(trt)]
+    listeners.append(listener)
+    try:
+        yield logger
+    finally:
+        listeners.remove(listener)
 
 
 def cache_folder() -> Path:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ...runtime.engines import check_inputs
 from ...runtime.errors import CheckFailed, UsageError
 from .cuda import Cuda
-from .library import cache_folder, import_library
+from .library import cache_folder, import_library, listening
 
 __all__ = ["TrtEngine"]
 
@@ -35,14 +35,17 @@ class TrtEngine:
         """
         self.name, self.specs = f"{file.name}: {graph}", specs
         with ExitStack() as undo:
-            self.program = _Program.open(file, specs.get("facts") or {})
+            if "network" not in specs.get("facts", {}):
+                raise UsageError(f"{self.name}: the manifest says nothing of its engine: build the bundle again")
+            self.program = _Program.open(file, specs["facts"])
             undo.callback(self.program.release)
             self.profile = self.program.find_profile(self.name, specs)
             self.addresses: dict[str, int] = {}
-            undo.callback(self._free)
+            cuda = self.program.cuda
             for name, spec in (specs["inputs"] | specs["outputs"]).items():
                 nbytes = int(np.prod(spec["shape"])) * np.dtype(spec["dtype"]).itemsize
-                self.addresses[name] = int(self.program.cuda.call("cudaMalloc", nbytes))
+                self.addresses[name] = int(cuda.call("cudaMalloc", nbytes))
+                undo.callback(cuda.call, "cudaFree", self.addresses[name])
             self.undo: ExitStack | None = undo.pop_all()
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -67,10 +70,6 @@ class TrtEngine:
             undo, self.undo = self.undo, None
         if undo is not None:
             undo.close()
-
-    def _free(self) -> None:
-        while self.addresses:
-            self.program.cuda.call("cudaFree", self.addresses.popitem()[1])
 
 
 class _Program:
@@ -99,61 +98,65 @@ class _Program:
 
     def __init__(self, file: Path, facts: Mapping[str, Any]) -> None:
         self.file, self.users, self.lock = file, 0, threading.Lock()
-        self.trt: Any = import_library(facts.get("library", "tensorrt-rtx"))
+        self.trt: Any = import_library(facts["library"])
         self.cuda = Cuda()
-        self._check_device(facts.get("compute_capabilities", []))
+        self._check_device(facts["compute_capabilities"])
         self.errors = _Errors(self.trt)
         with ExitStack() as undo:
+            logger = undo.enter_context(listening(self.trt, self.errors.hear))
             self.stream = self.cuda.call("cudaStreamCreate")
             undo.callback(lambda: self.cuda.call("cudaStreamDestroy", self.stream))
-            self.runtime: Any = self.trt.Runtime(self.errors.logger)
+            self.runtime: Any = self.trt.Runtime(logger)
             undo.callback(lambda: vars(self).pop("runtime"))
             self.engine: Any = self._load()
             undo.callback(lambda: vars(self).pop("engine"))
-            self.context: Any = self._make_context(undo)
+            self.context: Any = self._make_context(undo, facts)
             undo.callback(lambda: vars(self).pop("context"))
             self.profile: int | None = None
             self.undo = undo.pop_all()
 
     def _check_device(self, capabilities: list[str]) -> None:
         found = self.cuda.capability()
-        if capabilities and found not in capabilities:
+        if found not in capabilities:
             raise UsageError(
                 f"{self.file.name} was built for compute capability {' or '.join(capabilities)}, this GPU has {found}: "
                 f"build again with --compute-capability {found}"
             )
 
     def _load(self) -> Any:
-        with self.file.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            engine = self.runtime.deserialize_cuda_engine(data)
+        engine = None
+        if self.file.stat().st_size:
+            with self.file.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                engine = self.runtime.deserialize_cuda_engine(data)
         if engine is None:
             library, version = self.trt.__name__, self.trt.__version__
             raise UsageError(f"{library} {version} cannot load {self.file.name}: {self.errors.last()}")
         return engine
 
-    def _make_context(self, undo: ExitStack) -> Any:
+    def _make_context(self, undo: ExitStack, facts: Mapping[str, Any]) -> Any:
         if hasattr(self.engine, "create_runtime_config"):
             config = self.engine.create_runtime_config()
-            cache = self._runtime_cache(config, undo) if hasattr(config, "create_runtime_cache") else None
+            if hasattr(config, "create_runtime_cache"):
+                self._runtime_cache(config, undo, facts)
             context = self.engine.create_execution_context(config)
-            del cache
         else:
             context = self.engine.create_execution_context()
         if context is None:
             raise CheckFailed(f"{self.file.name}: no execution context, out of device memory? {self.errors.last()}")
         return context
 
-    def _runtime_cache(self, config: Any, undo: ExitStack) -> Any:
+    def _runtime_cache(self, config: Any, undo: ExitStack, facts: Mapping[str, Any]) -> None:
         """TensorRT for RTX compiles kernels on the device: keep them for the next process."""
         cache = config.create_runtime_cache()
-        status = self.file.stat()
-        identity = f"{self.file} {status.st_size} {status.st_mtime_ns} {self.trt.__version__} {self.cuda.capability()}"
+        identity = f"{facts.get('network')} {self.file.name} {self.trt.__version__} {self.cuda.capability()}"
         kept = cache_folder() / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.cache"
+        before = b""
         with suppress(OSError):
-            cache.deserialize(kept.read_bytes())  # one of another driver or GPU is refused, and replaced at the end
-        config.set_runtime_cache(cache)
-        undo.callback(_keep, cache, kept)
-        return cache
+            before = kept.read_bytes()
+        if before:
+            cache.deserialize(before)  # one of another driver or GPU is refused, and replaced at the end
+        if config.set_runtime_cache(cache):
+            undo.callback(_keep, cache, kept, before)
 
     def find_profile(self, name: str, specs: Mapping[str, Any]) -> int:
         """The profile whose shapes are a graph's; all tensors must be the manifest's."""
@@ -177,6 +180,7 @@ class _Program:
     ) -> None:  # fmt: skip
         """Copy in, run, copy out, and wait; on an error wait as well, so that no copy outlives its array."""
         handle = int(self.stream)
+        self.cuda.call("cudaSetDevice", 0)  # of this thread
         try:
             if self.profile != profile:
                 self._require(self.context.set_optimization_profile_async(profile, handle), name, "the profile")
@@ -184,6 +188,11 @@ class _Program:
             for tensor, array in inputs.items():
                 self._require(self.context.set_input_shape(tensor, array.shape), name, f"the shape of {tensor}")
                 self.cuda.upload(addresses[tensor], array, self.stream)
+            for tensor, array in outputs.items():
+                shape = tuple(self.context.get_tensor_shape(tensor))
+                self._require(
+                    shape == array.shape, name, f"an output of the manifest's shape {array.shape}, it gives {shape}"
+                )
             for tensor, address in addresses.items():
                 self._require(self.context.set_tensor_address(tensor, address), name, f"the address of {tensor}")
             self._require(self.context.execute_async_v3(handle), name, "to run")
@@ -205,27 +214,22 @@ class _Errors:
     """What the library logged last of errors."""
 
     def __init__(self, trt: Any) -> None:
-        lines: list[str] = []
+        self.severities = (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR)
+        self.lines: list[str] = []
 
-        class Logger(trt.ILogger):  # type: ignore[misc]
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-
-            def log(self, severity: Any, message: str) -> None:
-                if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                    lines.append(message)
-
-        self.lines, self.logger = lines, Logger()
+    def hear(self, severity: Any, message: str) -> None:
+        if severity in self.severities:
+            self.lines = [*self.lines[-1:], message]
 
     def last(self) -> str:
         """The last two lines, as one."""
-        return " ".join(" ".join(self.lines[-2:]).split())[:300] or "it does not say why"
+        return " ".join(" ".join(self.lines).split())[:300] or "it does not say why"
 
 
-def _keep(cache: Any, file: Path) -> None:
-    """Write a runtime cache beside and rename it; where that fails, kernels are compiled again."""
+def _keep(cache: Any, file: Path, before: bytes) -> None:
+    """Write a runtime cache beside and rename it, if it grew; where that fails, kernels are compiled again."""
     blob = cache.serialize()
-    if blob is None:
+    if blob is None or bytes(memoryview(blob)) == before:
         return
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
