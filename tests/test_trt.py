@@ -305,12 +305,11 @@ def test_an_output_of_another_size_is_refused_before_it_is_written(device, engin
     ):
         shape[0] -= 8
     resign(broken, graphs=graphs)
-    with (
-        pyrexport.load(broken) as pipeline,
-        pytest.raises(CheckFailed, match="refuses an output of the manifest's shape"),
-    ):
+    with pyrexport.load(broken) as pipeline:
         specs = pipeline.bundle.manifest.graphs["vae_first"].inputs
-        pipeline.run("vae_first", {name: np.zeros(spec["shape"], np.float32) for name, spec in specs.items()})
+        inputs = {name: np.zeros(spec["shape"], np.float32) for name, spec in specs.items()}
+        with pytest.raises(CheckFailed, match="refuses an output of the manifest's shape"):
+            pipeline.run("vae_first", inputs)
 
 
 @pytest.mark.parametrize(
