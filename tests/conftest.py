@@ -15,6 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "scripts"
 DATA = ROOT / "tests" / "data"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Tests run side by side: threads of one that wait for work would take the cores of the other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="pyrexport-tests-")
 
 Make = Callable[..., Path]

@@ -84,7 +84,7 @@ def test_reduced_storage_stays_within_its_tolerance_and_is_not_exact(make_bundle
 
 @pytest.mark.parametrize("text_precision", ["int8", "int4"])
 def test_a_quantised_text_encoder_stays_within_its_tolerance(make_bundle, record, text_precision):
-    result = run(make_bundle(text_precision=text_precision), record())
+    result = run(make_bundle("--no-vae", text_precision=text_precision), record("--no-vae"))
     levels = result["levels"]
     assert result["passed"]
     assert levels["text"]["tolerance"] / 30 < levels["text"]["relative_l2"] <= levels["text"]["tolerance"]
@@ -200,9 +200,9 @@ def test_a_cache_that_is_not_advanced_fails_at_the_vae(good, monkeypatch):
 def test_rope_axes_exchanged_fail_at_the_stages(good, make_checkpoint, cli, tmp_path, monkeypatch):
     real = stage_graph.RotaryTables._tokens
 
-    def exchanged(self, name):
-        t, h, w = self.grid
-        table = real(self, name).reshape(t, h, w, -1)
+    def exchanged(self, name, grid):
+        t, h, w = grid
+        table = real(self, name, grid).reshape(t, h, w, -1)
         size = table.shape[-1] // 3  # height and width have a third of the pairs each, rounded down
         height, width = table[..., -2 * size : -size], table[..., -size:]
         return torch.cat((table[..., : -2 * size], width, height), dim=-1).reshape(t * h * w, -1)
