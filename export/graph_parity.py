@@ -14,6 +14,7 @@ from ..runtime.errors import CheckFailed, UsageError
 from ..runtime.manifest import PRECISIONS, is_capability
 from ..runtime.pipeline import Pipeline
 from ..runtime.reporter import Reporter
+from ..targets.digest import network_digest
 from ..targets.external import refer
 from ..targets.forms import NetworkForm, TensorSpec
 from ..targets.ort.session import OrtEngine
@@ -60,8 +61,6 @@ def graph_pipeline(
     if target.FORM != "network":
         raise UsageError(f"{bundle.folder} was built for {manifest.engine}, which runs here: leave out --graph")
     work = Work(checkpoint, manifest.target, target, folder, _options(bundle), reporter or Reporter(), run_graphs=False)
-    from ..targets.trt.digest import network_digest
-
     for form in work.networks():
         found = network_digest(form)
         for graph in form.profiles:

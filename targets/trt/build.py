@@ -8,9 +8,9 @@ import numpy as np
 
 from ...runtime.engines import Lowering
 from ...runtime.errors import CheckFailed
+from ..digest import network_bytes, network_digest
 from ..forms import NetworkForm
 from .check import BuildLog, check_engine
-from .digest import network_bytes, network_digest
 from .library import building_library, import_library, listening
 
 __all__ = ["write_engine"]

@@ -5,8 +5,8 @@ import hashlib
 import numpy as np
 import onnx_ir as ir
 
-from ..external import refer
-from ..forms import NetworkForm
+from .external import refer
+from .forms import NetworkForm
 
 __all__ = ["network_bytes", "network_digest"]
 
