@@ -27,6 +27,8 @@ class Dialect(Protocol):
     """Matrices are stored as [in, out], in place of the checkpoint's [out, in]."""
     precise: bool
     """What acts on all tokens alike, and the first and the last layer, are stored in float32 whatever the precision."""
+    folds: bool
+    """The compiler stores what depends on no input, however large it is."""
     packed: bool
     """The decoder's frames and caches are one flat tensor: TensorRT orders outputs by chance, and no two engines would be the
     same."""
@@ -78,7 +80,7 @@ class Dialect(Protocol):
 
 
 class _Fused:
-    transposed, precise, packed = True, False, False
+    transposed, precise, folds, packed = True, False, False, False
     feed_forward_bytes: int | None = 64 * 1024 * 1024
     most_pieces = 1024
 
@@ -118,7 +120,7 @@ class _Fused:
 
 
 class _Portable:
-    transposed, precise, packed = False, False, False
+    transposed, precise, folds, packed = False, False, False, False
     feed_forward_bytes: int | None = 16 * 1024 * 1024  # six operators pass over it, better in the cache than in memory
     most_pieces = 16  # every operator of every piece is lowered by itself
 

@@ -32,7 +32,7 @@ class StageGraph(nn.Module):
         config, kind = checkpoint.config, checkpoint.model.pyramid.kind
         space = WeightSpace("transformer", checkpoint.transformer, precision, dialect)
         own = f".{stage.index}" if kind == "ppf" else ""
-        self.config, self.stage, self.gelu = config, stage, dialect.gelu
+        self.config, self.stage, self.gelu, self.folds = config, stage, dialect.gelu, dialect.folds
         self.patch_embedding = Linear(space, f"patch_embedding{own}", precise=True)
         self.first_frame_embedding = space.vector("first_frame_embedding") if kind == "pyramidal" else None
         time = "condition_embedder.time_embedder"
@@ -54,7 +54,8 @@ class StageGraph(nn.Module):
         if self.resize is not None:
             latent = self.resize(latent)
         grid = tuple(n // p for n, p in zip(latent.shape[2:], self.stage.patch_size, strict=True))
-        cos, sin = self.rope(grid)
+        # Tables of all tokens would be stored for each stage, in float32: 16 MB for 30,576 tokens.
+        cos, sin = self.rope(grid, 0.0 * timestep_features[:, :1] if self.folds else None)
         x = self._embed(latent, grid)
         embedded = self.time_2(nn.functional.silu(self.time_1(timestep_features)))
         modulation = self.time_proj(nn.functional.silu(embedded)).unflatten(1, (6, -1))
@@ -179,18 +180,18 @@ class RotaryTables(nn.Module):
                 shape = [length if axis == other else 1 for other in range(3)]
                 self.register_buffer(f"{name}_{axis}", part.reshape(*shape, -1).float().clone(), persistent=False)
 
-    def forward(self, grid: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The tables of all tokens of a grid that is no longer on any axis."""
-        return self._tokens("cos", grid), self._tokens("sin", grid)
+    def forward(self, grid: tuple[int, ...], zero: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tables of all tokens of a grid that is no longer on any axis; a zero that is known only in a run makes them then."""
+        return self._tokens("cos", grid, zero), self._tokens("sin", grid, zero)
 
-    def _tokens(self, name: str, grid: tuple[int, ...]) -> torch.Tensor:
+    def _tokens(self, name: str, grid: tuple[int, ...], zero: torch.Tensor | None) -> torch.Tensor:
         t, h, w = (
             getattr(self, f"{name}_{axis}").narrow(axis, 0, length)
             if not isinstance(length, int)
             else getattr(self, f"{name}_{axis}")
             for axis, length in enumerate(grid)
         )
-        return (t + (h + w)).reshape(math.prod(grid), -1)
+        return ((t if zero is None else t + zero) + (h + w)).reshape(math.prod(grid), -1)
 
 
 class Resize(nn.Module):

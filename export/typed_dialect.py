@@ -18,7 +18,7 @@ Tensor = torch.Tensor
 
 
 class _Typed:
-    transposed, precise, packed = True, True, True
+    transposed, precise, folds, packed = True, True, True, True
     feed_forward_bytes: int | None = None
     most_pieces = 1
 

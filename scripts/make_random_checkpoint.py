@@ -287,9 +287,9 @@ def write_transformer(
 
 
 def write_vae(folder: Path, tiny: bool, common: dict[str, Any]) -> None:
-    """The VAE: Wan's own, or one of base width 8."""
+    """The VAE: Wan's own, or one of base width 8 and half its blocks."""
     with init_empty_weights():
-        autoencoder = AutoencoderKLWan(**({"base_dim": 8} if tiny else {}))
+        autoencoder = AutoencoderKLWan(**({"base_dim": 8, "num_res_blocks": 1} if tiny else {}))
     stem = "diffusion_pytorch_model"
     write_safetensors(folder, stem, shapes(autoencoder), dtype="float32", blocks=8, **common)
     autoencoder.save_config(folder)

@@ -1,14 +1,14 @@
 """Checkpoints that several tests read, made once."""
 
+import hashlib
 import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from filelock import FileLock
 from pyrexport.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,23 +24,36 @@ Make = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
-def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Iterable[str], Callable[[Path], None]], Path]:
+    """`shared(key, make)`: what `make(path)` writes, once for all processes that test side by side."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # pytest-xdist gives each process a folder in it
+
+    def get(key: Iterable[str], make: Callable[[Path], None]) -> Path:
+        folder = root / hashlib.sha256("\0".join(key).encode()).hexdigest()[:16]
+        with FileLock(f"{folder}.lock"):
+            if not (folder / "done").exists():
+                folder.mkdir()
+                make(folder / "it")
+                (folder / "done").touch()
+        return folder / "it"
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(shared: Make) -> Make:
     """`make_checkpoint("--kind", "plain")`: a tiny random checkpoint; the same arguments give the same folder."""
-    made: dict[tuple[str, ...], Path] = {}
 
     def make(*arguments: str) -> Path:
-        if arguments not in made:
-            out = tmp_path_factory.mktemp("checkpoint") / "tiny"
-            command = [
-                sys.executable,
-                str(SCRIPTS / "make_random_checkpoint.py"),
-                str(out),
-                "--quiet",
-                *arguments,
-            ]
-            subprocess.run(command, check=True, capture_output=True)
-            made[arguments] = out
-        return made[arguments]
+        def write(out: Path) -> None:
+            from make_random_checkpoint import main as write_checkpoint
+
+            result = CliRunner().invoke(write_checkpoint, [str(out), "--quiet", *arguments])
+            assert result.exit_code == 0, result.output
+
+        return shared(("checkpoint", *arguments), write)
 
     return make
 
@@ -51,21 +64,22 @@ def tiny(make_checkpoint: Make) -> Path:
     return make_checkpoint()
 
 
+def build(checkpoint: Path, out: Path, *options: str) -> None:
+    """`pyrexport build` for ONNX Runtime."""
+    command = ["build", str(checkpoint), "--target", "ort", "-o", str(out), "--quiet", *options]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+
+
 @pytest.fixture(scope="session")
-def make_bundle(make_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
+def make_bundle(shared: Make, make_checkpoint: Make) -> Make:
     """`make_bundle("--kind", "ppf", precision="bf16")`: a bundle of a tiny checkpoint, at 17x64x64; options of `build`."""
-    made: dict[tuple[str, ...], Path] = {}
 
     def make(*arguments: str, **options: str) -> Path:
         given = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
-        key = (*arguments, *given)
-        if key not in made:
-            out = tmp_path_factory.mktemp("bundle") / "bundle"
-            command = ["build", str(make_checkpoint(*arguments)), "--target", "ort", "-o", str(out), "--quiet"]
-            result = CliRunner().invoke(main, [*command, *given, "--resolution", "17x64x64"])
-            assert result.exit_code == 0, result.output
-            made[key] = out
-        return made[key]
+        checkpoint = make_checkpoint(*arguments)
+        write = lambda out: build(checkpoint, out, *given, "--resolution", "17x64x64")  # noqa: E731
+        return shared(("bundle", *arguments, *given), write)
 
     return make
 
@@ -77,13 +91,9 @@ def bundle(make_bundle: Make) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shapes_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shapes_bundle(shared: Make) -> Path:
     """A bundle of the demonstration checkpoint. Not to be changed: copy it."""
-    out = tmp_path_factory.mktemp("shapes") / "bundle"
-    command = ["build", str(DATA / "moving-shapes"), "--target", "ort", "-o", str(out), "--quiet"]
-    result = CliRunner().invoke(main, command)
-    assert result.exit_code == 0, result.output
-    return out
+    return shared(["shapes"], lambda out: build(DATA / "moving-shapes", out))
 
 
 @pytest.fixture

@@ -2,18 +2,15 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pyrexport
 import pytest
 from click.testing import Result
-from conftest import DATA, SCRIPTS
-from pyrexport.runtime.checkpoint import read_checkpoint
-
-sys.path.insert(0, str(SCRIPTS))
+from conftest import DATA
 from moving_shapes import SCENES, prompts
+from pyrexport.runtime.checkpoint import read_checkpoint
 from score_moving_shapes import scores
 
 SHAPES = DATA / "moving-shapes"

@@ -56,10 +56,10 @@ class Lines(Reporter):
 def tiny(make_checkpoint, tmp_path_factory) -> Path:
     """Smaller than the other tests': lowering takes its time by the operator."""
     folder = tmp_path_factory.mktemp("small") / "checkpoint"
-    shutil.copytree(make_checkpoint("--blocks", "1"), folder)
+    shutil.copytree(make_checkpoint("--blocks", "1", "--stages", "2"), folder)
     shutil.rmtree(folder / "vae")
     torch.manual_seed(0)
-    AutoencoderKLWan(base_dim=8, num_res_blocks=1).save_pretrained(folder / "vae")
+    AutoencoderKLWan(base_dim=8, num_res_blocks=0).save_pretrained(folder / "vae")
     return folder
 
 
@@ -99,7 +99,7 @@ print(video.frames.shape, float(abs(video.latents).sum()))
 def test_every_method_is_one_piece_of_xnnpack(built):
     """The build takes about 70 s."""
     outside = {line.partition(":")[0]: line.partition("outside of them ")[2] for line in built.lines}
-    assert set(outside) == {"stage0", "stage1", "stage2", "text_64", "vae_first", "vae_next"}
+    assert set(outside) == {"stage0", "stage1", "text_64", "vae_first", "vae_next"}
     assert all("1 delegate of XNNPACK" in line for line in built.lines)
     # The caches that the first frame bypasses are zeros, which no product makes.
     assert outside.pop("vae_first") == "aten_full_default"
@@ -111,8 +111,8 @@ def test_a_bundle_holds_each_weight_once(built, tiny):
     assert {graph.file for graph in manifest.graphs.values()} == {"stages.pte", "text.pte", "vae.pte"}
     assert {path.name for path in built.folder.iterdir()} == {*manifest.files, "manifest.json"}
     transformer = sum(entry.elements for entry in read_checkpoint(tiny).transformer.values()) * 4
-    # Three graphs of 2 blocks: beside 0.65 MB of weights, their operators show.
-    assert manifest.files["stages.pte"].nbytes < transformer + 3 * 80_000
+    # Two graphs: beside 0.44 MB of weights, their operators show.
+    assert manifest.files["stages.pte"].nbytes < transformer + 2 * 80_000
 
 
 def test_parity_with_pytorch(built, tiny, cli):
@@ -250,14 +250,14 @@ def test_programs_exchanged_under_a_new_signature_are_refused(copy, refused, tmp
     shutil.copy(copy / "text.pte", copy / "stages.pte")
     resign(copy)
     line = refused("sample", copy, "--prompt", "a cat", "-o", tmp_path / "a.npy", "--quiet")
-    assert "executorch cannot load stages.pte: it has no method stage2" in line
+    assert "executorch cannot load stages.pte: it has no method stage1" in line
 
 
 @pytest.fixture(scope="module")
 def engine(built):
-    entry = open_bundle(built.folder).manifest.graphs["stage2"]
+    entry = open_bundle(built.folder).manifest.graphs["stage1"]
     specs = {"inputs": entry.inputs, "outputs": entry.outputs}
-    opened = ExecutorchEngine(built.folder / entry.file, "stage2", specs, EngineOptions())
+    opened = ExecutorchEngine(built.folder / entry.file, "stage1", specs, EngineOptions())
     yield opened
     opened.close()
 
@@ -268,12 +268,12 @@ def test_other_threads_are_refused_while_a_program_is_open(built):
 import pyrexport
 from pyrexport.runtime.errors import UsageError
 one, other = (pyrexport.load({str(built.folder)!r}, threads=n) for n in (2, 1))
-first = one("a cat", schedule="2-2-1", output_type="latent").latents
+first = one("a cat", schedule="2-1", output_type="latent").latents
 try:
     other("a cat")
 except UsageError as error:
     print(error)
-assert (one("a cat", schedule="2-2-1", output_type="latent").latents == first).all()
+assert (one("a cat", schedule="2-1", output_type="latent").latents == first).all()
 one.close()
 other("a cat", output_type="latent")
 """
@@ -309,7 +309,7 @@ def test_a_resume_over_another_program_is_refused(copy, refused, tmp_path):
     """A folder of samples is of one set of programs, wherever the weights lie."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat\n")
-    how = ("--prompts", prompts, "--schedule", "2-2-1", "-o", tmp_path / "many", "--quiet")
+    how = ("--prompts", prompts, "--schedule", "2-1", "-o", tmp_path / "many", "--quiet")
     assert CliRunner().invoke(main, ["sample", str(copy), *map(str, how)]).exit_code == 0
     with (copy / "stages.pte").open("ab") as file:
         file.write(b"\0")
@@ -345,9 +345,9 @@ def test_inputs_that_do_not_fit_are_our_errors(engine):
 
 
 def test_a_closed_engine_says_so(built):
-    entry = open_bundle(built.folder).manifest.graphs["stage2"]
+    entry = open_bundle(built.folder).manifest.graphs["stage1"]
     specs = {"inputs": entry.inputs, "outputs": entry.outputs}
-    opened = ExecutorchEngine(built.folder / entry.file, "stage2", specs, EngineOptions())
+    opened = ExecutorchEngine(built.folder / entry.file, "stage1", specs, EngineOptions())
     opened.close()
     opened.close()
     inputs = {name: np.zeros(spec["shape"], spec["dtype"]) for name, spec in specs["inputs"].items()}
@@ -479,7 +479,7 @@ def test_an_interrupted_build_of_programs_keeps_the_finished_ones(tiny, tmp_path
     with pytest.raises(RuntimeError, match="stopped"):
         build_bundle(checkpoint, "stub", target, out, reporter=reporter)
     assert not out.exists()
-    assert target.written == {"stages": ["stage0", "stage1", "stage2"], "text": ["text_64"]}
+    assert target.written == {"stages": ["stage0", "stage1"], "text": ["text_64"]}
     target = StubTarget(fails_on="vae_next")
     with pytest.raises(CheckFailed, match="vae_next does not run"):
         build_bundle(checkpoint, "stub", target, out, reporter=reporter)

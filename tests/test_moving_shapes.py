@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import Result
+from click.testing import CliRunner, Result
 from conftest import DATA, SCRIPTS
-
-sys.path.insert(0, str(SCRIPTS))
 from make_random_checkpoint import make_tokenizer
 from moving_shapes import COLOURS, DIRECTIONS, SCENES, draw, prompts, render
 from score_moving_shapes import judge, scores
+from train_moving_shapes import main as train
 from train_shapes_vae import VAE, AutoencoderKLWan, decode_clips, encode_clips, load_vae, over_whole_clips
 from training_loop import Loop
 
@@ -141,14 +140,14 @@ def test_the_training_script_makes_a_checkpoint(cli: Callable[..., Result], tmp_
     assert result.exit_code == 0, result.output
     assert json.loads(result.output)["kind"] == "pyramidal"
     assert sum(file.stat().st_size for file in (tmp_path / "out").rglob("*") if file.is_file()) < 16_000_000
-    for arguments, words in (
-        ([*command, str(tmp_path / "out"), *few], "exists"),
-        ([*command, str(tmp_path / "new"), *few, "--seed", "7"], "was begun with seed 0"),
-        ([*command, str(tmp_path / "new"), *few, "--parts", str(tmp_path / "run")], "is missing"),
-        ([*command, str(tmp_path / "new"), *few, "--device", "foo"], "is not here"),
+    for out, arguments, words in (
+        ("out", [], "exists"),
+        ("new", ["--seed", "7"], "was begun with seed 0"),
+        ("new", ["--parts", str(tmp_path / "run")], "is missing"),
+        ("new", ["--device", "foo"], "is not here"),
     ):
-        found = subprocess.run(arguments, capture_output=True, text=True)
-        assert found.returncode == 2
+        found = CliRunner().invoke(train, [*command[2:], str(tmp_path / out), *few, *arguments])
+        assert found.exit_code == 2
         assert words in found.stderr.splitlines()[-1]
     twin = [*command, str(tmp_path / "ppf"), *few, "--kind", "ppf", "--parts", str(tmp_path / "out")]
     twin[2] = str(tmp_path / "ppf-run")

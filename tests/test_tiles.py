@@ -1,7 +1,6 @@
 """Tiled decoding: where tiles lie, how they blend, and bundles that decode so."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -10,13 +9,10 @@ import numpy as np
 import pyrexport
 import pytest
 from click.testing import Result
-from conftest import SCRIPTS
 from hypothesis import given
 from hypothesis import strategies as st
 from pyrexport.runtime.parity import psnr
 from pyrexport.runtime.tiles import SMALLEST_TILE, TilePlan, decode_tiled
-
-sys.path.insert(0, str(SCRIPTS))
 from show_tiles import decode_both
 
 sizes = st.integers(SMALLEST_TILE, 60)
