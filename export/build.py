@@ -215,6 +215,8 @@ def plan_memory(
     found = {}
     for part in graph_parts(checkpoint, options or Options()):
         reporter.part(f"graph {part.name}", 1)
-        found[part.name] = peak_bytes(export_onnx(part.module, part.inputs, part.outputs, part.name).model)
+        found[part.name] = peak_bytes(
+            export_onnx(part.module, part.inputs, part.outputs, part.name, layers=part.layers).model
+        )
         reporter.advance(1)
     return found

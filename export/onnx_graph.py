@@ -24,6 +24,7 @@ from torch import nn
 
 from ..targets.forms import TensorSpec
 from .layers import Source, sources_of
+from .repeat import CALL, add_function, are_alike, as_calls, trace_layer
 from .torch_program import trace
 
 __all__ = ["OPSET", "STANDARD_OPERATORS", "Graph", "export_onnx"]
@@ -106,6 +107,7 @@ def export_onnx(
     *,
     operators: Mapping[Any, Callable[..., Any]] | None = None,
     symbols: Mapping[str, Mapping[int, Any]] | None = None,
+    layers: Sequence[nn.Module] = (),
 ) -> Graph:
     """Export a graph's module.
 
@@ -118,6 +120,8 @@ def export_onnx(
         name: of the graph.
         operators: what each custom operator becomes; None: `ORT_OPERATORS`.
         symbols: see `trace`.
+        layers: of the module, one after the other, whose first input and only output are shaped alike; exported once where
+            their parameters are.
     """
     operators = ORT_OPERATORS if operators is None else operators
     sources = sources_of(module)
@@ -125,7 +129,7 @@ def export_onnx(
         logging.getLogger(library).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside the exporter
-        model = _export(trace(module, inputs, symbols), inputs, outputs, operators)
+        model = _export(module, inputs, outputs, operators, symbols, layers if are_alike(layers) else ())
     model.graph.name = name
     if operators is ORT_OPERATORS:
         model.opset_imports["com.microsoft"] = 1
@@ -143,6 +147,23 @@ def export_onnx(
 
 
 def _export(
+    module: nn.Module,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[str],
+    operators: Mapping[Any, Callable[..., Any]],
+    symbols: Mapping[str, Mapping[int, Any]] | None,
+    layers: Sequence[nn.Module],
+) -> ir.Model:
+    with as_calls(layers):
+        program = trace(module, inputs, symbols)
+    model = _translate(program, inputs, outputs, {**operators, **CALL})
+    if layers:
+        layer, specs = trace_layer(layers[0], program)
+        add_function(model, _translate(layer, specs, ["output"], operators), layers[0])
+    return model
+
+
+def _translate(
     program: Any, inputs: Sequence[TensorSpec], outputs: Sequence[str], operators: Mapping[Any, Callable[..., Any]]
 ) -> ir.Model:
     exported: Any = torch.onnx.export(
@@ -167,7 +188,10 @@ def _simplify(model: ir.Model, sources: Mapping[str, Source]) -> None:
     model.graph.inputs.extend(weights)
     # onnxscript's whole optimizer adds pattern rules, whose time grows with the square of the blocks and one of which drops
     # the epsilon of the VAE's norms as a zero.
-    InlinePass()(model)
+    if model.functions:  # smaller before they are repeated
+        optimizer.fold_constants(model, output_size_limit=4096)
+        RemoveUnusedNodesPass()(model)
+        InlinePass()(model)
     optimizer.fold_constants(model, output_size_limit=4096)
     for tidy in (
         RemoveUnusedNodesPass(),

@@ -57,6 +57,8 @@ class Part:
     outputs: tuple[str, ...]
     symbols: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
     """`torch.export.Dim` of the axes in which graphs of the same module differ, by input."""
+    layers: Sequence[nn.Module] = ()
+    """Of the module, that are alike."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def _stage_parts(checkpoint: Checkpoint, options: Options, dialect: Dialect, sym
             TensorSpec("text", (1, model.text_length, config.text_dim)),
         )
         module = one or StageGraph(checkpoint, stage, options.storage, dialect)
-        yield Part(f"stage{stage.index}", module, inputs, ("velocity",), symbols)
+        yield Part(f"stage{stage.index}", module, inputs, ("velocity",), symbols, tuple(module.blocks))
 
 
 def _text_parts(checkpoint: Checkpoint, options: Options, dialect: Dialect, symbolic: bool) -> Iterator[Part]:

@@ -217,7 +217,13 @@ class Work:
         """The network that the parts of a program share."""
         part = parts[0]
         exported = export_onnx(
-            part.module, part.inputs, part.outputs, name, operators=STANDARD_OPERATORS, symbols=part.symbols
+            part.module,
+            part.inputs,
+            part.outputs,
+            name,
+            operators=STANDARD_OPERATORS,
+            symbols=part.symbols,
+            layers=part.layers,
         )
         places = self.plans[LOWERING_FILE].places
         placements = {weight: places[source] for weight, source in exported.sources.items()}
@@ -228,7 +234,7 @@ class Work:
         )  # fmt: skip
 
     def _onnx_form(self, part: Part) -> OnnxForm:
-        exported = export_onnx(part.module, part.inputs, part.outputs, part.name)
+        exported = export_onnx(part.module, part.inputs, part.outputs, part.name, layers=part.layers)
         placements = {name: self.plans[WEIGHTS_FILE].places[source] for name, source in exported.sources.items()}
         outputs = tuple(_spec(value) for value in exported.model.graph.outputs)
         return OnnxForm(part.name, exported.model, placements, part.inputs, outputs, peak_bytes(exported.model))

@@ -239,10 +239,10 @@ def test_somebody_elses_folders_are_left_alone(make_checkpoint, cli, refused, tm
     assert (tmp_path / "a.partial" / "thesis.txt").exists()
     real = module.export_onnx
 
-    def export(*arguments):
+    def export(*arguments, **options):
         (tmp_path / "b").mkdir(exist_ok=True)
         (tmp_path / "b" / "thesis.txt").write_text("x")
-        return real(*arguments)
+        return real(*arguments, **options)
 
     monkeypatch.setattr(module, "export_onnx", export)
     assert "appeared during the build" in refused("build", folder, "--target", "ort", "-o", tmp_path / "b", "--quiet")
@@ -343,11 +343,11 @@ def test_a_rerun_keeps_the_finished_parts(make_checkpoint, cli, tmp_path, monkey
     folder = make_checkpoint("--no-vae", "--no-text-encoder", "--blocks", "1")
     real, made = module.export_onnx, []
 
-    def export(*arguments):
+    def export(*arguments, **options):
         if len(made) == 2 and not (tmp_path / "again").exists():
             raise KeyboardInterrupt
         made.append(arguments[-1])
-        return real(*arguments)
+        return real(*arguments, **options)
 
     monkeypatch.setattr(module, "export_onnx", export)
     assert cli("build", folder, "--target", "ort", "-o", tmp_path / "b", "--quiet").exit_code == 130

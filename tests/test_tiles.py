@@ -60,7 +60,7 @@ def test_a_tiled_bundle_samples_and_passes_parity(
     make_checkpoint: Callable[..., Path], cli: Callable[..., Result], tmp_path: Path
 ) -> None:
     """A frame of 8x16 latents in tiles of 6x8, caches in 16 bits: close to untiled, exact on a tile."""
-    checkpoint, out = make_checkpoint(), tmp_path / "tiled"
+    checkpoint, out = make_checkpoint("--stages", "1"), tmp_path / "tiled"
     options = ("--resolution", "17x64x128", "--vae-tile", "6x8", "--vae-caches", "fp16", "--quiet")
     assert cli("build", checkpoint, "--target", "ort", "-o", out, *options).exit_code == 0
     vae = json.loads(cli("inspect", out, "--json").output)["vae"]

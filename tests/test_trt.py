@@ -413,7 +413,7 @@ def test_the_same_input_gives_the_same_bytes(tiny, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "precision"),
-    [(("--kind", "ppf", *LEAN), "fp16"), (("--kind", "plain", *LEAN), "fp32")],
+    [(("--kind", "ppf", "--stages", "2", *LEAN), "fp16"), (("--kind", "plain", *LEAN), "fp32")],
     ids=["ppf-fp16", "plain-fp32"],
 )
 def test_graph_parity(make_engines, make_checkpoint, cli, arguments, precision):
