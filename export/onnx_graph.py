@@ -120,8 +120,8 @@ def export_onnx(
         name: of the graph.
         operators: what each custom operator becomes; None: `ORT_OPERATORS`.
         symbols: see `trace`.
-        layers: of the module, one after the other, whose first input and only output are shaped alike; exported once where
-            their parameters are.
+        layers: of the module, of one class and with the same settings, whose first input and only output are shaped alike;
+            exported once where their parameters are alike too.
     """
     operators = ORT_OPERATORS if operators is None else operators
     sources = sources_of(module)

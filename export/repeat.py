@@ -1,7 +1,8 @@
 """Layers that are alike are exported once: thirty blocks are one block, thirty times.
 
 While the whole module is traced, each of them is one operator. One is exported by itself, as the ONNX function that these
-operators call; inlined, the graph is what the exporter would have made of all of them.
+operators call; inlined, the graph is what the exporter would have made of all of them, but for a few operators that compute
+sizes where these are symbolic.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -74,9 +75,9 @@ def _call(module: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
 
 
 def are_alike(layers: Sequence[nn.Module]) -> bool:
-    """Whether there are several, whose parameters have the same names, shapes and dtypes."""
+    """Whether there are several, whose parameters have the same names, shapes and dtypes, and that hold nothing else."""
     kinds = {tuple((name, tuple(p.shape), p.dtype) for name, p in each.named_parameters()) for each in layers}
-    return len(layers) > 1 and len(kinds) == 1
+    return len(layers) > 1 and len(kinds) == 1 and not any(True for each in layers for _ in each.buffers())
 
 
 def trace_layer(module: nn.Module, program: ExportedProgram) -> tuple[ExportedProgram, list[TensorSpec]]:

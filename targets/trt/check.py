@@ -81,7 +81,7 @@ def check_engine(form: NetworkForm, log: BuildLog) -> dict[str, Report]:
         if count < len(graphs) and _is_short(node):
             raise CheckFailed(
                 f"{form.name}: attention '{node.name}' is fused in {count} of {len(graphs)} profiles: TensorRT has no such kernel "
-                "for every head size (24, 64, 80 and 128 have one, 8 and 256 have none); --precision fp32 builds it unfused"
+                "for every head size (16, 24, 64, 80 and 128 have one, 8 and 256 have none); --precision fp32 builds it unfused"
             )
     weights = sum(place.nbytes for place in form.placements.values())
     if log.weights_bytes > WEIGHTS_ONCE * weights + 2**22:
