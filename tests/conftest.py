@@ -84,8 +84,9 @@ def make_bundle(shared: Make, make_checkpoint: Make) -> Make:
     def make(*arguments: str, **options: str) -> Path:
         given = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
         checkpoint = make_checkpoint(*arguments)
-        write = lambda out: build(checkpoint, out, *given, "--resolution", "17x64x64")  # noqa: E731
-        return shared(("bundle", *arguments, *given), write)
+        return shared(
+            ("bundle", *arguments, *given), lambda out: build(checkpoint, out, *given, "--resolution", "17x64x64")
+        )
 
     return make
 

@@ -65,7 +65,7 @@ def tiny(make_checkpoint, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(tiny, tmp_path_factory) -> SimpleNamespace:
-    """A bundle of the tiny checkpoint with all parts, and what its build said: about 70 s."""
+    """A bundle of the tiny checkpoint with all parts, and what its build said: about two minutes."""
     out, reporter = tmp_path_factory.mktemp("executorch") / "bundle", Lines()
     checkpoint = read_checkpoint(tiny, resolution=SMALL)
     build_bundle(checkpoint, "executorch", find_target("executorch"), out, reporter=reporter)
@@ -97,7 +97,7 @@ print(video.frames.shape, float(abs(video.latents).sum()))
 
 @pytest.mark.slow
 def test_every_method_is_one_piece_of_xnnpack(built):
-    """The build takes about 70 s."""
+    """The build takes about two minutes."""
     outside = {line.partition(":")[0]: line.partition("outside of them ")[2] for line in built.lines}
     assert set(outside) == {"stage0", "stage1", "text_64", "vae_first", "vae_next"}
     assert all("1 delegate of XNNPACK" in line for line in built.lines)

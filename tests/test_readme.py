@@ -19,7 +19,7 @@ def blocks(language: str) -> list[str]:
 
 @pytest.mark.slow
 def test_every_command_of_the_readme_succeeds_in_order(tmp_path, monkeypatch):
-    """About 70 s, most of it the two builds."""
+    """About two minutes, most of it the two builds."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(DATA, "tests/data")
     Path("demo").mkdir()

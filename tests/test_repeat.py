@@ -33,11 +33,12 @@ def evaluate(graph: Graph, part: Part) -> Any:
     return session.run(None, inputs)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dialect", "operators"), [(FUSED, None), (TYPED, STANDARD_OPERATORS)], ids=["onnxruntime", "tensorrt"]
 )
 def test_a_repeated_block_computes_what_all_of_them_do(tiny: Path, dialect: Any, operators: Any) -> None:
-    """Bit for bit, with weights that differ from block to block; TensorRT's with symbolic shapes."""
+    """Bit for bit, with weights that differ from block to block; TensorRT's with symbolic shapes. 15 s each."""
     kinds, outputs = [], []
     for repeats in (True, False):
         part = first_stage(tiny, dialect, symbolic=dialect is TYPED)
