@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from .runtime.errors import CheckFailed, PyrexportError, UsageError
 
 if TYPE_CHECKING:
-    from .export.build import build
-    from .runtime.pipeline import load
+    from .export.bundle.build import build
+    from .runtime.pipeline.pipeline import load
 
 __all__ = ["CheckFailed", "PyrexportError", "UsageError", "__version__", "build", "load"]
 
 __version__ = "0.1.0"
 
-_LAZY = {"build": ".export.build", "load": ".runtime.pipeline"}
+_LAZY = {"build": ".export.bundle.build", "load": ".runtime.pipeline.pipeline"}
 
 
 def __getattr__(name: str) -> Any:

@@ -13,10 +13,10 @@ from typing import Any
 
 import click
 
-from ..runtime.bundle import is_bundle, open_bundle
-from ..runtime.engines import EngineOptions, find_target
+from ..runtime.bundle.engines import EngineOptions, find_target
+from ..runtime.bundle.opening import is_bundle, open_bundle
 from ..runtime.errors import CheckFailed, UsageError
-from ..runtime.measure import measure_bundle
+from ..runtime.proof.measure import measure_bundle
 from .common import engine_options, output_options, print_json, print_table, progress, resolve_checkpoint
 
 
@@ -79,7 +79,7 @@ class _Reference:
         command = [
             sys.executable,
             "-m",
-            "pyrexport.export.bench_reference",
+            "pyrexport.export.reference.bench",
             str(checkpoint),
             str(threads),
             schedule or "",

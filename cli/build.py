@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from ..runtime.engines import find_target, target_names
+from ..runtime.bundle.engines import find_target, target_names
+from ..runtime.bundle.manifest import CACHE_PRECISIONS, PRECISIONS, TEXT_PRECISIONS
+from ..runtime.chain.pyramid import Resolution
 from ..runtime.errors import UsageError
-from ..runtime.manifest import CACHE_PRECISIONS, PRECISIONS, TEXT_PRECISIONS
-from ..runtime.measure import predicted_peaks
-from ..runtime.pyramid import Resolution
+from ..runtime.proof.measure import predicted_peaks
 from .common import Bars, ResolutionType, output_options, print_json, print_memory, progress, resolve_checkpoint
 
 
@@ -65,9 +65,9 @@ def command(
         raise UsageError("give either -o OUTPUT to build, or --plan to only say what it will need")
     target = find_target(target_name)
     opened = resolve_checkpoint(checkpoint, resolution)
-    from ..export.build import build_bundle, make_options, plan_memory
-    from ..export.output import check_output
-    from ..export.parts import tile_plan
+    from ..export.bundle.build import build_bundle, make_options, plan_memory
+    from ..export.bundle.output import check_output
+    from ..export.bundle.parts import tile_plan
 
     options = make_options(opened, target, precision, text_precision, vae_tile, vae_caches, layout or "", capabilities)
     if output is None:

@@ -20,10 +20,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from ..runtime.checkpoint import Checkpoint, read_checkpoint
-from ..runtime.engines import MAX_THREADS, EngineOptions
+from ..runtime.bundle.engines import MAX_THREADS, EngineOptions
+from ..runtime.chain.pyramid import Resolution
 from ..runtime.errors import UsageError
-from ..runtime.pyramid import Resolution
+from ..runtime.model.checkpoint import Checkpoint, read_checkpoint
 from ..runtime.reporter import Reporter
 
 __all__ = [
@@ -96,7 +96,7 @@ def resolve_checkpoint(folder: Path, resolution: Resolution | None = None) -> Ch
     """Read a checkpoint; diffusers is imported only if the tensors carry Wan's original names."""
 
     def rename(names: list[str]) -> Mapping[str, str]:
-        from ..export.names import to_diffusers
+        from ..export.families.wan.names import to_diffusers
 
         return to_diffusers(names)
 

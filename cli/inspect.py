@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from ..runtime.bundle import is_bundle, open_bundle
+from ..runtime.bundle.manifest import MANIFEST_FILE
+from ..runtime.bundle.opening import is_bundle, open_bundle
+from ..runtime.chain.pyramid import Resolution
 from ..runtime.documents import read_json
 from ..runtime.errors import UsageError
-from ..runtime.manifest import MANIFEST_FILE
-from ..runtime.measure import predicted_peaks
-from ..runtime.model import ModelDescription, bare_model
-from ..runtime.pyramid import Resolution
-from ..runtime.wan import WanConfig, flops_per_forward, transformer_tensors
+from ..runtime.model.description import ModelDescription, bare_model
+from ..runtime.model.families.wan import WanConfig, flops_per_forward, transformer_tensors
+from ..runtime.proof.measure import predicted_peaks
 from .common import ResolutionType, output_options, print_json, print_memory, print_table, progress, resolve_checkpoint
 
 PLAIN_STEPS = (50, 4, 2)

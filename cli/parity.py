@@ -8,18 +8,18 @@ from typing import Any
 
 import click
 
-from ..runtime.bundle import is_bundle
+from ..runtime.bundle.engines import EngineOptions
+from ..runtime.bundle.manifest import MANIFEST_FILE, signed
+from ..runtime.bundle.opening import is_bundle
+from ..runtime.bundle.tiles import parse_tile
+from ..runtime.chain.pyramid import Resolution
+from ..runtime.chain.schedules import parse_levels
 from ..runtime.documents import MAX_INTEGER
-from ..runtime.engines import EngineOptions
 from ..runtime.errors import CheckFailed, UsageError
-from ..runtime.manifest import MANIFEST_FILE, signed
-from ..runtime.parity import check_parity
-from ..runtime.pipeline import Pipeline, load
-from ..runtime.pyramid import Resolution
-from ..runtime.schedules import parse_levels
-from ..runtime.tiles import parse_tile
-from ..runtime.trace import Trace
-from ..runtime.video import check_output, written_beside
+from ..runtime.pipeline.pipeline import Pipeline, load
+from ..runtime.pipeline.video import check_output, written_beside
+from ..runtime.proof.parity import check_parity
+from ..runtime.proof.trace import Trace
 from .common import (
     Bars,
     engine_options,
@@ -134,8 +134,8 @@ def _open(bundle: Path, engine: EngineOptions, networks: Path | None, folder: Pa
         if pipeline.target.GROUPING == "profiles":
             pipeline.open("stage0")  # is there a GPU
         return pipeline
-    from ..export.graph_parity import graph_pipeline
-    from ..runtime.bundle import open_bundle
+    from ..export.proof.networks import graph_pipeline
+    from ..runtime.bundle.opening import open_bundle
 
     opened = open_bundle(bundle)
     checkpoint = resolve_checkpoint(networks, opened.manifest.model.pyramid.resolution)
@@ -147,7 +147,7 @@ def _open(bundle: Path, engine: EngineOptions, networks: Path | None, folder: Pa
 
 def _sizes(bundle: Path) -> tuple[Resolution, tuple[int, int] | None]:
     """Resolution and tile of a bundle: its reference is sampled and decoded at the same ones."""
-    from ..runtime.bundle import open_bundle
+    from ..runtime.bundle.opening import open_bundle
 
     manifest = open_bundle(bundle).manifest
     return manifest.model.pyramid.resolution, manifest.vae.tiles.tile if manifest.vae else None
@@ -160,7 +160,7 @@ def _record(
     checkpoint = resolve_checkpoint(reference, resolution)
     name, levels, guidance_scale, negative = how
     plan = checkpoint.model.schedule(name, levels=levels, guidance_scale=guidance_scale)
-    from ..export.trace import PROBES, record_trace
+    from ..export.reference.record import PROBES, record_trace
 
     total = len(PROBES) * checkpoint.model.pyramid.depth + len(prompts) * len(seeds) * sum(plan.steps)
     with progress(quiet) as bar:
@@ -183,7 +183,7 @@ def _compare(pipeline: Pipeline, trace: Trace, quiet: bool) -> dict[str, Any]:
 
 
 def _bisect(pipeline: Pipeline, reference: Path, trace: Trace, result: dict[str, Any]) -> dict[str, Any]:
-    from ..export.bisect import first_divergence
+    from ..export.proof.bisect import first_divergence
 
     checkpoint = resolve_checkpoint(reference, pipeline.model.pyramid.resolution)
     return first_divergence(pipeline, checkpoint, trace, result["levels"]["stages"]["worst_stage"])

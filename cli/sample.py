@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from ..runtime.bundle import is_bundle
+from ..runtime.bundle.engines import EngineOptions
+from ..runtime.bundle.opening import is_bundle
+from ..runtime.chain.pyramid import Resolution
+from ..runtime.chain.sampler import Step, sample
+from ..runtime.chain.schedules import Schedule, parse_levels
 from ..runtime.documents import read_json
-from ..runtime.engines import EngineOptions
 from ..runtime.errors import UsageError
-from ..runtime.pipeline import Pipeline, load, require_finite
-from ..runtime.pyramid import Resolution
-from ..runtime.sampler import Step, sample
-from ..runtime.schedules import Schedule, parse_levels
-from ..runtime.video import (
+from ..runtime.pipeline.pipeline import Pipeline, load, require_finite
+from ..runtime.pipeline.video import (
     check_output,
     contact_sheet,
     has_video_writer,
@@ -257,7 +257,7 @@ class _Reference:
         checkpoint = self.checkpoint
         import torch
 
-        from ..export.reference import Reference
+        from ..export.reference.reference import Reference
 
         if self.threads:
             torch.set_num_threads(self.threads)

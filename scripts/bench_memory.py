@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pyrexport.runtime.bundle import is_bundle
+from pyrexport.runtime.bundle.opening import is_bundle
 
 CHILD = """
 import json, sys

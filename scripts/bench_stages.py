@@ -89,7 +89,7 @@ def child(kind: str, precision: str, model: str, stage: str, threads: str) -> No
 
 def answer_lines(measure: Callable[[], float]) -> None:
     """Measure once, then once for each line of standard input; seconds and peak memory go to standard output."""
-    from pyrexport.runtime.measure import MemoryWatch
+    from pyrexport.runtime.proof.measure import MemoryWatch
 
     with MemoryWatch() as memory:
         while True:
@@ -112,8 +112,8 @@ def _ort(kind: str, bundle: str, stage: int, threads: int) -> Any:
 
 def _torch(kind: str, precision: str, checkpoint: str, stage: int, threads: int) -> Any:
     import torch
-    from pyrexport.export.modules import load_transformer
-    from pyrexport.runtime.checkpoint import read_checkpoint
+    from pyrexport.export.families.wan.modules import load_transformer
+    from pyrexport.runtime.model.checkpoint import read_checkpoint
 
     torch.set_num_threads(threads)
     opened = read_checkpoint(Path(checkpoint))
@@ -188,8 +188,8 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
 @click.option("--json", "as_json", is_flag=True)
 def main(preset: str, blocks: int, stage: int, threads: int, runs: int, only: tuple[str, ...], as_json: bool) -> None:
     """Measure every contender that runs here."""
-    from pyrexport.runtime.checkpoint import read_checkpoint
-    from pyrexport.runtime.wan import flops_per_forward
+    from pyrexport.runtime.model.checkpoint import read_checkpoint
+    from pyrexport.runtime.model.families.wan import flops_per_forward
 
     peaks = matmul_peak(threads)
     wanted = [name for name in CONTENDERS if name in only or not only]

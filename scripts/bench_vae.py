@@ -18,8 +18,8 @@ from pathlib import Path
 import click
 import numpy as np
 from bench_stages import Contender, answer_lines
+from pyrexport.runtime.bundle.tiles import parse_tile
 from pyrexport.runtime.errors import UsageError
-from pyrexport.runtime.tiles import parse_tile
 from rich.console import Console
 from rich.table import Table
 

@@ -18,10 +18,10 @@ from typing import Any
 import click
 import numpy as np
 from numpy.typing import NDArray
-from pyrexport.runtime.measure import MemoryWatch, predicted_peaks
-from pyrexport.runtime.parity import distance
-from pyrexport.runtime.pipeline import Pipeline, load
-from pyrexport.runtime.safetensors_header import TensorEntry
+from pyrexport.runtime.model.safetensors import TensorEntry
+from pyrexport.runtime.pipeline.pipeline import Pipeline, load
+from pyrexport.runtime.proof.measure import MemoryWatch, predicted_peaks
+from pyrexport.runtime.proof.parity import distance
 from rich.console import Console
 from rich.table import Table
 
@@ -53,9 +53,9 @@ def inputs_of(pipeline: Pipeline, part: str) -> Arrays:
 def reference(part: str, bundle: str, checkpoint: str) -> Arrays:
     """The part in PyTorch, by output's name."""
     import torch
-    from pyrexport.export.modules import load_transformer
-    from pyrexport.export.reference import Reference
-    from pyrexport.runtime.checkpoint import read_checkpoint
+    from pyrexport.export.families.wan.modules import load_transformer
+    from pyrexport.export.reference.reference import Reference
+    from pyrexport.runtime.model.checkpoint import read_checkpoint
 
     with load(bundle) as pipeline:
         inputs = inputs_of(pipeline, part)

@@ -19,14 +19,14 @@ from typing import Any
 import click
 import numpy as np
 import pyrexport
-from pyrexport.export.build import build
-from pyrexport.export.names import to_diffusers
-from pyrexport.runtime.bundle import is_bundle, open_bundle
-from pyrexport.runtime.checkpoint import Checkpoint, read_checkpoint
+from pyrexport.export.bundle.build import build
+from pyrexport.export.families.wan.names import to_diffusers
+from pyrexport.runtime.bundle.opening import is_bundle, open_bundle
+from pyrexport.runtime.chain.pyramid import Resolution
 from pyrexport.runtime.errors import CheckFailed, UsageError
-from pyrexport.runtime.parity import TOLERANCES, distance
-from pyrexport.runtime.pipeline import Pipeline
-from pyrexport.runtime.pyramid import Resolution
+from pyrexport.runtime.model.checkpoint import Checkpoint, read_checkpoint
+from pyrexport.runtime.pipeline.pipeline import Pipeline
+from pyrexport.runtime.proof.parity import TOLERANCES, distance
 from pyrexport.targets.trt import library
 from pyrexport.targets.trt.cuda import Cuda
 from rich.console import Console
@@ -141,7 +141,7 @@ class Torch:
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Load all stages, which share their weights."""
         import torch
-        from pyrexport.export.modules import load_transformer
+        from pyrexport.export.families.wan.modules import load_transformer
 
         if not torch.cuda.is_available():
             raise UsageError("this PyTorch sees no GPU")

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import click
-from pyrexport.runtime.bundle import open_bundle
+from pyrexport.runtime.bundle.opening import open_bundle
 
 
 def build(checkpoint: Path, output: Path) -> subprocess.Popen[bytes]:

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan
+from pyrexport.runtime.chain.pyramid import Resolution
 from pyrexport.runtime.errors import UsageError
-from pyrexport.runtime.model import PAPER_SCHEDULES, describe_model
-from pyrexport.runtime.pyramid import Resolution
-from pyrexport.runtime.wan import WanConfig, transformer_tensors
+from pyrexport.runtime.model.description import PAPER_SCHEDULES, describe_model
+from pyrexport.runtime.model.families.wan import WanConfig, transformer_tensors
 from rich.progress import Progress, TimeRemainingColumn
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import UMT5Config, UMT5EncoderModel

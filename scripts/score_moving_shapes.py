@@ -17,12 +17,12 @@ import numpy as np
 import pyrexport
 from moving_shapes import COLOURS, DIRECTIONS, FRAMES, SCENES, SIZE, Scene, prompts
 from numpy.typing import NDArray
-from pyrexport.runtime.bundle import is_bundle
+from pyrexport.runtime.bundle.opening import is_bundle
+from pyrexport.runtime.chain.pyramid import Resolution
+from pyrexport.runtime.chain.sampler import sample
 from pyrexport.runtime.errors import PyrexportError
-from pyrexport.runtime.model import ModelDescription
-from pyrexport.runtime.pyramid import Resolution
-from pyrexport.runtime.sampler import sample
-from pyrexport.runtime.video import check_output, contact_sheet, write_png
+from pyrexport.runtime.model.description import ModelDescription
+from pyrexport.runtime.pipeline.video import check_output, contact_sheet, write_png
 from rich.progress import track
 
 ATTRIBUTES = ("colour", "direction", "shape")
@@ -108,8 +108,8 @@ def opened(model: Path) -> Iterator[tuple[ModelDescription, Sampler]]:
 
             yield pipeline.model, run
         return
-    from pyrexport.export.reference import Reference
-    from pyrexport.runtime.checkpoint import read_checkpoint
+    from pyrexport.export.reference.reference import Reference
+    from pyrexport.runtime.model.checkpoint import read_checkpoint
 
     checkpoint = read_checkpoint(model)
     reference = Reference(checkpoint)

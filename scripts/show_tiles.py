@@ -19,9 +19,9 @@ from moving_shapes import draw, render
 from numpy.typing import NDArray
 from pyrexport.cli import main as pyrexport_command
 from pyrexport.runtime.errors import UsageError
-from pyrexport.runtime.parity import psnr
-from pyrexport.runtime.pipeline import frames_from
-from pyrexport.runtime.video import check_output, write_png
+from pyrexport.runtime.pipeline.pipeline import frames_from
+from pyrexport.runtime.pipeline.video import check_output, write_png
+from pyrexport.runtime.proof.parity import psnr
 from train_shapes_vae import encode_clips, load_vae
 
 VAE = Path(__file__).resolve().parent.parent / "tests" / "data" / "moving-shapes" / "vae"

@@ -26,13 +26,13 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from make_random_checkpoint import PPF_PATCHES, make_tokenizer, model_index, write_json, write_tokenizer
 from moving_shapes import FRAMES, PHRASINGS, SCENES, SIZE
-from pyrexport.export.modules import StageTransformer
-from pyrexport.runtime.bundle import file_digest
-from pyrexport.runtime.flow import training_pair
-from pyrexport.runtime.model import ModelDescription, describe_model
-from pyrexport.runtime.pyramid import Resolution
-from pyrexport.runtime.resample import downsample, upsample
-from pyrexport.runtime.wan import WanConfig
+from pyrexport.export.families.wan.modules import StageTransformer
+from pyrexport.runtime.bundle.opening import file_digest
+from pyrexport.runtime.chain.flow import training_pair
+from pyrexport.runtime.chain.pyramid import Resolution
+from pyrexport.runtime.chain.resample import downsample, upsample
+from pyrexport.runtime.model.description import ModelDescription, describe_model
+from pyrexport.runtime.model.families.wan import WanConfig
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import nn

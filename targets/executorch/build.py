@@ -13,7 +13,7 @@ from executorch.devtools.backend_debug import get_delegation_info
 from executorch.exir import ExecutorchBackendConfig
 from executorch.exir.passes import MemoryPlanningPass
 
-from ...runtime.engines import Lowering
+from ...runtime.bundle.engines import Lowering
 from ...runtime.errors import CheckFailed
 from ..forms import TorchForm
 from .lowering import lower, merge, weights_stay_in_file

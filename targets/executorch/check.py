@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ...runtime.engines import EngineOptions
+from ...runtime.bundle.engines import EngineOptions
 from ...runtime.errors import PyrexportError
-from ...runtime.measure import PROCESS_BYTES, MemoryWatch
+from ...runtime.proof.measure import PROCESS_BYTES, MemoryWatch
 from .session import ExecutorchEngine
 
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.engines import EngineOptions, check_inputs
+from ...runtime.bundle.engines import EngineOptions, check_inputs
 from ...runtime.errors import CheckFailed, UsageError
 from .compile import NoCompiler, library_file
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...runtime.engines import Engine, EngineOptions, Lowering, at_least
+from ...runtime.bundle.engines import Engine, EngineOptions, Lowering, at_least
 
 __all__ = [
     "FORM",

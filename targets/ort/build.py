@@ -5,8 +5,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from ...runtime.engines import Lowering
-from ...runtime.manifest import WEIGHTS_FILE
+from ...runtime.bundle.engines import Lowering
+from ...runtime.bundle.manifest import WEIGHTS_FILE
 from ..external import refer
 from ..forms import OnnxForm
 

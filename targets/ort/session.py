@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ...runtime.engines import EngineOptions, check_inputs
+from ...runtime.bundle.engines import EngineOptions, check_inputs
 from ...runtime.errors import CheckFailed, UsageError
 
 __all__ = ["OrtEngine", "check_provider"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...runtime.engines import Engine, EngineOptions, Lowering
+from ...runtime.bundle.engines import Engine, EngineOptions, Lowering
 from ...runtime.errors import UsageError
 
 __all__ = [

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ...runtime.engines import Lowering
+from ...runtime.bundle.engines import Lowering
 from ...runtime.errors import CheckFailed
 from ..digest import network_bytes, network_digest
 from ..forms import NetworkForm

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.engines import check_inputs
+from ...runtime.bundle.engines import check_inputs
 from ...runtime.errors import CheckFailed, UsageError
 from .cuda import Cuda
 from .library import cache_folder, import_library, listening

@@ -1,0 +1,145 @@
+"""Writing a bundle's folder: beside, locked, synced, and renamed into place."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ...runtime.bundle.opening import is_bundle
+from ...runtime.errors import UsageError
+
+__all__ = ["STATE_FILE", "check_output", "locked", "partial_of", "swap", "sync_file", "sync_folder", "write_synced"]
+
+
+STATE_FILE = "parts.json"
+"""In a folder that a build is working on: what is finished. A folder without it is somebody else's."""
+
+
+def check_output(output: Path, force: bool) -> None:
+    """Refuse an output that is in the way; put back a bundle whose replacement was interrupted.
+
+    Raises:
+        UsageError: the output exists and is not a bundle that may be replaced, or a folder beside it is in the way.
+    """
+    if not output.absolute().name:
+        raise UsageError(f"{output} cannot be a bundle: expected the name of a folder")
+    if not output.absolute().parent.is_dir():
+        raise UsageError(f"folder {output.absolute().parent} of the output does not exist; make it first")
+    partial = partial_of(output)
+    _put_back(output, partial)
+    if os.path.lexists(partial) and not _is_ours(partial):
+        raise UsageError(f"{partial} is in the way and was not made by a build: move it away")
+    if not os.path.lexists(output):
+        return
+    if output.is_symlink():
+        raise UsageError(f"{output} is a symbolic link: give the folder that it points to")
+    if not force:
+        raise UsageError(f"{output} exists: give --force to replace it")
+    if not is_bundle(output):
+        raise UsageError(f"{output} exists and is not a bundle: only a bundle is replaced; remove it yourself")
+
+
+def _put_back(output: Path, partial: Path) -> None:
+    """The bundle whose replacement was interrupted between its two renames; another build may be between them now."""
+    old = _replaced(output)
+    if is_bundle(old) and not os.path.lexists(output):
+        if not partial.is_dir():
+            old.rename(output)
+            return
+        with locked(partial):
+            if not os.path.lexists(output):
+                old.rename(output)
+
+
+def partial_of(output: Path) -> Path:
+    """The folder that a build works in."""
+    return output.absolute().with_name(output.absolute().name + ".partial")
+
+
+def _is_ours(partial: Path) -> bool:
+    """Whether a build left the folder, killed at any instant: before its first state, amid its parts, or at the end."""
+    if partial.is_symlink() or not partial.is_dir():
+        return False
+    names = {path.name for path in partial.iterdir()}
+    return STATE_FILE in names or names <= {f"{STATE_FILE}.new"} or is_bundle(partial)
+
+
+def _replaced(output: Path) -> Path:
+    return output.absolute().with_name(f".{output.absolute().name}.replaced")
+
+
+def swap(partial: Path, output: Path, force: bool) -> None:
+    """Rename a finished folder into place; a bundle that was there is removed after.
+
+    Raises:
+        UsageError: something came into the way since the build began; the finished parts are kept.
+    """
+    if os.path.lexists(output) and not (force and is_bundle(output)):
+        raise UsageError(f"{output} appeared during the build: move it away and run again; the finished parts are kept")
+    kept = _kept(partial)
+    with suppress(FileNotFoundError):
+        (partial / STATE_FILE).replace(kept)
+    sync_folder(partial)
+    old = _replaced(output)
+    if os.path.lexists(output):
+        if is_bundle(old):
+            shutil.rmtree(old)
+        output.rename(old)
+    partial.rename(output)
+    sync_folder(output.absolute().parent)
+    kept.unlink(missing_ok=True)
+    if is_bundle(old):
+        shutil.rmtree(old)
+
+
+def _kept(partial: Path) -> Path:
+    """Where the state waits while its folder, finished, is renamed into place."""
+    return partial.with_name(f".{partial.name}.{STATE_FILE}")
+
+
+@contextmanager
+def locked(partial: Path) -> Iterator[None]:
+    """Hold a folder for this build alone.
+
+    Raises:
+        UsageError: another build holds it.
+    """
+    partial.mkdir(exist_ok=True)
+    folder = os.open(partial, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another build is writing {partial}: wait for it") from None
+        if _kept(partial).is_file() and not (partial / STATE_FILE).exists():
+            _kept(partial).replace(partial / STATE_FILE)  # a build stopped before its last renames
+        yield
+    finally:
+        os.close(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a folder's entries durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's content durable."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file beside and rename it into place, so that a part is there whole or not at all."""
+    beside = path.with_name(path.name + ".new")
+    with beside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)

@@ -1,0 +1,1 @@
+"""Wan's modules: transformer, VAE and text encoder."""

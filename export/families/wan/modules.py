@@ -1,0 +1,203 @@
+"""The PyTorch modules of a checkpoint: diffusers' and transformers' own classes with the checkpoint's weights."""
+
+import json
+from collections.abc import Callable, Mapping
+from itertools import groupby
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
+
+from ....runtime.errors import UsageError
+from ....runtime.model.checkpoint import Checkpoint
+from ....runtime.model.safetensors import TensorEntry
+
+__all__ = [
+    "StageTransformer",
+    "check_parts",
+    "empty_modules",
+    "load_text_encoder",
+    "load_tokenizer",
+    "load_transformer",
+    "load_vae",
+]
+
+
+class StageTransformer(nn.Module):
+    """The transformer of one stage: diffusers' module, with what pyramidal and PPF models add to it.
+
+    Takes a latent [1, C, T, H, W], a timestep [1] and text [1, L, D]; returns the velocity [1, C, T, H, W].
+    """
+
+    def __init__(self, transformer: WanTransformer3DModel, first_frame_embedding: torch.Tensor | None = None) -> None:
+        """Wrap a `WanTransformer3DModel`; the embedding [width] is added to every token of the first frame."""
+        super().__init__()
+        self.transformer: Any = transformer
+        self.first_frame_embedding = None
+        if first_frame_embedding is not None:
+            self.first_frame_embedding = nn.Parameter(first_frame_embedding, requires_grad=False)
+            transformer.patch_embedding.register_forward_hook(self._add_first_frame)
+
+    def _add_first_frame(self, module: nn.Module, inputs: Any, tokens: torch.Tensor) -> torch.Tensor:
+        assert self.first_frame_embedding is not None
+        offset = self.first_frame_embedding.view(1, -1, 1, 1, 1).to(tokens.dtype)
+        return torch.cat([tokens[:, :, :1] + offset, tokens[:, :, 1:]], dim=2)
+
+    def forward(self, latent: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """Velocity of a latent; PPF resizes it to a multiple of the patch size and back (supplement A3)."""
+        size = latent.shape[2:]
+        patch = self.transformer.config.patch_size
+        padded = [-(-n // p) * p for n, p in zip(size, patch, strict=True)]
+        if list(size) != padded:
+            latent = nn.functional.interpolate(latent, padded, mode="trilinear", align_corners=False)
+        velocity: torch.Tensor = self.transformer(latent, timestep, text, return_dict=False)[0]
+        if list(size) != padded:
+            velocity = nn.functional.interpolate(velocity, tuple(size), mode="trilinear", align_corners=False)
+        return velocity
+
+
+def load_transformer(checkpoint: Checkpoint) -> list[StageTransformer]:
+    """One module per stage, finest first, in float32; all share their weights."""
+    tensors = _read(checkpoint.transformer)
+    pyramid = checkpoint.model.pyramid
+    if pyramid.kind == "ppf":
+        return [_ppf_stage(checkpoint, tensors, stage.index) for stage in pyramid.stages]
+    own = {name: tensor for name, tensor in tensors.items() if name != "first_frame_embedding"}
+    transformer = _transformer(checkpoint, pyramid.patch_sizes[0], own)
+    return [StageTransformer(transformer, tensors.get("first_frame_embedding"))] * pyramid.depth
+
+
+def _ppf_stage(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], index: int) -> StageTransformer:
+    own = {}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        if part in ("patch_embedding", "proj_out"):
+            stage, _, leaf = rest.partition(".")
+            if int(stage) == index:
+                own[f"{part}.{leaf}"] = tensor
+        else:
+            own[name] = tensor
+    return StageTransformer(_transformer(checkpoint, checkpoint.model.pyramid.patch_sizes[index], own))
+
+
+def _transformer(
+    checkpoint: Checkpoint, patch_size: tuple[int, ...], tensors: Mapping[str, torch.Tensor]
+) -> WanTransformer3DModel:
+    with init_empty_weights(include_buffers=False):
+        module = WanTransformer3DModel.from_config(_transformer_config(checkpoint) | {"patch_size": patch_size})
+    return _filled(module, tensors)
+
+
+def _transformer_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    text = (checkpoint.folder / "transformer" / "config.json").read_text("utf-8")
+    return {k: v for k, v in json.loads(text).items() if not k.startswith("_")}
+
+
+def load_vae(checkpoint: Checkpoint) -> AutoencoderKLWan:
+    """The VAE in float32.
+
+    Raises:
+        UsageError: the checkpoint has none, or its tensors are not those of its configuration.
+    """
+    return _load_part(checkpoint, "vae", checkpoint.vae)
+
+
+def load_text_encoder(checkpoint: Checkpoint) -> UMT5EncoderModel:
+    """The text encoder in float32.
+
+    Raises:
+        UsageError: the checkpoint has none, or its tensors are not those of its configuration.
+    """
+    return _load_part(checkpoint, "text_encoder", checkpoint.text_encoder)
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """The tokenizer as transformers reads it."""
+    folder = checkpoint.folder / "tokenizer"
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # whatever transformers raises on files that it cannot read
+        raise UsageError(f"{folder}: transformers cannot read this tokenizer: {error}") from error
+
+
+def empty_modules(checkpoint: Checkpoint) -> dict[str, nn.Module]:
+    """The VAE and the text encoder on the meta device: their tensors' names and shapes."""
+    makers: dict[str, tuple[Mapping[str, Any] | None, Callable[[dict[str, Any]], nn.Module]]] = {
+        "vae": (checkpoint.vae_config, AutoencoderKLWan.from_config),
+        "text_encoder": (
+            checkpoint.text_encoder_config,
+            lambda config: UMT5EncoderModel(UMT5Config.from_dict(config)),
+        ),
+    }
+    modules = {}
+    for name, (config, make) in makers.items():
+        if config is not None:
+            try:
+                with init_empty_weights(include_buffers=False):
+                    modules[name] = make({k: v for k, v in config.items() if not k.startswith("_")})
+            except Exception as error:  # whatever a library raises on a configuration that it cannot build
+                source = checkpoint.folder / name / "config.json"
+                raise UsageError(f"{source}: no {name} can be built from it: {error}") from error
+    return modules
+
+
+def check_parts(checkpoint: Checkpoint) -> None:
+    """Check the VAE's and the text encoder's tensors against the classes that will hold them.
+
+    Raises:
+        UsageError: a tensor is missing, extra or misshaped; the message names it.
+    """
+    for part, module in empty_modules(checkpoint).items():
+        _check(checkpoint, part, module, checkpoint.components[part])
+
+
+def _load_part(checkpoint: Checkpoint, part: str, tensors: Mapping[str, TensorEntry]) -> Any:
+    module = empty_modules(checkpoint).get(part)
+    if module is None:
+        raise UsageError(f"{checkpoint.folder} has no {part}/ folder; add it, or give and take tensors in its place")
+    _check(checkpoint, part, module, tensors)
+    return _filled(module, _read(tensors))
+
+
+def _check(checkpoint: Checkpoint, part: str, module: nn.Module, tensors: Mapping[str, TensorEntry]) -> None:
+    folder = checkpoint.folder / part
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    tied = set(getattr(module, "_tied_weights_keys", None) or ())
+    for name, shape in expected.items():
+        if name not in tensors:
+            if name in tied:
+                continue
+            raise UsageError(f"{folder}: tensor '{name}' is missing: expected shape {list(shape)}")
+        if tensors[name].dtype not in ("F32", "F16", "BF16"):
+            raise UsageError(f"{folder}: tensor '{name}': expected F32, F16 or BF16, found {tensors[name].dtype}")
+        if tensors[name].shape != shape:
+            raise UsageError(
+                f"{folder}: tensor '{name}' is misshaped: expected {list(shape)}, found {list(tensors[name].shape)}"
+            )
+    extra = sorted(tensors.keys() - expected.keys())
+    if extra:
+        raise UsageError(f"{folder}: unexpected tensor '{extra[0]}' of shape {list(tensors[extra[0]].shape)}")
+
+
+def _filled(module: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    module.load_state_dict(dict(tensors), strict=False, assign=True)
+    if hasattr(module, "tie_weights"):
+        module.tie_weights()
+    left = [name for name, tensor in module.state_dict().items() if tensor.is_meta]
+    if left:
+        raise UsageError(f"tensor '{left[0]}' is missing")
+    return module.eval().requires_grad_(False)
+
+
+def _read(tensors: Mapping[str, TensorEntry]) -> dict[str, torch.Tensor]:
+    loaded = {}
+    by_file = sorted(tensors.items(), key=lambda item: (str(item[1].file), item[1].offset))
+    for file, group in groupby(by_file, key=lambda item: item[1].file):
+        with safe_open(file, framework="pt") as source:
+            for name, entry in group:
+                loaded[name] = source.get_tensor(entry.name).float()
+    return loaded

@@ -1,0 +1,1 @@
+"""From modules to the forms that targets take."""

@@ -1,0 +1,1 @@
+"""Proof with PyTorch at hand: bisecting, and networks without their device."""

@@ -1,0 +1,1 @@
+"""Weights from a checkpoint to a file, streamed."""

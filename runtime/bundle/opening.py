@@ -1,0 +1,134 @@
+"""Opening a bundle: every file there, nothing else there, and each one what the manifest says."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..documents import read_json
+from ..errors import CheckFailed, UsageError
+from .manifest import MANIFEST_FILE, FileEntry, Manifest, parse_manifest
+
+__all__ = ["Bundle", "file_digest", "is_bundle", "open_bundle"]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files have been checked against its manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    def file(self, name: str) -> Path:
+        """Path of a file of the bundle."""
+        return self.folder / name
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a path is a bundle's folder."""
+    return (path / MANIFEST_FILE).is_file()
+
+
+def open_bundle(folder: Path, *, verify: bool = False, advance: Callable[[int], None] | None = None) -> Bundle:
+    """Read and check a bundle.
+
+    A file is hashed in full when it is first seen, and recognised by its size and times later on.
+
+    Args:
+        folder: of the bundle.
+        verify: hash every file again.
+        advance: told the bytes as they are hashed.
+
+    Raises:
+        UsageError: it is not a bundle, or its manifest is malformed.
+        CheckFailed: a file is missing, extra, or not what the manifest says.
+    """
+    if not is_bundle(folder):
+        raise UsageError(f"{folder} is not a bundle: expected a folder with {MANIFEST_FILE}")
+    source = folder / MANIFEST_FILE
+    manifest = parse_manifest(read_json(source), str(source))
+    present = {entry.name for entry in folder.iterdir()} - {MANIFEST_FILE}
+    missing, extra = sorted(manifest.files.keys() - present), sorted(present - manifest.files.keys())
+    if missing:
+        raise CheckFailed(f"{folder / missing[0]} is missing: the manifest lists it; fetch the bundle again")
+    if extra:
+        raise CheckFailed(f"{folder / extra[0]} is not part of the bundle: the manifest does not list it; remove it")
+    seen = _Seen()
+    for name, entry in manifest.files.items():
+        _check_file(folder / name, entry, seen, verify, advance)
+    seen.save()
+    return Bundle(folder, manifest)
+
+
+def _check_file(
+    path: Path, entry: FileEntry, seen: "_Seen", verify: bool, advance: Callable[[int], None] | None
+) -> None:
+    if path.is_symlink() or not path.is_file():
+        raise CheckFailed(f"{path} is not a plain file; fetch the bundle again")
+    size = path.stat().st_size
+    if size != entry.nbytes:
+        raise CheckFailed(f"{path}: expected {entry.nbytes} bytes, found {size}; fetch the bundle again")
+    if not verify and seen.holds(path, entry.sha256):
+        return
+    found = file_digest(path, advance)
+    if found != entry.sha256:
+        raise CheckFailed(
+            f"{path} is damaged: expected SHA-256 {entry.sha256[:16]}…, found {found[:16]}…; fetch the bundle again"
+        )
+    seen.add(path, found)
+
+
+def file_digest(
+    path: Path, advance: Callable[[int], None] | None = None, *, start: int = 0, end: int | None = None
+) -> str:
+    """SHA-256 of a file, or of its bytes from `start` to `end`, read in pieces of at most 8 MiB."""
+    digest = hashlib.sha256()
+    left = (path.stat().st_size if end is None else end) - start
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while piece := file.read(min(8 * 1024 * 1024, left)):
+            left -= len(piece)
+            digest.update(piece)
+            if advance is not None:
+                advance(len(piece))
+    return digest.hexdigest()
+
+
+class _Seen:
+    """Files that were hashed before, by path, size and times; kept in the user's cache folder."""
+
+    def __init__(self) -> None:
+        root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+        self.file = Path(root) / "pyrexport" / "verified.json"
+        self.entries: dict[str, list[object]] = {}
+        self.changed = False
+        with suppress(OSError, ValueError):
+            document = json.loads(self.file.read_text("utf-8"))
+            if isinstance(document, dict):
+                self.entries = document
+
+    @staticmethod
+    def _identity(path: Path) -> list[object]:
+        status = path.stat()
+        return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+    def holds(self, path: Path, sha256: str) -> bool:
+        return self.entries.get(str(path.resolve())) == [*self._identity(path), sha256]
+
+    def add(self, path: Path, sha256: str) -> None:
+        self.entries[str(path.resolve())] = [*self._identity(path), sha256]
+        self.changed = True
+
+    def save(self) -> None:
+        """A cache that cannot be written is no cache: hashing again is all that it costs."""
+        if not self.changed:
+            return
+        with suppress(OSError):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            partial = self.file.with_name(f"verified.{os.getpid()}.partial")
+            recent = dict(list(self.entries.items())[-1000:])
+            partial.write_text(json.dumps(recent), "utf-8")
+            partial.replace(self.file)

@@ -1,0 +1,1 @@
+"""The chain: levels, wavelets, noise, schedules, and the loop that samples."""

@@ -1,0 +1,137 @@
+"""Schedules: the natural levels at which each stage is evaluated, by the rule or explicit."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from ..errors import UsageError
+from .levels import down, up
+from .pyramid import Pyramid
+
+__all__ = [
+    "MAX_GUIDANCE",
+    "SNAP",
+    "Schedule",
+    "explicit_levels",
+    "parse_levels",
+    "parse_steps",
+    "plain_levels",
+    "spaced_levels",
+]
+
+Levels = tuple[tuple[float, ...], ...]
+"""Per stage in the order of sampling (coarsest first): natural levels, decreasing, the first one ς_n."""
+
+MAX_GUIDANCE = 100.0
+"""Largest guidance scale that is not a mistake."""
+
+SNAP = 1e-4
+"""A first level this close to ς_n is ς_n: printed levels have four decimals."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Levels of a sampling run, and the guidance that they were chosen with."""
+
+    name: str
+    levels: Levels
+    guidance_scale: float = 1.0
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Steps per stage, coarsest first."""
+        return tuple(map(len, self.levels))
+
+    @property
+    def guided(self) -> bool:
+        """Whether each step evaluates the negative prompt too (as diffusers: scale above 1)."""
+        return self.guidance_scale > 1
+
+
+def spaced_levels(pyramid: Pyramid, steps: Sequence[int], shift: float = 5.0) -> Levels:
+    """Levels by the rule: uniform steps between the un-shifted global boundaries of each stage.
+
+    With k = shift·ω^i: `t = linspace(down_k(ς_n), down_k(ς_c), n+1)[:-1]`, `ς = up_k(t)`. It reproduces the
+    levels of PyramidalWan's 2-2-1 schedule (supplement A3). Plain models follow diffusers'
+    `FlowMatchEulerDiscreteScheduler.set_timesteps(n)` instead, as their users expect.
+
+    Args:
+        pyramid: the model.
+        steps: steps per stage, coarsest first, at least one each.
+        shift: timestep shift.
+
+    Raises:
+        UsageError: the number of stages differs, or a stage has no step.
+    """
+    if len(steps) != pyramid.depth or any(n < 1 for n in steps):
+        raise UsageError(
+            f"a schedule has at least one step for each of the {pyramid.depth} stage(s), coarsest first; "
+            f"found {'-'.join(map(str, steps))}"
+        )
+    if not 0.01 <= shift <= 1000:
+        raise UsageError(f"the shift of a schedule lies within 0.01 … 1000, found {shift:g}")
+    if pyramid.kind == "plain":
+        return (plain_levels(steps[0], shift),)
+    levels = []
+    for stage, n in zip(reversed(pyramid.stages), steps, strict=True):
+        k = shift * pyramid.schedule_gain**stage.index
+        start, stop = down(k, stage.noisy), down(k, stage.clean)
+        levels.append((stage.noisy, *(up(k, start + (stop - start) * j / n) for j in range(1, n))))
+    return tuple(levels)
+
+
+def plain_levels(n: int, shift: float = 5.0) -> tuple[float, ...]:
+    """Sigmas of diffusers' `set_timesteps(n)`: uniform from 1 to the shifted 1/1000, then shifted (again)."""
+    last = up(shift, 1e-3)
+    return tuple(up(shift, 1 + (last - 1) * j / max(n - 1, 1)) for j in range(n))
+
+
+def explicit_levels(pyramid: Pyramid, levels: Sequence[Sequence[float]]) -> Levels:
+    """Validated levels, per stage, coarsest first. The first of a stage is ς_n, and may be left out.
+
+    Raises:
+        UsageError: levels don't decrease, or leave their stage's range.
+    """
+    if len(levels) != pyramid.depth:
+        raise UsageError(f"expected levels for {pyramid.depth} stage(s), coarsest first; found {len(levels)} list(s)")
+    return tuple(
+        _stage_levels(stage.index, stage.clean, stage.noisy, [float(level) for level in group])
+        for stage, group in zip(reversed(pyramid.stages), levels, strict=True)
+    )
+
+
+def _stage_levels(index: int, clean: float, noisy: float, levels: list[float]) -> tuple[float, ...]:
+    if not levels or levels[0] < noisy - SNAP:
+        levels = [noisy, *levels]
+    elif abs(levels[0] - noisy) <= SNAP:
+        levels = [noisy, *levels[1:]]
+    outside = [level for level in levels if not clean < level <= noisy]
+    if outside:
+        raise UsageError(
+            f"level {outside[0]:.6g} is outside the range of stage {index}: expected above {clean:.6f} and at most {noisy:.6f}"
+        )
+    for a, b in pairwise(levels):
+        if not a > b:
+            raise UsageError(f"levels of stage {index} must decrease, found {b:.6g} after {a:.6g}")
+    return tuple(levels)
+
+
+def parse_steps(name: str) -> tuple[int, ...] | None:
+    """Steps of a name such as "2-2-1", or None if the name is not of that form."""
+    parts = name.split("-")
+    return tuple(map(int, parts)) if all(part.isdecimal() and len(part) < 5 for part in parts) else None
+
+
+def parse_levels(text: str) -> list[list[float]]:
+    """Levels as written on a command line: "1,0.9863/0.9412,0.8645/0.5858", coarsest stage first.
+
+    Raises:
+        UsageError: a part is not a number.
+    """
+    try:
+        return [[float(level) for level in group.split(",") if level.strip()] for group in text.split("/")]
+    except ValueError:
+        raise UsageError(
+            "levels are numbers separated by commas, stages by slashes, coarsest first, such as "
+            f"1,0.9863/0.9412,0.8645/0.5858; found '{text}'"
+        ) from None

@@ -1,0 +1,155 @@
+"""Headers of safetensors files: names, types, shapes and places of tensors, without reading a weight.
+
+The safetensors library opens a file by mapping it and wants a framework for the tensors; a device has neither
+need. Only the header is read here, with `pread`-sized reads, so that inspecting 30 GB costs a few kilobytes.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+
+__all__ = ["DTYPE_BYTES", "TensorEntry", "read_header", "read_metadata", "read_tensors"]
+
+DTYPE_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
+_HEADER_LIMIT = 100_000_000
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where a tensor lies."""
+
+    file: Path
+    name: str
+    """In the file; a reader may know the tensor by another one."""
+    dtype: str
+    """As safetensors writes it: "F32", "BF16", …"""
+    shape: tuple[int, ...]
+    offset: int
+    """Of the first byte, from the start of the file."""
+
+    @property
+    def elements(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in the file."""
+        return self.elements * DTYPE_BYTES[self.dtype]
+
+
+def read_header(path: Path) -> dict[str, TensorEntry]:
+    """Entries of one safetensors file.
+
+    Raises:
+        UsageError: the file is truncated, or its header is not one of a safetensors file.
+    """
+    size = path.stat().st_size
+    text = _header_text(path, size)
+    length = len(text)
+    try:
+        header = json.loads(text)
+        entries = {
+            name: _entry(path, name, value, 8 + length) for name, value in header.items() if name != "__metadata__"
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(f"{path} has a malformed safetensors header ({error}); fetch it again") from None
+    end = 8 + length
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if entry.offset != end:
+            raise UsageError(
+                f"{path} has a malformed safetensors header (tensor '{name}' overlaps or leaves a gap); fetch it again"
+            )
+        end += entry.nbytes
+    if end != size:
+        raise UsageError(f"{path} is truncated or overlong: expected {end} bytes, found {size}; fetch it again")
+    return entries
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The free text that a safetensors file carries beside its tensors."""
+    metadata = json.loads(_header_text(path, path.stat().st_size)).get("__metadata__", {})
+    return {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
+
+
+def _header_text(path: Path, size: int) -> bytes:
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > _HEADER_LIMIT or 8 + length > size:
+            raise UsageError(
+                f"{path} is not a whole safetensors file: the header does not fit in its {size} bytes; fetch it again"
+            )
+        return file.read(length)
+
+
+def _entry(path: Path, name: str, value: Any, base: int) -> TensorEntry:
+    begin, end = value["data_offsets"]
+    shape = tuple(value["shape"])
+    if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+        raise ValueError(f"tensor '{name}': shape and offsets are whole numbers")
+    if value["dtype"] not in DTYPE_BYTES:
+        raise ValueError(f"tensor '{name}': unsupported dtype {value['dtype']}")
+    entry = TensorEntry(path, name, value["dtype"], shape, base + begin)
+    if entry.nbytes != end - begin:
+        raise ValueError(f"tensor '{name}': {end - begin} bytes for shape {list(shape)} of {entry.dtype}")
+    return entry
+
+
+def read_tensors(folder: Path, stem: str) -> dict[str, TensorEntry]:
+    """Entries of a component's weights: `STEM.safetensors`, or the shards that `STEM.safetensors.index.json` names.
+
+    Raises:
+        UsageError: no safetensors weights, only pickles, a missing or broken shard, or an index that disagrees
+            with its shards.
+    """
+    whole, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    if whole.is_file():
+        return read_header(whole)
+    if index.is_file():
+        return _read_sharded(index)
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES) if folder.is_dir() else []
+    if pickles:
+        raise UsageError(
+            f"{folder} holds a pickle ({pickles[0]}), which is never opened: expected {whole.name}; "
+            "save the model with safe_serialization=True"
+        )
+    raise UsageError(f"no weights in {folder}: expected {whole.name} or {index.name}")
+
+
+def _read_sharded(index: Path) -> dict[str, TensorEntry]:
+    try:
+        weight_map: dict[str, str] = dict(json.loads(index.read_text("utf-8"))["weight_map"])
+        files = sorted(set(weight_map.values()))
+        if any("/" in name or "\\" in name or not name.endswith(".safetensors") for name in files):
+            raise ValueError("a shard is a .safetensors file in the same folder")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UsageError(f"{index} is malformed ({error}): expected a 'weight_map' of tensor names to shards") from None
+    tensors: dict[str, TensorEntry] = {}
+    for name in files:
+        shard = index.parent / name
+        if not shard.is_file():
+            raise UsageError(f"shard {shard} is missing: {index.name} names it; fetch it again")
+        found = read_header(shard)
+        expected = {tensor for tensor, file in weight_map.items() if file == name}
+        if found.keys() != expected:
+            odd = sorted(found.keys() ^ expected)[0]
+            raise UsageError(f"{shard} and {index.name} disagree about tensor '{odd}'; fetch both again")
+        tensors |= found
+    return tensors

@@ -1,0 +1,1 @@
+"""Traces, parity and measurements."""

@@ -1,0 +1,106 @@
+"""Traces: a recorded reference run, in one safetensors file that is read without PyTorch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..chain.schedules import MAX_GUIDANCE
+from ..documents import Fields, is_number
+from ..errors import UsageError
+from ..model.safetensors import read_header, read_metadata
+
+__all__ = ["FORMAT", "Probe", "Run", "Trace"]
+
+FORMAT = 1
+_NUMPY = {"F32": np.float32, "U8": np.uint8}
+
+
+class Probe:
+    """One evaluation of a stage on noise."""
+
+    def __init__(self, fields: Fields) -> None:
+        """From the trace's description."""
+        self.stage, self.level = fields.integer("stage", least=0), fields.number("level")
+
+
+class Run:
+    """One recorded sample."""
+
+    def __init__(self, fields: Fields) -> None:
+        """From the trace's description."""
+        self.prompt, self.seed = fields.text("prompt"), fields.integer("seed", least=0)
+        self.schedule, self.guidance_scale = fields.text("schedule"), fields.number("guidance_scale")
+        if not 0 <= self.guidance_scale <= MAX_GUIDANCE:
+            raise fields.wrong("guidance_scale", f"a number from 0 to {MAX_GUIDANCE:g}")
+        levels = fields.get(
+            "levels",
+            "a list of natural levels per stage",
+            lambda v: isinstance(v, list) and all(isinstance(g, list) and all(map(is_number, g)) for g in v),
+        )
+        self.levels: list[list[float]] = levels
+        self.decoded = fields.get("decoded", "true or false", lambda v: isinstance(v, bool))
+
+
+class Trace:
+    """A trace file; its tensors are read when they are asked for.
+
+    Tensors: `text.R`, `text.negative` and `text.probe.K` (prompts of every length that has a graph) [L, D]; `probe.K.latent`, `probe.K.velocity`; and per step
+    `run.R.step.K.before`, `.velocity` (after guidance) and `.after`, all [C, T, H, W]; `vae.latent`, `vae.frames`
+    [n, 3, H, W]; `run.R.frames` [T, H, W, 3], uint8.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read a trace's header.
+
+        Raises:
+            UsageError: the file is missing, damaged, or not a trace.
+        """
+        if not path.is_file():
+            raise UsageError(f"{path} does not exist: expected a trace; record one with parity --record")
+        self.path = path
+        self.entries = read_header(path)
+        text = read_metadata(path).get("trace")
+        if text is None:
+            raise UsageError(f"{path} is not a trace: record one with parity --record")
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{path} has a malformed description ({error}); record it again") from None
+        fields = Fields(document, str(path))
+        if fields.integer("format") != FORMAT:
+            raise fields.wrong("format", f"{FORMAT} (another format needs another version of pyrexport)")
+        self.model: dict[str, Any] = dict(fields.object("model").document)
+        self.negative_prompt = fields.text("negative_prompt")
+        self.texts: list[str] = fields.get(
+            "texts", "a list of strings", lambda v: isinstance(v, list) and all(isinstance(text, str) for text in v)
+        )
+        self.probes = [Probe(Fields(item, f"{path}: probe")) for item in self._list(fields, "probes")]
+        self.runs = [Run(Fields(item, f"{path}: run")) for item in self._list(fields, "runs")]
+
+    @staticmethod
+    def _list(fields: Fields, name: str) -> list[Any]:
+        value: list[Any] = fields.get(name, "a list", lambda v: isinstance(v, list))
+        return value
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the trace has a tensor."""
+        return name in self.entries
+
+    def tensor(self, name: str) -> NDArray[Any]:
+        """A tensor's values.
+
+        Raises:
+            UsageError: the trace does not have it.
+        """
+        if name not in self.entries:
+            raise UsageError(f"{self.path} has no tensor '{name}'; record it again")
+        entry = self.entries[name]
+        if entry.dtype not in _NUMPY:
+            raise UsageError(f"{self.path}: tensor '{name}': expected F32 or U8, found {entry.dtype}")
+        with self.path.open("rb") as file:
+            file.seek(entry.offset)
+            values = np.fromfile(file, _NUMPY[entry.dtype], entry.elements)
+        return values.reshape(entry.shape)

@@ -1,0 +1,136 @@
+"""What is installed, what it imports, and what it weighs."""
+
+import json
+import subprocess
+import sys
+import tomllib
+import venv
+import zipfile
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from conftest import DATA, ROOT
+
+CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text())
+FLOORS = ("calibration", "cli", "export", "runtime", "targets")
+
+
+def test_every_package_folder_is_listed():
+    found = {"pyrexport"}
+    for floor in FLOORS:
+        for init in (ROOT / floor).rglob("__init__.py"):
+            found.add(".".join(("pyrexport", *init.parent.relative_to(ROOT).parts)))
+    assert found == set(CONFIG["tool"]["setuptools"]["packages"])
+
+
+def test_constraints_pin_every_dependency():
+    pinned = {line.partition("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}  # fmt: skip
+    project = CONFIG["project"]
+    for requirement in [*project["dependencies"], *chain(*project["optional-dependencies"].values())]:
+        name = requirement.split(">")[0].split("<")[0].split("=")[0].split("[")[0].strip().lower().replace("_", "-")
+        assert name in pinned, requirement
+
+
+@pytest.mark.parametrize("module", ["pyrexport", "pyrexport.runtime", "pyrexport.runtime.chain.sampler"])
+def test_imports_pull_in_numpy_and_the_standard_library_alone(module):
+    code = f"""
+import sys
+import numpy.random  # compiled with Cython, whose helper module is not part of NumPy's package
+before = set(sys.modules)
+import {module}
+import json
+print(json.dumps(sorted({{name.partition(".")[0] for name in set(sys.modules) - before}})))
+"""
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd="/").stdout
+    # `__mp_main__` and the editable finders are installed by site, not by us.
+    foreign = {name for name in json.loads(output) if name not in sys.stdlib_module_names and not name.startswith("_")}
+    assert foreign <= {"numpy", "pyrexport"}
+
+
+def test_no_module_of_the_runtime_names_a_heavy_library():
+    """import-linter sees imports; this sees `importlib.import_module("torch")` too."""
+    for file in (ROOT / "runtime").rglob("*.py"):
+        assert "import_module" not in file.read_text(), file
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    # From a copy: a stale build/ folder would leak old modules into the wheel.
+    out = tmp_path_factory.mktemp("wheel")
+    source = out / "source"
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True).stdout  # fmt: skip
+    for name in listed.splitlines():
+        if (ROOT / name).is_file() and not name.startswith("tests/data"):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(out), str(source)]
+    subprocess.run(command, check=True, capture_output=True)
+    (built,) = out.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_the_package_and_nothing_stray(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {"pyrexport", f"pyrexport-{CONFIG['project']['version']}.dist-info"}
+    assert {"pyrexport/py.typed", "pyrexport/targets/executorch/shim.cpp"} <= set(names)
+    inside = {name.split("/")[1] for name in names if name.startswith("pyrexport/")}
+    assert inside == {"__init__.py", "py.typed", *FLOORS}
+
+
+@pytest.fixture(scope="module")
+def lean(wheel, tmp_path_factory) -> Path:
+    """An environment with the base dependencies alone: no torch, no diffusers, no onnx."""
+    folder = tmp_path_factory.mktemp("lean")
+    venv.create(folder, with_pip=True)
+    install = [
+        str(folder / "bin" / "python"),
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "-c",
+        str(ROOT / "constraints.txt"),
+        str(wheel),
+    ]
+    subprocess.run(install, check=True, capture_output=True)
+    return folder / "bin"
+
+
+@pytest.mark.slow
+def test_the_wheel_inspects_a_checkpoint_without_torch(lean):
+    """The environment takes about 30 s."""
+    run = [str(lean / "pyrexport"), "inspect", str(DATA / "moving-shapes"), "--json"]
+    document = json.loads(subprocess.run(run, check=True, capture_output=True, text=True, cwd="/").stdout)
+    assert document["kind"] == "pyramidal"
+
+
+@pytest.mark.slow
+def test_the_runtime_samples_and_proves_itself_without_torch(lean, shapes_bundle, cli, tmp_path):
+    """The demonstration, from the command line and from Python, in the lean environment: about 40 s."""
+    bundle, trace = shapes_bundle, tmp_path / "trace.safetensors"
+    how = ("--prompt", "a red circle moving left", "--schedule", "2-2-1", "--quiet")
+    assert cli("parity", "--record", trace, "--reference", DATA / "moving-shapes", *how).exit_code == 0
+
+    def run(*arguments: object) -> str:
+        command = [str(a) for a in arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, cwd="/").stdout
+
+    document = json.loads(run(lean / "pyrexport", "parity", bundle, "--trace", trace, "--json", "--quiet"))
+    assert document["passed"] is True
+    assert set(document["levels"]) == {"text", "stages", "chain", "vae", "video"}
+    run(lean / "pyrexport", "sample", bundle, "--prompt", "a cat", "-o", tmp_path / "frames", "--quiet")
+    assert len(list((tmp_path / "frames").glob("*.png"))) == 17
+    code = f"""
+import sys, pyrexport
+with pyrexport.load({str(bundle)!r}) as pipeline:
+    assert pipeline("a red circle moving left", seed=0, schedule="2-2-1").frames.shape == (17, 128, 128, 3)
+absent = ["torch", "diffusers", "transformers", "onnx", "safetensors", "av"]
+import importlib.util
+assert not any(importlib.util.find_spec(name) for name in absent)
+"""
+    run(lean / "python", "-c", code)
+    result = subprocess.run([lean / "pyrexport", "sample", bundle, "--prompt", "a", "-o", tmp_path / "a.mp4"], capture_output=True, text=True)  # fmt: skip
+    assert result.returncode == 2
+    assert "pip install 'pyrexport[video]'" in result.stderr
