@@ -1,5 +1,6 @@
 """The command line: one short module per command, loaded when it is called."""
 
+import logging
 import os
 import sys
 from importlib import import_module
@@ -17,6 +18,7 @@ COMMANDS = {
     "sample": "Sample a video from a bundle or a checkpoint.",
     "parity": "Prove that a bundle computes what its checkpoint computes.",
     "bench": "Measure a bundle: latency, load time, memory, glue.",
+    "init": "Make a checkpoint of random weights, to try things on.",
     "inspect": "Show the stages, shapes, sizes and costs of a bundle or a checkpoint.",
 }
 
@@ -65,6 +67,8 @@ def main() -> None:
     """Export pyramidal video diffusion models to on-device runtimes, and prove that they still compute the same."""
     for library in ("DIFFUSERS", "TRANSFORMERS"):  # their notices are not about what the user asked
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    for name in ("torchao", "torch.utils._pytree"):  # diffusers imports torchao, which says what it could not load
+        logging.getLogger(name).setLevel(logging.ERROR)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

@@ -14,41 +14,59 @@ from typing import Any
 import click
 
 from ..runtime.bundle.engines import EngineOptions, find_target
-from ..runtime.bundle.opening import is_bundle, open_bundle
+from ..runtime.bundle.opening import open_bundle
 from ..runtime.errors import CheckFailed, UsageError
 from ..runtime.proof.measure import measure_bundle
-from .common import engine_options, output_options, print_json, print_table, progress, resolve_checkpoint
+from .common import (
+    PATH,
+    engine_options,
+    output_options,
+    print_json,
+    print_table,
+    progress,
+    require_bundle,
+    resolve_checkpoint,
+)
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=PATH)
 @click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--schedule", help="Of the chain.")
-@click.option("--reference", type=click.Path(path_type=Path), help="Time this checkpoint in PyTorch too, alternating.")
+@click.option("--reference", type=PATH, help="Time this checkpoint in PyTorch too, alternating.")
 @engine_options
 @output_options
 def command(
-    bundle: Path, runs: int, schedule: str | None, reference: Path | None, engine: EngineOptions, as_json: bool, quiet: bool
-) -> None:  # fmt: skip
+    bundle: Path,
+    runs: int,
+    schedule: str | None,
+    reference: Path | None,
+    engine: EngineOptions,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Measure latency per stage, load time, peak memory and glue of BUNDLE."""
-    if not is_bundle(bundle):
-        raise UsageError(f"{bundle} is not a bundle: expected a folder with manifest.json")
+    require_bundle(bundle)
     threads = engine.threads or os.cpu_count() or 1
-    if find_target(open_bundle(bundle).manifest.target).GROUPING != "profiles":  # those run on a GPU
+    if not find_target(open_bundle(bundle).manifest.target).needs_device:
         engine = replace(engine, threads=threads)
-    child = None if reference is None else _reference(bundle, reference, schedule, threads)
+    child = None if reference is None else _reference_process(bundle, reference, schedule, threads)
     try:
         with progress(quiet) as bar:
             task = bar.add_task("runs", total=runs)
             document = measure_bundle(
-                bundle, runs=runs, engine=engine, schedule=schedule,
-                between=child.run if child else lambda: None, advance=lambda: bar.advance(task),
-            )  # fmt: skip
-        document["machine"] = {"platform": platform.platform(), "cores": os.cpu_count(), **vars(engine)}
+                bundle,
+                runs=runs,
+                engine=engine,
+                schedule=schedule,
+                between=child.run if child else lambda: None,
+                advance=lambda: bar.advance(task),
+            )
+        machine = {"platform": platform.platform(), "cores": os.cpu_count(), "threads": engine.threads}
+        document["machine"] = {**machine, **engine.own}
         if child is not None:
             document["reference"] = child.summary()
-            ours = document["chain"]["median"]
-            document["ratio"] = ours / document["reference"]["chain"]["median"]
+            document["ratio"] = document["chain"]["median"] / document["reference"]["chain"]["median"]
     finally:
         if child is not None:
             child.close()
@@ -58,33 +76,26 @@ def command(
         _show(document)
 
 
-def _reference(bundle: Path, reference: Path, schedule: str | None, threads: int) -> "_Reference":
+def _reference_process(bundle: Path, reference: Path, schedule: str | None, threads: int) -> "ReferenceProcess":
     """A checkpoint in PyTorch, once it is known to be the bundle's model and to have the schedule.
 
     Raises:
         UsageError: it is another model, or there is no such schedule.
     """
-    model = open_bundle(bundle).manifest.model
-    model.schedule(schedule)
-    found = resolve_checkpoint(reference, model.pyramid.resolution).model
-    if found.to_json() != model.to_json():
+    manifest = open_bundle(bundle).manifest
+    manifest.model.schedule(schedule)
+    found = resolve_checkpoint(reference, manifest.resolution).model
+    if found.to_json() != manifest.model.to_json():
         raise UsageError(f"{reference} is another model than {bundle}: a ratio would compare nothing")
-    return _Reference(reference, schedule, threads, str(model.pyramid.resolution))
+    return ReferenceProcess(reference, schedule, threads, str(manifest.resolution))
 
 
-class _Reference:
+class ReferenceProcess:
     """The PyTorch reference in a process of its own, so that neither side's memory or threads touch the other's."""
 
     def __init__(self, checkpoint: Path, schedule: str | None, threads: int, resolution: str) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "pyrexport.export.reference.bench",
-            str(checkpoint),
-            str(threads),
-            schedule or "",
-            resolution,
-        ]
+        module = "pyrexport.export.reference.bench"
+        command = [sys.executable, "-m", module, str(checkpoint), str(threads), schedule or "", resolution]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.times: list[dict[str, Any]] = []
         try:
@@ -134,12 +145,12 @@ def _show(document: dict[str, Any]) -> None:
     rows = [
         [
             name,
-            f"{part['calls']}",
-            f"{1000 * part['min']:.2f}",
-            f"{1000 * part['median']:.2f}",
-            f"{1000 * part['load']:.1f}",
+            f"{graph['calls']}",
+            f"{1000 * graph['min']:.2f}",
+            f"{1000 * graph['median']:.2f}",
+            f"{1000 * graph['load']:.1f}",
         ]
-        for name, part in document["graphs"].items()
+        for name, graph in document["graphs"].items()
     ]
     print_table("graphs", ["graph", "calls a run", "min ms", "median ms", "load ms"], rows)
     chain = document["chain"]
@@ -151,5 +162,6 @@ def _show(document: dict[str, Any]) -> None:
     if "reference" in document:
         theirs = document["reference"]["chain"]
         click.echo(
-            f"PyTorch eager: min {1000 * theirs['min']:.1f} ms, median {1000 * theirs['median']:.1f} ms; ratio {document['ratio']:.3f}"
+            f"PyTorch eager: min {1000 * theirs['min']:.1f} ms, median {1000 * theirs['median']:.1f} ms; "
+            f"ratio {document['ratio']:.3f}"
         )

@@ -1,7 +1,7 @@
 """What several commands share: options, opening a checkpoint, progress, and the two forms of output."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -20,26 +20,33 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from ..runtime.bundle.engines import MAX_THREADS, EngineOptions
+from ..runtime.bundle.engines import MAX_THREADS, EngineOptions, Option, installed_targets
+from ..runtime.bundle.opening import is_bundle
 from ..runtime.chain.pyramid import Resolution
 from ..runtime.errors import UsageError
 from ..runtime.model.checkpoint import Checkpoint, read_checkpoint
 from ..runtime.reporter import Reporter
 
 __all__ = [
+    "PATH",
     "Bars",
     "ResolutionType",
     "engine_options",
     "output_options",
+    "own_options",
     "print_json",
+    "print_memory",
     "print_table",
     "progress",
     "read_prompts",
+    "require_bundle",
     "resolve_checkpoint",
     "sampling_options",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+PATH = click.Path(path_type=Path)
 
 
 class ResolutionType(click.ParamType):  # type: ignore[type-arg]
@@ -59,24 +66,52 @@ def output_options(command: F) -> F:
     )
 
 
+def own_options(options: Iterable[Option], name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Options that only some targets have: those that were given become one argument, a mapping by their names."""
+    known = {option.name: option for option in options}
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(command)
+        def wrapped(*arguments: Any, **values: Any) -> Any:
+            given = {option: values.pop(option) for option in known}
+            given = {option: value for option, value in given.items() if value != known[option].default}
+            return command(*arguments, **values, **{name: given})
+
+        decorated: Callable[..., Any] = wrapped
+        for option in known.values():
+            decorated = _click_option(option)(decorated)
+        return decorated
+
+    return decorate
+
+
+def _click_option(option: Option) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    if option.switch:
+        return click.option(option.flag, option.name, is_flag=True, help=option.help)
+    kind = click.Choice(list(option.choices)) if option.choices else str
+    return click.option(
+        option.flag,
+        option.name,
+        type=kind,
+        multiple=option.many,
+        default=option.default or None,
+        metavar=option.metavar or None,
+        help=option.help,
+        callback=lambda context, parameter, value: option.default if value is None else value,
+    )
+
+
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--threads`, `--prepack` and `--provider`, as one argument `engine`."""
+    """`--threads`, and what the installed targets have beside it, as one argument `engine`."""
 
     @wraps(command)
-    def wrapped(*arguments: Any, threads: int, prepack: bool, provider: str, **others: Any) -> Any:
-        return command(*arguments, engine=EngineOptions(threads, prepack, provider), **others)
+    def wrapped(*arguments: Any, threads: int, own: Mapping[str, Any], **others: Any) -> Any:
+        return command(*arguments, engine=EngineOptions(threads, own), **others)
 
-    for option in (
-        click.option(
-            "--provider", default="", metavar="NAME", help="ONNX Runtime's execution provider, in place of the CPU's."
-        ),
-        click.option("--prepack", is_flag=True, help="Let the engine copy weights into its own layout."),
-        click.option(
-            "--threads", type=click.IntRange(0, MAX_THREADS), default=0, help="Of one operator; 0: the engine's choice."
-        ),
-    ):
-        wrapped = option(wrapped)
-    return wrapped
+    every = [option for target in installed_targets() for option in target.engine_options]
+    threads = click.IntRange(0, MAX_THREADS)
+    with_own = own_options(every, "own")(wrapped)
+    return click.option("--threads", type=threads, default=0, help="Of one operator; 0: the engine's choice.")(with_own)
 
 
 def sampling_options(command: F) -> F:
@@ -96,11 +131,21 @@ def resolve_checkpoint(folder: Path, resolution: Resolution | None = None) -> Ch
     """Read a checkpoint; diffusers is imported only if the tensors carry Wan's original names."""
 
     def rename(names: list[str]) -> Mapping[str, str]:
-        from ..export.families.wan.names import to_diffusers
+        from ..export.weights.names import to_diffusers
 
         return to_diffusers(names)
 
     return read_checkpoint(folder, resolution=resolution, rename=rename)
+
+
+def require_bundle(folder: Path) -> None:
+    """Refuse a path that is no bundle.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if not is_bundle(folder):
+        raise UsageError(f"{folder} is not a bundle: expected a folder with manifest.json")
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -124,18 +169,18 @@ def print_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=2))
 
 
-def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     """A table for people on stdout."""
     table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, justify="left" if column == columns[0] else "right")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left")
     for row in rows:
         table.add_row(*row)
     Console(width=None if Console().is_terminal else 110).print(table)
 
 
 def print_memory(peaks: Mapping[str, int]) -> None:
-    """A table of what each graph is expected to take when it runs, in a process of its own, as planned or as measured before."""
+    """What each graph is expected to take when it runs in a process of its own, as planned or as measured before."""
     if not peaks:
         return
     rows = [[name, f"{nbytes / 2**20:,.0f}"] for name, nbytes in peaks.items()]
@@ -143,12 +188,12 @@ def print_memory(peaks: Mapping[str, int]) -> None:
 
 
 class Bars(Reporter):
-    """A bar per part, in a display that is open."""
+    """A bar for each piece of work, in a display that is open."""
 
     def __init__(self, bar: Progress) -> None:
         self.bar, self.task = bar, TaskID(0)
 
-    def part(self, name: str, total: int) -> None:
+    def begin(self, name: str, total: int) -> None:
         self.task = self.bar.add_task(name, total=max(total, 1))
 
     def advance(self, units: int) -> None:
@@ -167,7 +212,11 @@ class Bars(Reporter):
 def progress(quiet: bool) -> Iterator[Progress]:
     """A progress bar on stderr, with an estimate."""
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
         yield bar

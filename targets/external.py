@@ -5,16 +5,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from ..runtime.dtypes import DTYPES
 from .forms import Placement
 
 __all__ = ["refer"]
-
-DTYPES = {
-    "float32": ir.DataType.FLOAT,
-    "float16": ir.DataType.FLOAT16,
-    "bfloat16": ir.DataType.BFLOAT16,
-    "uint8": ir.DataType.UINT8,
-}
 
 
 def refer(model: ir.Model, placements: Mapping[str, Placement], weights: Path) -> None:
@@ -24,7 +18,7 @@ def refer(model: ir.Model, placements: Mapping[str, Placement], weights: Path) -
             weights.name,
             place.offset,
             place.nbytes,
-            DTYPES[place.dtype],
+            ir.DataType[DTYPES[place.dtype].onnx.upper()],
             shape=ir.Shape(place.shape),
             name=name,
             base_dir=weights.parent,

@@ -1,20 +1,14 @@
-"""What a target's `build` is given: a graph without weights, and where in the weights file each one lies."""
+"""What a target's build is given: graphs without weights, and where in which file each weight lies."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["NetworkForm", "OnnxForm", "Placement", "TensorSpec", "TorchForm"]
+from ..runtime.bundle.engines import Facts
+from ..runtime.bundle.graphs import GraphSpec
 
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, shape and dtype of a graph's input or output."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str = "float32"
+__all__ = ["Lowering", "OnnxForm", "Placement", "TorchForm"]
 
 
 @dataclass(frozen=True)
@@ -29,16 +23,15 @@ class Placement:
 
 @dataclass(frozen=True)
 class OnnxForm:
-    """An ONNX graph whose weights lie in another file."""
+    """An ONNX graph, or a network of symbolic shapes that is several graphs at once."""
 
     name: str
     model: Any
     """`onnx_ir.Model`; the initializers named in `placements` have no values."""
     placements: Mapping[str, Placement]
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    memory: int
-    """What a run of it takes in ONNX Runtime, in bytes, without weights."""
+    weights: Path
+    """The file that they are in: the bundle's own, or one that is gone when the bundle is done."""
+    graphs: tuple[GraphSpec, ...]
 
 
 @dataclass(frozen=True)
@@ -47,29 +40,21 @@ class TorchForm:
 
     name: str
     program: Any
-    """`torch.export.ExportedProgram`; the entries of its state that are named in `placements` are read when they are used."""
+    """`torch.export.ExportedProgram`; the entries of its state that `placements` names are read when they are used."""
     placements: Mapping[str, Placement]
     weights: Path
-    """The file. It is gone when the bundle is done: a target stores what it needs."""
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    memory: None = None
-    """Not known before it is lowered."""
+    """The file that they are in: the bundle's own, or one that is gone when the bundle is done."""
+    graphs: tuple[GraphSpec, ...]
+    """One."""
 
 
 @dataclass(frozen=True)
-class NetworkForm:
-    """An ONNX network of the ONNX standard's operators alone, with symbolic shapes, that is several graphs at once."""
+class Lowering:
+    """What a target found out about a graph when it wrote it."""
 
-    name: str
-    model: Any
-    """`onnx_ir.Model`; the initializers named in `placements` have no values."""
-    placements: Mapping[str, Placement]
-    weights: Path
-    """The file that they are in. It is gone when the bundle is done: a target stores what it needs."""
-    profiles: Mapping[str, tuple[TensorSpec, ...]]
-    """Inputs of each graph."""
-    outputs: Mapping[str, tuple[TensorSpec, ...]]
-    """Likewise."""
-    compute_capabilities: tuple[str, ...]
-    """Of the GPUs that it is built for, such as "8.9"."""
+    line: str = ""
+    """For people; empty: nothing to say."""
+    facts: Facts = field(default_factory=dict)
+    """As JSON, for the manifest: a session is given them."""
+    memory: int | None = None
+    """What a run will take, in bytes, without weights; None where that is not known."""

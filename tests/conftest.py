@@ -54,9 +54,7 @@ def make_checkpoint(shared: Make) -> Make:
 
     def make(*arguments: str) -> Path:
         def write(out: Path) -> None:
-            from make_random_checkpoint import main as write_checkpoint
-
-            result = CliRunner().invoke(write_checkpoint, [str(out), "--quiet", *arguments])
+            result = CliRunner().invoke(main, ["init", "--random", "tiny", "-o", str(out), "--quiet", *arguments])
             assert result.exit_code == 0, result.output
 
         return shared(("checkpoint", *arguments), write)

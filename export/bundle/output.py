@@ -9,15 +9,15 @@ from pathlib import Path
 
 from ...runtime.bundle.opening import is_bundle
 from ...runtime.errors import UsageError
+from ...runtime.files import is_partial, sync_folder
 
-__all__ = ["STATE_FILE", "check_output", "locked", "partial_of", "swap", "sync_file", "sync_folder", "write_synced"]
-
+__all__ = ["STATE_FILE", "check_replaceable", "locked", "partial_of", "swap"]
 
 STATE_FILE = "parts.json"
 """In a folder that a build is working on: what is finished. A folder without it is somebody else's."""
 
 
-def check_output(output: Path, force: bool) -> None:
+def check_replaceable(output: Path, force: bool) -> None:
     """Refuse an output that is in the way; put back a bundle whose replacement was interrupted.
 
     Raises:
@@ -63,7 +63,7 @@ def _is_ours(partial: Path) -> bool:
     if partial.is_symlink() or not partial.is_dir():
         return False
     names = {path.name for path in partial.iterdir()}
-    return STATE_FILE in names or names <= {f"{STATE_FILE}.new"} or is_bundle(partial)
+    return STATE_FILE in names or all(map(is_partial, names)) or is_bundle(partial)
 
 
 def _replaced(output: Path) -> Path:
@@ -118,28 +118,3 @@ def locked(partial: Path) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a folder's entries durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sync_file(path: Path) -> None:
-    """Make a file's content durable."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a file beside and rename it into place, so that a part is there whole or not at all."""
-    beside = path.with_name(path.name + ".new")
-    with beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)

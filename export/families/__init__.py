@@ -1,1 +1,83 @@
-"""The modules of each family."""
+"""The PyTorch half of each family: the modules of its graphs, and its reference."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ...runtime.bundle.graphs import Decoder
+from ...runtime.chain.pyramid import Stage
+from ...runtime.model.checkpoint import Checkpoint
+from ...runtime.model.families import Family
+from ...runtime.quantisation import Recipe
+from ...targets.dialect import Dialect
+from .wan import WAN_MODULES
+
+__all__ = ["FamilyModules", "modules_of"]
+
+
+class FamilyModules(Protocol):
+    """What a family adds in PyTorch to its data in `runtime.model.families`."""
+
+    def check_components(self, checkpoint: Checkpoint) -> None:
+        """Compare the tensors of all components with the classes that hold them.
+
+        Raises:
+            UsageError: one is missing, extra or misshaped, or a component is of a variant that is not supported.
+        """
+        ...
+
+    def stage_graph(
+        self, checkpoint: Checkpoint, stage: Stage, recipe: Recipe, dialect: Dialect
+    ) -> tuple[nn.Module, Sequence[nn.Module]]:
+        """The module of a stage's graph, and the layers of it that are alike."""
+        ...
+
+    def text_graph(self, checkpoint: Checkpoint, length: int, recipe: Recipe, dialect: Dialect) -> nn.Module:
+        """The module of the text encoder's graph at a length."""
+        ...
+
+    def decoder_graph(
+        self, checkpoint: Checkpoint, decoder: Decoder, recipe: Recipe, dialect: Dialect, *, first: bool
+    ) -> nn.Module:
+        """The module of the decoder's graph for the first latent frame, or for a later one."""
+        ...
+
+    def latent_statistics(self, checkpoint: Checkpoint) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of the latents per channel."""
+        ...
+
+    def load_transformer(self, checkpoint: Checkpoint) -> Sequence[nn.Module]:
+        """The reference of each stage, finest first, in float32: (latent, timestep, text) to velocity, batched."""
+        ...
+
+    def blocks(self, stage: nn.Module) -> Sequence[nn.Module]:
+        """The blocks of a stage's reference, in order; the first argument of each is the residual stream."""
+        ...
+
+    def load_decoder(self, checkpoint: Checkpoint) -> Any:
+        """The reference of the decoder, in float32."""
+        ...
+
+    def encode(self, checkpoint: Checkpoint, prompts: list[str]) -> NDArray[np.float32]:
+        """Prompt embeddings [prompts, text length, text width], as the family's pipeline makes them."""
+        ...
+
+    def decode(self, decoder: Any, latent: torch.Tensor) -> torch.Tensor:
+        """Video [C, T, H, W] in -1 … 1 of a latent [C, T, H, W], by `load_decoder`'s module."""
+        ...
+
+    def token_count(self, checkpoint: Checkpoint, prompt: str) -> int:
+        """Tokens of a prompt, its end included, without padding."""
+        ...
+
+
+_MODULES: Mapping[str, FamilyModules] = {"wan": WAN_MODULES}
+
+
+def modules_of(family: Family) -> FamilyModules:
+    """The PyTorch half of a family."""
+    return _MODULES[family.name]

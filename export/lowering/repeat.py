@@ -17,20 +17,19 @@ from onnx.defs import OpSchema
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from ...targets.forms import TensorSpec
-from ..families.layers import TORCH_DTYPES
-from .torch import trace
+from ...runtime.bundle.graphs import TensorSpec
+from ..weights.steps import TORCH_DTYPES
+from .program import export_program
 
-__all__ = ["CALL", "add_function", "are_alike", "as_calls", "trace_layer"]
+__all__ = ["CALL", "add_function", "are_alike", "as_calls", "export_layer"]
 
 DOMAIN, NAME = "pyrexport", "Layer"
-DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
 @torch.library.custom_op("pyrexport::layer", mutates_args=())
 def layer(inputs: list[torch.Tensor], weights: list[torch.Tensor]) -> torch.Tensor:
-    """A layer whose output is shaped as its first input. Only traced: nothing is computed by it."""
-    raise NotImplementedError
+    """A layer whose output is shaped as its first input. Only its shape is asked for: nothing is computed by it."""
+    raise RuntimeError("a layer that stands for a call has no values")
 
 
 @layer.register_fake
@@ -80,8 +79,8 @@ def are_alike(layers: Sequence[nn.Module]) -> bool:
     return len(layers) > 1 and len(kinds) == 1 and not any(True for each in layers for _ in each.buffers())
 
 
-def trace_layer(module: nn.Module, program: ExportedProgram) -> tuple[ExportedProgram, list[TensorSpec]]:
-    """Trace one layer with inputs like those of its calls in a program, and describe these."""
+def export_layer(module: nn.Module, program: ExportedProgram) -> tuple[ExportedProgram, list[TensorSpec]]:
+    """Export one layer with inputs like those of its calls in a program, and describe these."""
     call = next(node for node in program.graph.nodes if node.target is torch.ops.pyrexport.layer.default)
     values = [node.meta["val"] for node in call.args[0]]
     sizes: dict[str, Any] = {}
@@ -91,11 +90,12 @@ def trace_layer(module: nn.Module, program: ExportedProgram) -> tuple[ExportedPr
         axes[f"input_{index}"] = {
             axis: sizes.setdefault(size, Dim(f"size_{len(sizes)}", min=2)) for axis, size in symbolic.items()
         }
+    names = {dtype: name for name, dtype in TORCH_DTYPES.items()}
     specs = [
-        TensorSpec(f"input_{index}", tuple(_hint(size) for size in value.shape), DTYPES[value.dtype])
+        TensorSpec(f"input_{index}", tuple(_hint(size) for size in value.shape), names[value.dtype])
         for index, value in enumerate(values)
     ]
-    return trace(module, specs, axes if sizes else None), specs
+    return export_program(module, specs, axes if sizes else None), specs
 
 
 def _hint(size: Any) -> int:

@@ -7,15 +7,21 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
+from ...runtime.bundle.graphs import GraphSpec, TensorSpec, stage_key
+from ...runtime.chain.plan import StepPlan, single_step
 from ...runtime.errors import UsageError
 from ...runtime.model.checkpoint import Checkpoint
 from ...runtime.pipeline.pipeline import Pipeline
-from ...runtime.proof.parity import TOLERANCES, distance
+from ...runtime.proof.metrics import distance
+from ...runtime.proof.tolerances import tolerances_of
 from ...runtime.proof.trace import Trace
-from ..families.wan.modules import StageTransformer, load_transformer
+from ..families import modules_of
 
 __all__ = ["first_divergence"]
+
+Arrays = dict[str, NDArray[Any]]
 
 
 def first_divergence(pipeline: Pipeline, checkpoint: Checkpoint, trace: Trace, stage: int) -> dict[str, Any]:
@@ -27,68 +33,71 @@ def first_divergence(pipeline: Pipeline, checkpoint: Checkpoint, trace: Trace, s
     Raises:
         UsageError: the bundle is not one of ONNX graphs.
     """
-    if pipeline.bundle.manifest.target != "ort":
-        raise UsageError("only a bundle of the target ort can be bisected: its graph is evaluated block by block")
+    manifest = pipeline.bundle.manifest
     index = next(k for k, probe in enumerate(trace.probes) if probe.stage == stage)
-    latent, level = trace.tensor(f"probe.{index}.latent"), trace.probes[index].level
-    text = trace.tensor("text.0")
-    expected = _reference_outputs(load_transformer(checkpoint)[stage], latent, 1000 * level, text)
-    found = _bundle_outputs(pipeline, stage, latent, 1000 * level, text)
+    step = single_step(pipeline.model.pyramid, manifest.stages[stage], trace.probes[index].level)
+    latent, text = trace.tensor(f"probe.{index}.latent"), trace.tensor("text.0")
+    found = _bundle_outputs(pipeline, step, latent, text)
+    expected = _reference_outputs(checkpoint, step, latent, text)
     errors = {place: distance(found[place], value).relative_l2 for place, value in expected.items()}
-    tolerance = TOLERANCES[pipeline.bundle.manifest.storage]["stages"]
+    tolerance = tolerances_of(manifest)["stages"]
     first = next((place for place, error in errors.items() if not error <= tolerance), None)
     return {"stage": stage, "first": first, "relative_l2": errors}
 
 
 def _reference_outputs(
-    stage: StageTransformer, latent: NDArray[np.float32], timestep: float, text: NDArray[np.float32]
-) -> dict[str, NDArray[Any]]:
-    outputs: dict[str, NDArray[Any]] = {}
-    blocks = stage.transformer.blocks
+    checkpoint: Checkpoint, step: StepPlan, latent: NDArray[np.float32], text: NDArray[np.float32]
+) -> Arrays:
+    modules = modules_of(checkpoint.model.family)
+    stage = modules.load_transformer(checkpoint)[step.stage.index]
+    outputs: Arrays = {}
 
-    def before(module: Any, inputs: tuple[Any, ...]) -> None:
+    def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         outputs["patch embedding"] = inputs[0].numpy().copy()
 
+    blocks = modules.blocks(stage)
     handles = [blocks[0].register_forward_pre_hook(before)]
     for index, block in enumerate(blocks):
 
-        def after(module: Any, inputs: Any, output: torch.Tensor, name: str = f"block {index}") -> None:
+        def after(module: nn.Module, inputs: Any, output: torch.Tensor, name: str = f"block {index}") -> None:
             outputs[name] = output.numpy().copy()
 
         handles.append(block.register_forward_hook(after))
     with torch.no_grad():
-        velocity = stage(torch.from_numpy(latent)[None], torch.tensor([timestep]), torch.from_numpy(text)[None])
+        timestep = torch.tensor([step.timestep], dtype=torch.float32)
+        velocity = stage(torch.from_numpy(latent)[None], timestep, torch.from_numpy(text)[None])
     for handle in handles:
         handle.remove()
     return outputs | {"output": velocity.numpy()}
 
 
 def _bundle_outputs(
-    pipeline: Pipeline, stage: int, latent: NDArray[np.float32], timestep: float, text: NDArray[np.float32]
-) -> dict[str, NDArray[Any]]:
-    import onnxruntime as ort
-
-    from ...runtime.pipeline.features import timestep_features
-
-    manifest = pipeline.bundle.manifest
-    model = ir.load(pipeline.bundle.file(manifest.graphs[f"stage{stage}"].file))
+    pipeline: Pipeline, step: StepPlan, latent: NDArray[np.float32], text: NDArray[np.float32]
+) -> Arrays:
+    """The stage's graph with its inner values as outputs, evaluated by the bundle's own target."""
+    entry = pipeline.bundle.manifest.graphs[stage_key(step.stage.index, step.expert)]
+    file = pipeline.bundle.file(entry.file)
+    if file.suffix != ".onnx":
+        raise UsageError("only a bundle of ONNX graphs can be bisected: its stage is evaluated block by block")
+    model = ir.load(file)
     places = dict(_block_outputs(model))
-    for value in places.values():
-        if value not in model.graph.outputs:
-            model.graph.outputs.append(value)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(pipeline.bundle.folder.resolve())
-    )
-    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, ["CPUExecutionProvider"])
-    inputs = {
-        "latent": latent[None],
-        "timestep_features": timestep_features(timestep, manifest.timestep_frequencies),
-        "text": text[None],
-    }
-    values = session.run([*(value.name for value in places.values()), "velocity"], inputs)
-    return dict(zip([*places, "output"], values, strict=True))
+    inner = {name: value for name, value in places.items() if value not in model.graph.outputs}
+    model.graph.outputs.extend(inner.values())
+    specs = tuple(_spec(value) for value in inner.values())
+    spec = GraphSpec(entry.spec.key, entry.spec.inputs, (*entry.spec.outputs, *specs))
+    data = ir.to_proto(model).SerializeToString()
+    engine = pipeline.target.open_model(data, pipeline.bundle.folder, spec, pipeline.graphs.options)
+    try:
+        values = engine.run(pipeline.stage_inputs(step, latent, {"text": text}))
+    finally:
+        engine.close()
+    return {name: values[str(value.name)] for name, value in places.items()} | {"output": values["velocity"]}
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    assert value.shape is not None
+    assert value.dtype is not None
+    return TensorSpec(str(value.name), tuple(int(n) for n in value.shape.numpy()), str(value.dtype.numpy()))
 
 
 def _block_outputs(model: ir.Model) -> Iterator[tuple[str, ir.Value]]:

@@ -1,14 +1,13 @@
-"""The networks of an engine bundle, made again and evaluated on ONNX Runtime where no GPU is."""
+"""The networks of an engine bundle, made again and evaluated where the engines' device is not."""
 
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
-from ...runtime.bundle.engines import Engine, EngineOptions, find_target
-from ...runtime.bundle.manifest import PRECISIONS, is_capability
+from ...runtime.bundle.engines import Engine, EngineOptions, Facts, Target, find_target
+from ...runtime.bundle.graphs import GraphSpec
 from ...runtime.bundle.opening import Bundle
 from ...runtime.errors import CheckFailed, UsageError
 from ...runtime.model.checkpoint import Checkpoint
@@ -16,26 +15,29 @@ from ...runtime.pipeline.pipeline import Pipeline
 from ...runtime.reporter import Reporter
 from ...targets.digest import network_digest
 from ...targets.external import refer
-from ...targets.forms import NetworkForm, TensorSpec
-from ...targets.ort.session import OrtEngine
-from ..bundle.parts import Options
-from ..bundle.work import Work
+from ...targets.facts import BuildTarget, find_build_target
+from ...targets.forms import OnnxForm
+from ..bundle.blueprint import Blueprint, draw
+from ..bundle.journal import Journal
+from ..bundle.options import options_of
+from ..bundle.work import make_room, write_weights
+from ..lowering.forms import make_forms
 
-__all__ = ["graph_pipeline", "widen"]
-
-SHORT = (ir.DataType.BFLOAT16, ir.DataType.FLOAT16)
+__all__ = ["graph_pipeline"]
 
 
-class _Graphs:
-    """A target whose graphs are ONNX files of a folder, whatever the bundle's own engine."""
+class _Networks(Target):
+    """Graphs that are ONNX files of a folder, evaluated by another target than the bundle's own."""
 
-    GROUPING = "none"
+    def __init__(self, folder: Path, evaluator: Target) -> None:
+        self.name, self.folder, self.evaluator = f"networks on {evaluator.name}", folder, evaluator
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def check_version(self, name: str, version: str) -> None:
+        """Any: they were made just now."""
 
-    def open_engine(self, file: Path, graph: str, specs: Mapping[str, Any], options: EngineOptions) -> Engine:
-        return OrtEngine(self.folder / f"{graph}.onnx", specs, options)
+    def open_engine(self, file: Path, spec: GraphSpec, facts: Facts, options: EngineOptions) -> Engine:
+        """The network of a graph."""
+        return self.evaluator.open_engine(self.folder / f"{spec.name}.onnx", spec, facts, options)
 
 
 def graph_pipeline(
@@ -43,112 +45,66 @@ def graph_pipeline(
 ) -> Pipeline:
     """A bundle whose graphs are evaluated from its networks, in place of its engines.
 
-    Weights are rounded as the engine stores them; all arithmetic is float32.
-
     Args:
-        bundle: of a target that takes networks.
+        bundle: of a target that has an evaluator.
         checkpoint: that it was built from.
         folder: an empty one that the networks and their weights are written to.
-        options: of ONNX Runtime.
+        options: of the evaluator.
         reporter: told about progress.
 
     Raises:
-        UsageError: the bundle has no networks, or its options are not ours.
+        UsageError: the bundle's own graphs run here, or its options are none that this version knows.
         CheckFailed: a network is not the one that the bundle was built from.
     """
     manifest = bundle.manifest
-    target = find_target(manifest.target)
-    if target.FORM != "network":
+    target = find_build_target(manifest.target)
+    if not target.evaluator:
         raise UsageError(f"{bundle.folder} was built for {manifest.engine}, which runs here: leave out --graph")
-    work = Work(checkpoint, manifest.target, target, folder, _options(bundle), reporter or Reporter(), run_graphs=False)
-    for form in work.networks():
-        found = network_digest(form)
-        for graph in form.profiles:
-            entry = manifest.graphs.get(graph)
-            if entry is None or entry.facts.get("network") != found:
-                raise CheckFailed(
-                    f"the network of {graph}, made again, is not the one that {bundle.folder} was built from: expected SHA-256 "
-                    f"{str(entry and entry.facts.get('network'))[:16]}…, found {found[:16]}…: another checkpoint, or another "
-                    "version of pyrexport or torch"
-                )
-        widen(form.model)
-        for graph, inputs in form.profiles.items():
-            _save(form, graph, inputs, folder)
-    return Pipeline(bundle, _Graphs(folder), options=options, resident=True)  # type: ignore[arg-type]
+    evaluator = find_target(target.evaluator)
+    given = options_of(manifest)
+    try:
+        resolved = replace(given, target=target.resolve_options(given.target))
+    except UsageError as error:
+        raise UsageError(
+            f"{bundle.folder} was built with other options than this version knows: build it again ({error})"
+        ) from error
+    blueprint, reporter = draw(checkpoint, target, resolved), reporter or Reporter()
+    make_room(folder, blueprint, lowers=True)
+    write_weights(folder, blueprint, Journal(folder, blueprint), reporter, lowers=True)
+    for program in blueprint.programs:
+        reporter.begin(f"graph {program}", 1)
+        _write_network(bundle, target, blueprint, program, folder)
+        reporter.advance(1)
+    return Pipeline(bundle, _Networks(folder, evaluator), options=options, resident=True)
 
 
-def _options(bundle: Bundle) -> Options:
-    known = {field.name for field in fields(Options)}
-    given = bundle.manifest.provenance.get("options")
-    if not isinstance(given, dict) or given.keys() != known or not _are_ours(given):
-        raise UsageError(f"{bundle.folder} was built with other options than this version knows: build it again")
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
-    return Options(**values)
+def _write_network(bundle: Bundle, target: BuildTarget, blueprint: Blueprint, program: str, folder: Path) -> None:
+    """Make a program's network again, check that it is the bundle's, and write it for each of its graphs."""
+    name, graphs = blueprint.weights_file, blueprint.programs[program]
+    places = blueprint.files[name]
+    (form,) = make_forms(target.form, program, graphs, blueprint.dialect, places, folder / name)
+    found = network_digest(form)
+    for spec in form.graphs:
+        expected = target.network_digest(bundle.manifest.graphs[spec.key].facts)
+        if expected != found:
+            raise CheckFailed(
+                f"the network of {spec.name}, made again, is not the one that {bundle.folder} was built from: expected "
+                f"SHA-256 {expected[:16]}…, found {found[:16]}…: another checkpoint, or another version of pyrexport or "
+                "torch"
+            )
+    target.evaluable(form)
+    for spec in form.graphs:
+        _save(form, spec, folder)
 
 
-def _are_ours(given: Mapping[str, Any]) -> bool:
-    tile, capabilities = given["vae_tile"], given["compute_capabilities"]
-    return (
-        given["precision"] in list(PRECISIONS)
-        and given["text_precision"] in list(PRECISIONS)
-        and given["vae_caches"] == "float32"
-        and given["layout"] in ("", "shared", "per-stage")
-        and (
-            tile is None or (isinstance(tile, list) and len(tile) == 2 and all(type(n) is int and n > 0 for n in tile))
-        )
-        and isinstance(capabilities, list)
-        and all(map(is_capability, capabilities))
-    )
-
-
-def widen(model: ir.Model) -> None:
-    """Turn a network of 16 bits into one of float32 that keeps the rounding of its weights.
-
-    Activations are no longer rounded; attention becomes ONNX Runtime's own operator, which never holds the scores.
-    """
-    graph = model.graph
-    outputs, inputs = set(graph.outputs), set(graph.inputs)
-    rounded: list[ir.Value] = [value for value in graph.initializers.values() if value.dtype in SHORT]
-    for node in graph:
-        (first, *_), result = (*node.inputs, None), node.outputs[0]
-        if node.op_type == "Cast" and result.dtype in SHORT and result not in outputs:
-            if first is not None and first.is_initializer():
-                rounded.append(result)
-            else:
-                node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
-        if node.op_type == "Attention":
-            heads = node.attributes["q_num_heads"].as_int()
-            node.op_type, node.domain = "MultiHeadAttention", "com.microsoft"
-            node.attributes.clear()
-            node.attributes["num_heads"] = ir.AttrInt64("num_heads", heads)
-            model.opset_imports["com.microsoft"] = 1
-    for node in graph:
-        for value in node.outputs:
-            if value.dtype in SHORT and value not in outputs and value not in inputs and value not in rounded:
-                value.dtype = ir.DataType.FLOAT
-    for value in rounded:
-        _cast_back(graph, value)
-
-
-def _cast_back(graph: ir.Graph, value: ir.Value) -> None:
-    """Let all users of a 16-bit value read it as float32."""
-    uses = list(value.uses())
-    cast = ir.node("Cast", [value], attributes={"to": ir.DataType.FLOAT})
-    cast.outputs[0].name = f"{value.name}_wide"
-    cast.outputs[0].dtype = ir.DataType.FLOAT
-    users = {use.node for use in uses}
-    graph.insert_before(next(node for node in graph if node in users), cast)
-    for use in uses:
-        use.node.replace_input_with(use.idx, cast.outputs[0])
-
-
-def _save(form: NetworkForm, graph: str, inputs: tuple[TensorSpec, ...], folder: Path) -> None:
+def _save(form: OnnxForm, spec: GraphSpec, folder: Path) -> None:
     """Write the network with the fixed shapes of one graph."""
     for node in form.model.graph:
         for value in node.outputs:
             value.shape = None
-    shapes = {spec.name: spec.shape for spec in (*inputs, *form.outputs[graph])}
-    for value in (*form.model.graph.inputs, *form.model.graph.outputs):
+    shapes = {tensor.name: tensor.shape for tensor in (*spec.inputs, *spec.outputs)}
+    values: Sequence[ir.Value] = (*form.model.graph.inputs, *form.model.graph.outputs)
+    for value in values:
         value.shape = ir.Shape(shapes[str(value.name)])
     refer(form.model, form.placements, form.weights)
-    ir.save(form.model, folder / f"{graph}.onnx")
+    ir.save(form.model, folder / f"{spec.name}.onnx")

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from ...runtime.chain.noise import generator, standard_normal
-from ...runtime.chain.sampler import Step, sample
+from ...runtime.chain.plan import StepPlan, plan, single_step
+from ...runtime.chain.sampler import Conditions, Step, sample
 from ...runtime.chain.schedules import Schedule
 from ...runtime.errors import UsageError
+from ...runtime.files import written_beside
 from ...runtime.model.checkpoint import Checkpoint
-from ...runtime.pipeline.video import written_beside
-from ...runtime.proof.trace import FORMAT
-from ..bundle.parts import text_lengths
-from ..families.wan.modules import load_tokenizer
+from ...runtime.proof.trace import FORMAT, Probe, Run
+from ..bundle.blueprint import text_lengths
 from .reference import Reference
 
 __all__ = ["PROBES", "VAE_FRAMES", "record_trace"]
@@ -31,6 +31,9 @@ PHRASE = "a red circle moving left"
 VAE_FRAMES = 3
 """Latent frames that the `vae` level decodes in float32: the first, the second, and one whose caches are all its own."""
 
+Tensors = dict[str, NDArray[Any]]
+Advance = Callable[[], None]
+
 
 def record_trace(
     checkpoint: Checkpoint,
@@ -42,7 +45,7 @@ def record_trace(
     negative_prompt: str,
     decode: bool = True,
     vae_tile: tuple[int, int] | None = None,
-    advance: Callable[[], None] = lambda: None,
+    advance: Advance = lambda: None,
 ) -> None:
     """Record a run per prompt and seed, a few probes of each stage, and the VAE on a few frames.
 
@@ -60,94 +63,105 @@ def record_trace(
     Raises:
         UsageError: the tile is larger than the frame.
     """
-    frame = checkpoint.model.pyramid.stages[0].latent[2:]
+    frame = checkpoint.model.stages(checkpoint.resolution)[0].latent[2:]
     if vae_tile is not None and (vae_tile[0] > frame[0] or vae_tile[1] > frame[1]):
         raise UsageError(f"a tile lies within the frame of {list(frame)} latent pixels, found {list(vae_tile)}")
-    reference = Reference(checkpoint)
-    model, pyramid = checkpoint.model, checkpoint.model.pyramid
-    text = _embeddings(reference, checkpoint, [*prompts, negative_prompt])
-    tensors: dict[str, NDArray[Any]] = {"text.negative": text[-1]}
-    probes: list[dict[str, Any]] = []
-    runs: list[dict[str, Any]] = []
-    noise = generator(0)
-    for stage in pyramid.stages:
-        for place in PROBES:
-            level = stage.noisy + place * (stage.clean - stage.noisy)
-            latent = standard_normal(noise, stage.latent)
-            tensors[f"probe.{len(probes)}.latent"] = latent
-            tensors[f"probe.{len(probes)}.velocity"] = reference.velocity(stage.index, latent, 1000 * level, text[0])
-            probes.append({"stage": stage.index, "level": level})
-            advance()
-    texts = _texts_of_every_length(checkpoint)
-    tensors |= {f"text.probe.{index}": value for index, value in enumerate(reference.encode(texts) if texts else [])}
-    decode = decode and bool(checkpoint.vae)
+    reference, decode = Reference(checkpoint), decode and bool(checkpoint.vae)
+    text = _embeddings(reference, [*prompts, negative_prompt])
+    tensors: Tensors = {"text.negative": text[-1]}
+    probes = _record_probes(tensors, reference, text[0], advance)
+    texts = _record_texts(tensors, reference)
+    steps, runs = plan(checkpoint.model.pyramid, checkpoint.resolution, schedule), list[Run]()
     for seed in seeds:
-        for index, prompt in enumerate(prompts):
+        for prompt, embeddings in zip(prompts, text[:-1], strict=True):
             name = f"run.{len(runs)}"
-            tensors[f"text.{len(runs)}"] = text[index]
-            latent = _record_run(tensors, name, reference, checkpoint, text[index], text[-1], schedule, seed, advance)
+            tensors[f"text.{len(runs)}"] = embeddings
+            latent = _record_run(tensors, name, reference, steps, (embeddings, text[-1]), seed, advance)
             if decode:
                 tensors[f"{name}.frames"] = reference.decode(latent)
             if not runs and checkpoint.vae:
                 height, width = vae_tile or latent.shape[2:]
                 tensors["vae.latent"] = np.ascontiguousarray(latent[:, :VAE_FRAMES, :height, :width])
                 tensors["vae.frames"] = reference.decode_float(tensors["vae.latent"])
-            runs.append({
-                "prompt": prompt, "seed": seed, "schedule": schedule.name, "guidance_scale": schedule.guidance_scale,
-                "levels": [list(group) for group in schedule.levels], "decoded": decode,
-            })  # fmt: skip
+            runs.append(Run(prompt, seed, schedule, decode))
     document = {
-        "format": FORMAT, "model": model.to_json(), "negative_prompt": negative_prompt, "texts": texts,
-        "probes": probes, "runs": runs,
-    }  # fmt: skip
+        "format": FORMAT,
+        "model": {**checkpoint.model.to_json(), "resolution": str(checkpoint.resolution)},
+        "negative_prompt": negative_prompt,
+        "texts": texts,
+        "probes": [probe.to_json() for probe in probes],
+        "runs": [run.to_json() for run in runs],
+    }
     with written_beside(path) as partial:
         arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
         save_file(arrays, partial, metadata={"trace": json.dumps(document)})
 
 
-def _texts_of_every_length(checkpoint: Checkpoint) -> list[str]:
+def _record_probes(tensors: Tensors, reference: Reference, text: NDArray[np.float32], advance: Advance) -> list[Probe]:
+    model, probes, noise = reference.checkpoint.model, list[Probe](), generator(0)
+    for stage in model.stages(reference.checkpoint.resolution):
+        for place in PROBES:
+            level = stage.noisy + place * (stage.clean - stage.noisy)
+            step, latent = single_step(model.pyramid, stage, level), standard_normal(noise, stage.latent)
+            tensors[f"probe.{len(probes)}.latent"] = latent
+            tensors[f"probe.{len(probes)}.velocity"] = reference.velocity(step, latent, {"text": text})
+            probes.append(Probe(stage.index, level))
+            advance()
+    return probes
+
+
+def _record_texts(tensors: Tensors, reference: Reference) -> list[str]:
     """A prompt for each graph that a bundle has of the text encoder: too long for the shorter ones."""
+    checkpoint = reference.checkpoint
     if not checkpoint.text_encoder:
         return []
-    tokenizer, texts, below = load_tokenizer(checkpoint), [], 0
+    texts, below = list[str](), 0
     for length in text_lengths(checkpoint):
         words = [PHRASE]
-        while len(tokenizer(" ".join(words)).input_ids) <= below:
+        while reference.modules.token_count(checkpoint, " ".join(words)) <= below:
             words.append(PHRASE)
         texts.append(" ".join(words))
         below = length
+    tensors |= {f"text.probe.{index}": value for index, value in enumerate(reference.encode(texts))}
     return texts
 
 
-def _embeddings(reference: Reference, checkpoint: Checkpoint, prompts: list[str]) -> NDArray[np.float32]:
-    if checkpoint.text_encoder:
+def _embeddings(reference: Reference, prompts: list[str]) -> NDArray[np.float32]:
+    model = reference.checkpoint.model
+    if reference.checkpoint.text_encoder:
         return reference.encode(prompts)
-    shape = (checkpoint.model.text_length, checkpoint.config.text_dim)
+    shape = (model.text_length, model.transformer.text_dim)
     return np.stack([standard_normal(generator(index), shape) for index in range(len(prompts))])
 
 
+class _Recorder:
+    """The reference, with the latent of each step kept."""
+
+    def __init__(self, reference: Reference) -> None:
+        self.reference, self.latent = reference, np.zeros(0, np.float32)
+
+    def velocity(self, step: StepPlan, latent: NDArray[np.float32], conditions: Conditions) -> NDArray[np.float32]:
+        self.latent = latent
+        return self.reference.velocity(step, latent, conditions)
+
+
 def _record_run(
-    tensors: dict[str, NDArray[Any]], name: str, reference: Reference, checkpoint: Checkpoint,
-    text: NDArray[np.float32], negative: NDArray[np.float32], schedule: Schedule, seed: int, advance: Callable[[], None],
-) -> NDArray[np.float32]:  # fmt: skip
-    class Recorder:
-        """The reference, with the latent of each step kept."""
-
-        latent = np.zeros(0, np.float32)
-
-        def velocity(
-            self, stage: int, latent: NDArray[np.float32], timestep: float, text: NDArray[np.float32]
-        ) -> NDArray[np.float32]:
-            self.latent = latent
-            return reference.velocity(stage, latent, timestep, text)
-
-    recorder, steps = Recorder(), 0
+    tensors: Tensors,
+    name: str,
+    reference: Reference,
+    steps: Sequence[StepPlan],
+    texts: tuple[NDArray[np.float32], NDArray[np.float32]],
+    seed: int,
+    advance: Advance,
+) -> NDArray[np.float32]:
+    """Sample with the embeddings of a prompt and of the negative one, and keep what each step saw and made."""
+    recorder = _Recorder(reference)
 
     def keep(step: Step) -> None:
-        nonlocal steps
-        for part, value in (("before", recorder.latent), ("velocity", step.velocity), ("after", step.latent)):
-            tensors[f"{name}.step.{steps}.{part}"] = value
-        steps += 1
+        for what, value in (("before", recorder.latent), ("velocity", step.velocity), ("after", step.latent)):
+            tensors[f"{name}.step.{step.plan.index}.{what}"] = value
         advance()
 
-    return sample(checkpoint.model.pyramid, recorder, text, schedule, negative_text=negative, seed=seed, callback=keep)
+    taps = reference.checkpoint.model.pyramid.taps
+    text, negative = ({"text": embeddings} for embeddings in texts)
+    return sample(steps, taps, recorder, text, negative=negative, seed=seed, callback=keep)

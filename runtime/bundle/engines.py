@@ -1,5 +1,6 @@
-"""Engines: what runs a graph of a bundle, and how one is found."""
+"""Engines: what runs a graph of a bundle, and the targets that have one."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, entry_points, version
@@ -9,26 +10,34 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..documents import Fields
 from ..errors import UsageError
+from .graphs import GraphSpec, TensorSpec
 
 __all__ = [
     "GROUP",
     "MAX_THREADS",
     "Engine",
     "EngineOptions",
-    "Lowering",
+    "Facts",
+    "Option",
+    "Table",
     "Target",
     "at_least",
     "check_inputs",
+    "check_own",
     "find_target",
+    "installed_targets",
     "target_names",
 ]
 
 GROUP = "pyrexport.targets"
 
-
 MAX_THREADS = 1024
 """Most threads that can be asked for."""
+
+Facts = Mapping[str, Any]
+"""What a target found out about a graph when it wrote it, as JSON: its session is given them."""
 
 
 class Engine(Protocol):
@@ -44,93 +53,134 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
+class Option:
+    """An option that only one target has; its default, an empty value, means that it was not given."""
+
+    name: str
+    """In Python."""
+    flag: str
+    """On the command line."""
+    help: str
+    metavar: str = ""
+    choices: tuple[str, ...] = ()
+    many: bool = False
+    """May be given more than once; the value is a tuple of strings."""
+    switch: bool = False
+    """Takes no value: True where it is given."""
+
+    @property
+    def default(self) -> Any:
+        """Where it is not given."""
+        return () if self.many else False if self.switch else ""
+
+    def check(self, value: Any) -> Any:
+        """The value, as its type says.
+
+        Raises:
+            UsageError: it is of another type, or none of the choices.
+        """
+        if self.many and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        if not self.many and isinstance(value, bool if self.switch else str):
+            if value and self.choices and value not in self.choices:
+                raise UsageError(f"unknown {self.name} '{value}': expected one of {', '.join(self.choices)}")
+            return value
+        kind = "a list of strings" if self.many else "true or false" if self.switch else "a string"
+        raise UsageError(f"{self.name}: expected {kind}, found {value!r:.60}")
+
+
+def check_own(target: str, known: Sequence[Option], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A value for each of a target's own options.
+
+    Raises:
+        UsageError: a value is given to an option that the target does not have, or is none that it takes.
+    """
+    names = {option.name: option for option in known}
+    for name, value in given.items():
+        if name not in names and value:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"target '{target}' has no option {name} ({flag}): leave it out")
+    return {name: option.check(given.get(name, option.default)) for name, option in names.items()}
+
+
+@dataclass(frozen=True)
 class EngineOptions:
     """How engines are opened."""
 
     threads: int = 0
     """Of one operator; 0: the engine's own choice."""
-    prepack: bool = False
-    """Let the engine copy weights into its own layout: faster on few tokens, private memory per graph."""
-    provider: str = ""
-    """Execution provider, where the engine has several."""
+    own: Mapping[str, Any] = field(default_factory=dict)
+    """The target's own options that were given, by name."""
 
 
 @dataclass(frozen=True)
-class Lowering:
-    """What a target found out about a graph when it wrote it."""
+class Table:
+    """What a target shows of its graphs."""
 
-    line: str = ""
-    """For people; empty: nothing to say."""
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    """As JSON, for the manifest: a session is given them."""
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
 
 
-class Target(Protocol):
-    """The module that an entry point of the group `pyrexport.targets` names."""
+class Target(ABC):
+    """What runs the graphs of a bundle: the object that an entry point of the group `pyrexport.targets` names.
 
-    FORM: str
-    """What it takes, of `targets.forms`: "onnx" (`OnnxForm`), "torch" (`TorchForm`) or "network" (`NetworkForm`)."""
-    GROUPING: str
-    """What shares a file. "none": each graph has its own; "methods": all stages, the text encoder's lengths, and the decoder's
-    graphs; "profiles": graphs of one network that differ in their shapes. Of profiles, those that are open are kept open
-    together: one load serves them all."""
-    SUFFIX: str
-    """Of its files."""
-    PRECISIONS: tuple[str, ...]
-    """That it can store."""
+    The facts and methods here are those that running needs; what building needs is added in `targets.facts`.
+    """
 
-    def engine(self) -> tuple[str, str]:
-        """Distribution that builds for it here, and its version.
+    name: str
+    needs_device: bool = False
+    """Its graphs run on a device, which may not be where they are built: a session comes before anything that takes long."""
+    loads_whole_files: bool = False
+    """Graphs of one file are loaded together: one that is open costs the others nothing, and all stay open."""
+    process_bytes: int = 40 * 2**20
+    """Anonymous memory of a process with an engine that is open, before it runs."""
+    engine_options: tuple[Option, ...] = ()
+    """Its own, beside threads."""
 
-        Raises:
-            ImportError, UsageError: it is not installed.
-        """
-        ...
-
+    @abstractmethod
     def check_version(self, name: str, version: str) -> None:
         """Refuse what another engine wrote, or a version that does not fit the installed one.
 
         Raises:
             UsageError: it is so; the message begins with "built for".
         """
-        ...
 
-    def compute_capabilities(self, asked: tuple[str, ...]) -> tuple[str, ...]:
-        """The GPUs to build for, where nothing is asked the one that is here; called of targets of profiles alone.
-
-        Raises:
-            UsageError: one is malformed or not known, or nothing is asked and no GPU is here.
-        """
-        ...
-
-    def check_options(self, options: EngineOptions) -> None:
-        """Refuse options that the engine does not have here.
+    def check_engine_options(self, options: EngineOptions) -> None:
+        """Refuse values that its engine does not have here.
 
         Raises:
             UsageError: there is one.
         """
-        ...
+        check_own(self.name, self.engine_options, options.own)
 
-    def open_engine(self, file: Path, graph: str, specs: Mapping[str, Any], options: EngineOptions) -> Engine:
-        """Open a graph; imports the engine and NumPy alone."""
-        ...
-
-    def write_program(self, name: str, forms: Sequence[Any], folder: Path) -> Iterator[Lowering]:
-        """Write NAME with its suffix into a bundle's folder, from the forms of its graphs; may import torch.
-
-        Yields what it found for each graph. The file is there when the last one has come.
-        """
-        ...
-
-    def try_graph(self, file: Path, graph: str, specs: Mapping[str, Any]) -> int | None:
-        """Run a graph that was written once, where writing it does not yet prove that it runs.
-
-        Returns the memory that it took beyond `measure.PROCESS_BYTES`, in bytes, or None where it was not run.
+    def check_facts(self, facts: Fields) -> None:
+        """Check what a manifest holds of a graph's facts, as far as this target reads it.
 
         Raises:
-            CheckFailed: it does not load or run.
+            UsageError: a fact is not what the target writes.
         """
-        ...
+        return
+
+    def table(self, facts: Mapping[str, Facts]) -> Table | None:
+        """What people are shown of the facts of all graphs, by name."""
+        return None
+
+    @abstractmethod
+    def open_engine(self, file: Path, spec: GraphSpec, facts: Facts, options: EngineOptions) -> Engine:
+        """Open a graph of a file; imports the engine and NumPy alone.
+
+        Raises:
+            UsageError: the engine refuses it, or it is not the graph of its specification.
+        """
+
+    def open_model(self, model: bytes, folder: Path, spec: GraphSpec, options: EngineOptions) -> Engine:
+        """Open an ONNX graph that is no bundle's, whose external data lie in a folder.
+
+        Raises:
+            UsageError: the target evaluates no ONNX graphs, or refuses this one.
+        """
+        raise UsageError(f"target '{self.name}' evaluates no ONNX graphs: its own are of another form")
 
 
 def target_names() -> list[str]:
@@ -138,19 +188,30 @@ def target_names() -> list[str]:
     return sorted(entry_points(group=GROUP).names)
 
 
+def installed_targets() -> Iterator[Target]:
+    """The targets that load here, by name; one whose package is broken is left to those who ask for it by name."""
+    for name in target_names():
+        try:
+            yield find_target(name)
+        except UsageError:
+            continue
+
+
 def find_target(name: str) -> Target:
     """The target of a name.
 
     Raises:
-        UsageError: no installed package provides it, or its engine is not installed.
+        UsageError: no installed package provides it, or its package does not load.
     """
     found = [entry for entry in entry_points(group=GROUP) if entry.name == name]
     if not found:
         raise UsageError(f"unknown target '{name}': expected one of {', '.join(target_names())}")
     try:
-        target: Target = found[0].load()
+        target = found[0].load()
     except ImportError as error:
         raise UsageError(f"target '{name}' cannot run here: {error}; install its engine") from error
+    if not isinstance(target, Target):
+        raise UsageError(f"target '{name}': its entry point names {target!r:.80}, expected a Target")
     return target
 
 
@@ -174,22 +235,24 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) if part.isdecimal() and len(part) < 9 else 0 for part in parts)
 
 
-def check_inputs(specs: Mapping[str, Mapping[str, Any]], inputs: Mapping[str, NDArray[Any]]) -> None:
+def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, NDArray[Any]]) -> None:
     """Refuse inputs that are not the graph's.
 
     Raises:
         UsageError: an input is missing, extra, or of another shape or dtype.
     """
-    for name, spec in specs.items():
-        if name not in inputs:
-            raise UsageError(f"input '{name}' is missing: expected {spec['dtype']} {spec['shape']}")
-        value = inputs[name]
+    for spec in specs:
+        if spec.name not in inputs:
+            raise UsageError(f"input '{spec.name}' is missing: expected {spec.dtype} {list(spec.shape)}")
+        value = inputs[spec.name]
         if not isinstance(value, np.ndarray):
-            raise UsageError(f"input '{name}': expected an array, found {type(value).__name__}")
-        if list(value.shape) != list(spec["shape"]) or str(value.dtype) != spec["dtype"]:
+            raise UsageError(f"input '{spec.name}': expected an array, found {type(value).__name__}")
+        if value.shape != spec.shape or str(value.dtype) != spec.dtype:
             raise UsageError(
-                f"input '{name}': expected {spec['dtype']} {list(spec['shape'])}, found {value.dtype} {list(value.shape)}"
+                f"input '{spec.name}': expected {spec.dtype} {list(spec.shape)}, "
+                f"found {value.dtype} {list(value.shape)}"
             )
-    extra = sorted(inputs.keys() - specs.keys())
+    names = [spec.name for spec in specs]
+    extra = sorted(inputs.keys() - set(names))
     if extra:
-        raise UsageError(f"unexpected input '{extra[0]}': expected {', '.join(specs)}")
+        raise UsageError(f"unexpected input '{extra[0]}': expected {', '.join(names)}")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,7 +9,9 @@ from pathlib import Path
 
 from ..documents import read_json
 from ..errors import CheckFailed, UsageError
-from .manifest import MANIFEST_FILE, FileEntry, Manifest, parse_manifest
+from ..files import cache_folder, write_whole
+from .entries import FileEntry
+from .manifest import MANIFEST_FILE, Manifest, parse_manifest
 
 __all__ = ["Bundle", "file_digest", "is_bundle", "open_bundle"]
 
@@ -101,8 +102,7 @@ class _Seen:
     """Files that were hashed before, by path, size and times; kept in the user's cache folder."""
 
     def __init__(self) -> None:
-        root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        self.file = Path(root) / "pyrexport" / "verified.json"
+        self.file = cache_folder() / "verified.json"
         self.entries: dict[str, list[object]] = {}
         self.changed = False
         with suppress(OSError, ValueError):
@@ -126,9 +126,6 @@ class _Seen:
         """A cache that cannot be written is no cache: hashing again is all that it costs."""
         if not self.changed:
             return
-        with suppress(OSError):
+        with suppress(OSError, UsageError):
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            partial = self.file.with_name(f"verified.{os.getpid()}.partial")
-            recent = dict(list(self.entries.items())[-1000:])
-            partial.write_text(json.dumps(recent), "utf-8")
-            partial.replace(self.file)
+            write_whole(self.file, json.dumps(dict(list(self.entries.items())[-1000:])).encode())

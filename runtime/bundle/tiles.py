@@ -7,10 +7,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from ..chain.pyramid import VAE_SPATIAL
 from ..errors import UsageError
 
-__all__ = ["SMALLEST_TILE", "TilePlan", "decode_tiled", "parse_tile"]
+__all__ = ["SMALLEST_TILE", "Tiles", "decode_tiled", "parse_tile"]
 
 SMALLEST_TILE = 4
 """Latent pixels: a quarter of it overlaps."""
@@ -19,7 +18,7 @@ Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class TilePlan:
+class Tiles:
     """Tiles of one size over a latent frame.
 
     The last tile of an axis is shifted back so that all have one size; neighbours overlap by a quarter of a tile or more.
@@ -29,7 +28,9 @@ class TilePlan:
     frame: tuple[int, int]
     """Height and width of a latent frame."""
     tile: tuple[int, int]
-    """Of a tile, in latent pixels."""
+    """Height and width of a tile, in latent pixels."""
+    spatial: int = 8
+    """Pixels of a latent pixel, along an axis."""
 
     @cached_property
     def rows(self) -> tuple[int, ...]:
@@ -52,9 +53,10 @@ class TilePlan:
         return self.count * self.tile[0] * self.tile[1] / (self.frame[0] * self.frame[1])
 
     def places(self) -> Iterator[tuple[slice, slice, Array]]:
-        """Of each tile: its rows and columns in the latent frame, and the weight of its pixels [8h, 8w]; they sum to 1."""
+        """Rows and columns of each tile in the latent frame, and the weight of its pixels [8h, 8w]; they sum to 1."""
         vertical, horizontal = (
-            _weights(starts, tile) for starts, tile in zip((self.rows, self.columns), self.tile, strict=True)
+            _weights(starts, tile, self.spatial)
+            for starts, tile in zip((self.rows, self.columns), self.tile, strict=True)
         )
         for top, down in zip(self.rows, vertical, strict=True):
             for left, across in zip(self.columns, horizontal, strict=True):
@@ -82,27 +84,27 @@ def _starts(size: int, tile: int) -> tuple[int, ...]:
     return tuple(round(i * (size - tile) / max(1, count - 1)) for i in range(count))
 
 
-def _weights(starts: tuple[int, ...], tile: int) -> list[Array]:
+def _weights(starts: tuple[int, ...], tile: int, spatial: int) -> list[Array]:
     """Per tile, its share of each pixel that it covers: linear ramps over the overlaps."""
-    pixels = tile * VAE_SPATIAL
+    pixels = tile * spatial
     place = np.arange(pixels, dtype=np.float32) + np.float32(0.5)
-    shares, total = [], np.zeros((starts[-1] + tile) * VAE_SPATIAL, np.float32)
+    shares, total = [], np.zeros((starts[-1] + tile) * spatial, np.float32)
     for i, start in enumerate(starts):
         share = np.ones(pixels, np.float32)
         if i:
-            share = np.minimum(share, place / ((starts[i - 1] + tile - start) * VAE_SPATIAL))
+            share = np.minimum(share, place / ((starts[i - 1] + tile - start) * spatial))
         if i + 1 < len(starts):
-            share = np.minimum(share, place[::-1] / ((start + tile - starts[i + 1]) * VAE_SPATIAL))
+            share = np.minimum(share, place[::-1] / ((start + tile - starts[i + 1]) * spatial))
         shares.append(share)
-        total[start * VAE_SPATIAL :][:pixels] += share
-    return [share / total[start * VAE_SPATIAL :][:pixels] for start, share in zip(starts, shares, strict=True)]
+        total[start * spatial :][:pixels] += share
+    return [share / total[start * spatial :][:pixels] for start, share in zip(starts, shares, strict=True)]
 
 
-def decode_tiled(plan: TilePlan, latent: Array, decode: Callable[[Array], Iterator[Array]]) -> Iterator[Array]:
+def decode_tiled(tiles: Tiles, latent: Array, decode: Callable[[Array], Iterator[Array]]) -> Iterator[Array]:
     """Decode a latent tile by tile; a frame is given when its last tile is decoded.
 
     Args:
-        plan: of the latent's size.
+        tiles: over the latent's frames.
         latent: [C, T, H, W].
         decode: a tile [C, T, h, w] to frames [n, 3, 8h, 8w], a few at a time, always in the same pieces.
 
@@ -110,13 +112,13 @@ def decode_tiled(plan: TilePlan, latent: Array, decode: Callable[[Array], Iterat
         Frames [n, 3, 8H, 8W], in the pieces of `decode`.
     """
     pieces: list[Array] = []
-    height, width = (n * VAE_SPATIAL for n in plan.frame)
-    for number, (rows, columns, weight) in enumerate(plan.places(), 1):
-        window = tuple(slice(s.start * VAE_SPATIAL, s.stop * VAE_SPATIAL) for s in (rows, columns))
+    height, width = (n * tiles.spatial for n in tiles.frame)
+    for number, (rows, columns, weight) in enumerate(tiles.places(), 1):
+        window = tuple(slice(s.start * tiles.spatial, s.stop * tiles.spatial) for s in (rows, columns))
         for index, frames in enumerate(decode(latent[:, :, rows, columns])):
             if number == 1:
                 pieces.append(np.zeros((len(frames), 3, height, width), np.float32))
             pieces[index][:, :, window[0], window[1]] += frames * weight
-            if number == plan.count:
+            if number == tiles.count:
                 yield pieces[index]
                 pieces[index] = np.empty(0, np.float32)

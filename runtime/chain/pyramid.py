@@ -1,25 +1,24 @@
-"""What a pyramid is: its stages, their latent shapes and token grids, its frame groups and levels.
+"""What a pyramid is: its stages at a resolution, their latent shapes and token grids, its frame groups and levels.
 
 A plain model is a pyramid of one stage, and a PPF model one that halves no axis but changes its patch size from
-stage to stage; both have gain 1, so that global and natural levels coincide.
+stage to stage; both have gain 1, so that global and natural levels coincide. A pyramid has no size of its own.
 """
 
 import math
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from functools import lru_cache
 
 from ..errors import UsageError
+from .kinds import Kind
 from .levels import down, gain
 from .wavelets import Taps
 
-__all__ = ["AXES", "KINDS", "FrameGroup", "Pyramid", "Resolution", "Stage"]
+__all__ = ["AXES", "FrameGroup", "Geometry", "Pyramid", "Resolution", "Stage"]
 
-KINDS = ("pyramidal", "ppf", "plain")
 AXES = {"T": 1, "H": 2, "W": 3}
 """Axis of each letter in a latent [C, T, H, W]."""
 
-VAE_TEMPORAL, VAE_SPATIAL = 4, 8
-"""Compression of Wan2.1's VAE; its first latent frame is one pixel frame."""
+Patch = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,31 @@ class Resolution:
 
 
 @dataclass(frozen=True)
+class Geometry:
+    """Latents of a family: their channels, and pixels per latent pixel. The first latent frame is one pixel frame."""
+
+    channels: int = 16
+    temporal: int = 4
+    spatial: int = 8
+
+    def latent_frames(self, frames: int) -> int:
+        """Latent frames of a number of pixel frames."""
+        return (frames - 1) // self.temporal + 1
+
+
+@dataclass(frozen=True)
 class FrameGroup:
     """Latent frames that share a gain: the same axes are halved for all of them."""
 
     name: str
-    frames: slice
+    start: int
+    stop: int | None
     axes: tuple[int, ...]
+
+    @property
+    def frames(self) -> slice:
+        """The group's latent frames."""
+        return slice(self.start, self.stop)
 
     @property
     def gain(self) -> float:
@@ -66,18 +84,20 @@ class FrameGroup:
 
 @dataclass(frozen=True)
 class Stage:
-    """One scale. Stage 0 is the finest; sampling runs from the coarsest to 0."""
+    """One scale at a resolution. Stage 0 is the finest; sampling runs from the coarsest to 0."""
 
     index: int
     latent: tuple[int, int, int, int]
     """Shape [C, T, H, W] of the latent."""
-    patch_size: tuple[int, int, int]
-    grid: tuple[int, int, int]
+    patch_size: Patch
+    grid: Patch
     """Tokens along T, H and W; RoPE is indexed by it, from 0."""
     clean: float
     """Natural level at which the stage ends."""
     noisy: float
     """Natural level at which the stage starts."""
+    groups: tuple[FrameGroup, ...]
+    """In the order in which they are renoised: first frame, then the rest."""
 
     @property
     def tokens(self) -> int:
@@ -87,23 +107,22 @@ class Stage:
 
 @dataclass(frozen=True)
 class Pyramid:
-    """The facts of a model that sampling depends on.
+    """The facts of a model that sampling depends on, whatever the resolution.
 
     Raises:
-        UsageError: the levels don't increase from 0, or the resolution does not fit the stages.
+        UsageError: the levels don't increase from 0.
     """
 
-    kind: str
+    kind: Kind
     clean_levels: tuple[float, ...]
     """ς_c of each stage, finest first."""
-    resolution: Resolution
-    patch_sizes: tuple[tuple[int, int, int], ...]
+    patch_sizes: tuple[Patch, ...]
     """Per stage, finest first."""
     taps: Taps
     axes: str = "THW"
     """Axes halved from one stage to the next; empty for PPF and plain models."""
     first_frame_apart: bool = True
-    channels: int = 16
+    geometry: Geometry = Geometry()
 
     def __post_init__(self) -> None:
         """Check what later code relies on."""
@@ -111,94 +130,94 @@ class Pyramid:
         increasing = all(a < b for a, b in zip(levels, (*levels[1:], 1.0), strict=True))
         if not levels or levels[0] != 0 or not increasing:
             raise UsageError(f"clean levels start at 0 and increase, below 1, finest stage first; found {list(levels)}")
-        self._check_resolution()
 
     @property
     def depth(self) -> int:
         """Number of stages S."""
         return len(self.clean_levels)
 
-    @cached_property
-    def groups(self) -> tuple[FrameGroup, ...]:
-        """Frame groups in the order in which they are renoised: first frame, then the rest."""
-        axes = tuple(AXES[letter] for letter in "THW" if letter in self.axes)
-        if not self.first_frame_apart:
-            return (FrameGroup("all", slice(0, None), axes),)
-        spatial = tuple(axis for axis in axes if axis != AXES["T"])
-        first = FrameGroup("first", slice(0, 1), spatial)
-        return (first, FrameGroup("rest", slice(1, None), axes)) if self.latent_frames > 1 else (first,)
-
-    @property
-    def latent_frames(self) -> int:
-        """Latent frames of stage 0."""
-        return (self.resolution.frames - 1) // VAE_TEMPORAL + 1
+    def bounds(self, index: int) -> tuple[float, float]:
+        """Natural levels ς_n and ς_c, at which a stage starts and ends."""
+        return (*self.clean_levels, 1.0)[index + 1], self.clean_levels[index]
 
     @property
     def schedule_gain(self) -> float:
         """ω that spaces the schedules: that of the group which halves most axes; 2·sqrt(2) for PPF."""
-        return gain(len(self.axes) if self.kind == "pyramidal" else 3)
+        return gain(len(self.axes) if self.kind.schedule_axes is None else self.kind.schedule_axes)
 
-    @cached_property
-    def stages(self) -> tuple[Stage, ...]:
-        """The stages, finest first."""
-        return tuple(self._stage(index) for index in range(self.depth))
+    def stages(self, resolution: Resolution) -> tuple[Stage, ...]:
+        """The stages at a resolution, finest first.
 
-    def at(self, resolution: Resolution) -> "Pyramid":
-        """The same model at another resolution."""
-        return replace(self, resolution=resolution)
+        Raises:
+            UsageError: the resolution does not fit them; the message says what is nearest.
+        """
+        return _stages(self, resolution)
 
-    def _stage(self, index: int) -> Stage:
-        scale = {letter: 2**index if letter in self.axes else 1 for letter in "THW"}
-        apart = self.first_frame_apart
-        frames = (self.latent_frames - apart) // scale["T"] + apart
-        height = self.resolution.height // VAE_SPATIAL // scale["H"]
-        width = self.resolution.width // VAE_SPATIAL // scale["W"]
-        patch = self.patch_sizes[index]
-        grid = tuple(-(-size // p) for size, p in zip((frames, height, width), patch, strict=True))
-        return Stage(
-            index=index,
-            latent=(self.channels, frames, height, width),
-            patch_size=patch,
-            grid=(grid[0], grid[1], grid[2]),
-            clean=self.clean_levels[index],
-            noisy=self.clean_levels[index + 1] if index + 1 < self.depth else 1.0,
+    def groups(self, resolution: Resolution) -> tuple[FrameGroup, ...]:
+        """Frame groups at a resolution: a video of one latent frame has none but the first."""
+        axes = tuple(AXES[letter] for letter in "THW" if letter in self.axes)
+        if not self.first_frame_apart:
+            return (FrameGroup("all", 0, None, axes),)
+        first = FrameGroup("first", 0, 1, tuple(axis for axis in axes if axis != AXES["T"]))
+        many = self.geometry.latent_frames(resolution.frames) > 1
+        return (first, FrameGroup("rest", 1, None, axes)) if many else (first,)
+
+
+@lru_cache(maxsize=64)
+def _stages(pyramid: Pyramid, resolution: Resolution) -> tuple[Stage, ...]:
+    _check_resolution(pyramid, resolution)
+    stages = tuple(_stage(pyramid, resolution, index) for index in range(pyramid.depth))
+    for stage in () if pyramid.kind.resizes else stages:
+        if any(n % p for n, p in zip(stage.latent[1:], stage.patch_size, strict=True)):
+            raise UsageError(
+                f"impossible resolution {resolution}: the latent {list(stage.latent)} of stage {stage.index} is not "
+                f"divisible by the patch size {list(stage.patch_size)}"
+            )
+    return stages
+
+
+def _stage(pyramid: Pyramid, resolution: Resolution, index: int) -> Stage:
+    scale = {letter: 2**index if letter in pyramid.axes else 1 for letter in "THW"}
+    geometry, apart = pyramid.geometry, pyramid.first_frame_apart
+    frames = (geometry.latent_frames(resolution.frames) - apart) // scale["T"] + apart
+    height = resolution.height // geometry.spatial // scale["H"]
+    width = resolution.width // geometry.spatial // scale["W"]
+    patch = pyramid.patch_sizes[index]
+    t, h, w = (-(-size // p) for size, p in zip((frames, height, width), patch, strict=True))
+    noisy, clean = pyramid.bounds(index)
+    latent = (geometry.channels, frames, height, width)
+    return Stage(index, latent, patch, (t, h, w), clean, noisy, pyramid.groups(resolution))
+
+
+def _check_resolution(pyramid: Pyramid, size: Resolution) -> None:
+    kind, geometry = pyramid.kind, pyramid.geometry
+    factor = {letter: 2 ** (pyramid.depth - 1) if letter in pyramid.axes else 1 for letter in "THW"}
+    for name, pixels, patch, letter in (
+        ("height", size.height, pyramid.patch_sizes[0][1], "H"),
+        ("width", size.width, pyramid.patch_sizes[0][2], "W"),
+    ):
+        multiple = geometry.spatial * patch * factor[letter]
+        if pixels % multiple:
+            raise UsageError(
+                f"impossible resolution {size}: {name} of a {kind.name} model with {pyramid.depth} stage(s) is a "
+                f"multiple of {multiple}, found {pixels}; nearest: {_nearest(pixels, multiple)}"
+            )
+    if (size.frames - 1) % geometry.temporal:
+        raise UsageError(
+            f"impossible resolution {size}: the number of frames is 1 + {geometry.temporal}k, found {size.frames}; "
+            f"nearest: {1 + _nearest(size.frames - 1, geometry.temporal, 0)}"
         )
-
-    def _check_resolution(self) -> None:
-        size, coarsest = self.resolution, 2 ** (self.depth - 1)
-        factor = {letter: coarsest if letter in self.axes else 1 for letter in "THW"}
-        for name, pixels, patch, letter in (
-            ("height", size.height, self.patch_sizes[0][1], "H"),
-            ("width", size.width, self.patch_sizes[0][2], "W"),
-        ):
-            multiple = VAE_SPATIAL * patch * factor[letter]
-            if pixels % multiple:
-                raise UsageError(
-                    f"impossible resolution {size}: {name} of a {self.kind} model with {self.depth} stage(s) is a "
-                    f"multiple of {multiple}, found {pixels}; nearest: {_nearest(pixels, multiple)}"
-                )
-        if (size.frames - 1) % VAE_TEMPORAL:
-            raise UsageError(
-                f"impossible resolution {size}: the number of frames is 1 + {VAE_TEMPORAL}k, found {size.frames}; "
-                f"nearest: {1 + _nearest(size.frames - 1, VAE_TEMPORAL, 0)}"
-            )
-        halved = self.latent_frames - self.first_frame_apart
-        if factor["T"] > 1 and (halved == 0 or halved % factor["T"]):
-            period = VAE_TEMPORAL * factor["T"]
-            offset = 1 if self.first_frame_apart else 1 - VAE_TEMPORAL
-            raise UsageError(
-                f"impossible resolution {size}: the number of frames of a {self.kind} model with {self.depth} stages is "
-                f"{period}k{offset:+d} with k >= 1, found {size.frames}; "
-                f"nearest: {_nearest(size.frames - offset, period) + offset}"
-            )
-        if self.kind == "pyramidal" and self.depth > 1 and size.frames == 1:
-            raise UsageError(f"impossible resolution {size}: a pyramid of {self.depth} stages has more than one frame")
-        for stage in self.stages if self.kind != "ppf" else ():
-            if any(n % p for n, p in zip(stage.latent[1:], stage.patch_size, strict=True)):
-                raise UsageError(
-                    f"impossible resolution {size}: the latent {list(stage.latent)} of stage {stage.index} is not divisible "
-                    f"by the patch size {list(stage.patch_size)}"
-                )
+    halved = geometry.latent_frames(size.frames) - pyramid.first_frame_apart
+    if factor["T"] > 1 and (halved == 0 or halved % factor["T"]):
+        period = geometry.temporal * factor["T"]
+        offset = 1 if pyramid.first_frame_apart else 1 - geometry.temporal
+        raise UsageError(
+            f"impossible resolution {size}: the number of frames of a {kind.name} model with {pyramid.depth} stages is "
+            f"{period}k{offset:+d} with k >= 1, found {size.frames}; "
+            f"nearest: {_nearest(size.frames - offset, period) + offset}"
+        )
+    if kind.halves and pyramid.depth > 1 and size.frames == 1:
+        raise UsageError(f"impossible resolution {size}: a pyramid of {pyramid.depth} stages has more than one frame")
 
 
 def _nearest(value: int, multiple: int, least: int = 1) -> int:

@@ -1,4 +1,4 @@
-"""Moving between scales: down, up, and up with renoising (supplement eq. 1, 15 and 16)."""
+"""Moving to a finer scale: up with renoising (supplement eq. 16)."""
 
 from collections.abc import Sequence
 
@@ -7,19 +7,9 @@ from numpy.typing import NDArray
 
 from .levels import gain
 from .noise import standard_normal
-from .wavelets import Array, Bands, Taps, analyse, high_bands, synthesise
+from .wavelets import Array, Bands, Taps, high_bands, synthesise
 
-__all__ = ["downsample", "draw_high_bands", "renoise_with", "upsample", "upsample_and_renoise"]
-
-
-def downsample(x: Array, taps: Taps, axes: Sequence[int]) -> Array:
-    """R↓(x) = U x / ω (eq. 1), the given axes halved; for Haar the average pooling."""
-    return analyse(x, taps, axes)["0" * len(axes)] * (1 / gain(len(axes)))
-
-
-def upsample(x: Array, taps: Taps, axes: Sequence[int]) -> Array:
-    """R↑(x) = ω·Wᵀ(x; 0) (eq. 15), the given axes doubled; for Haar nearest neighbour. R↓R↑ = I."""
-    return synthesise({"0" * len(axes): x}, taps, axes) * gain(len(axes))
+__all__ = ["draw_high_bands", "renoise_with", "upsample_and_renoise"]
 
 
 def renoise_with(x: Array, high: Bands, sigma: float, taps: Taps, axes: Sequence[int]) -> Array:

@@ -1,6 +1,6 @@
-"""The sampling chain: Euler steps within a stage, upsampling and renoising between stages."""
+"""The sampling chain: a fold over the steps of a plan, from noise to the finest stage's clean latent."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,26 +9,29 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 from .noise import generator, standard_normal
-from .pyramid import Pyramid
+from .plan import StepPlan
 from .resample import upsample_and_renoise
-from .schedules import Schedule
+from .solvers import SOLVERS
+from .wavelets import Taps
 
-__all__ = ["Denoiser", "Step", "euler_step", "floats", "initial_latent", "sample", "transition"]
+__all__ = ["Conditions", "Denoiser", "Step", "floats", "guided_velocity", "initial_latent", "sample", "transition"]
 
 Latent = NDArray[np.float32]
+
+Conditions = Mapping[str, NDArray[np.float32]]
+"""What a stage is conditioned on beside its timestep, by the name of the graph's input: `text` [text length, width]."""
 
 
 class Denoiser(Protocol):
     """What evaluates a stage: an engine, or the PyTorch reference."""
 
-    def velocity(self, stage: int, latent: Latent, timestep: float, text: NDArray[np.float32]) -> Latent:
+    def velocity(self, step: StepPlan, latent: Latent, conditions: Conditions) -> Latent:
         """d x / d σ of the stage's own global level, per frame group.
 
         Args:
-            stage: 0 is the finest.
+            step: whose stage, expert and timestep are evaluated.
             latent: [C, T, H, W], float32.
-            timestep: 1000·ς, not rounded.
-            text: [text length, text width], float32.
+            conditions: see `Conditions`.
 
         Returns:
             [C, T, H, W], float32.
@@ -38,23 +41,18 @@ class Denoiser(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """One Euler step that has been taken."""
+    """A step that has been taken."""
 
-    stage: int
-    index: int
-    """Counted from 0 within the stage."""
-    level: float
-    """Natural level that the step started from."""
-    next_level: float
+    plan: StepPlan
     velocity: Latent
     """After guidance."""
     latent: Latent
     """After the step."""
 
 
-def initial_latent(pyramid: Pyramid, noise: np.random.Generator) -> Latent:
-    """N(0, I) at the coarsest stage's shape [C, T, H, W], in one draw."""
-    return standard_normal(noise, pyramid.stages[-1].latent)
+def initial_latent(steps: Sequence[StepPlan], noise: np.random.Generator) -> Latent:
+    """N(0, I) at the first step's shape [C, T, H, W], in one draw."""
+    return standard_normal(noise, steps[0].stage.latent)
 
 
 def floats(values: NDArray[np.floating[Any]], shape: tuple[int, ...], what: str) -> NDArray[np.float32]:
@@ -69,48 +67,56 @@ def floats(values: NDArray[np.floating[Any]], shape: tuple[int, ...], what: str)
     return found.astype(np.float32)
 
 
-def euler_step(
-    pyramid: Pyramid, stage: int, latent: Latent, velocity: Latent, level: float, next_level: float
+def guided_velocity(
+    denoiser: Denoiser, step: StepPlan, latent: Latent, conditions: Conditions, negative: Conditions | None
 ) -> Latent:
-    """x + (σ' - σ)·v in each frame group, where σ is the group's global level at this scale."""
-    out = np.empty_like(latent)
-    for group in pyramid.groups:
-        increment = group.global_level(stage, next_level) - group.global_level(stage, level)
-        out[:, group.frames] = latent[:, group.frames] + np.float32(increment) * velocity[:, group.frames]
-    return out
+    """v_uncond + s·(v_cond - v_uncond), or v_cond where the step is not guided (classifier-free guidance).
+
+    Raises:
+        UsageError: the step is guided, and there are no negative conditions.
+    """
+    velocity = denoiser.velocity(step, latent, conditions)
+    if not step.guided:
+        return velocity
+    if negative is None:
+        raise UsageError(
+            f"guidance scale {step.guidance_scale:g} needs the embeddings of a negative prompt; "
+            "give them, or sample with guidance scale 1"
+        )
+    unconditional = denoiser.velocity(step, latent, negative)
+    return unconditional + np.float32(step.guidance_scale) * (velocity - unconditional)
 
 
-def transition(pyramid: Pyramid, stage: int, latent: Latent, noise: np.random.Generator) -> Latent:
-    """The latent that stage `stage - 1` starts from: R↑_N of each frame group (supplement eq. 16)."""
-    if not pyramid.axes:
+def transition(taps: Taps, step: StepPlan, latent: Latent, noise: np.random.Generator) -> Latent:
+    """The latent that the next finer stage starts from: R↑_N of each frame group (supplement eq. 16)."""
+    if not any(group.axes for group in step.stage.groups):
         return latent
-    level = pyramid.stages[stage].clean
     groups = [
-        upsample_and_renoise(latent[:, group.frames], group.global_level(stage, level), pyramid.taps, group.axes, noise)
-        for group in pyramid.groups
+        upsample_and_renoise(latent[:, group.frames], sigma, taps, group.axes, noise)
+        for group, (_, sigma) in zip(step.stage.groups, step.sigmas, strict=True)
     ]
     return np.concatenate(groups, axis=1)
 
 
 def sample(
-    pyramid: Pyramid,
+    steps: Sequence[StepPlan],
+    taps: Taps,
     denoiser: Denoiser,
-    text: NDArray[np.float32],
-    schedule: Schedule,
+    conditions: Conditions,
     *,
-    negative_text: NDArray[np.float32] | None = None,
+    negative: Conditions | None = None,
     seed: int = 0,
     latents: Latent | None = None,
     callback: Callable[[Step], None] | None = None,
 ) -> Latent:
-    """Run the chain from noise to the finest stage's clean latent.
+    """Run the chain.
 
     Args:
-        pyramid: the model.
+        steps: of the run; see `plan`.
+        taps: of the pyramid's wavelet.
         denoiser: evaluates a stage.
-        text: prompt embeddings [text length, text width], float32.
-        schedule: levels and guidance scale.
-        negative_text: embeddings of the negative prompt; needed when the schedule is guided.
+        conditions: of the prompt.
+        negative: those of the negative prompt; needed when a step is guided.
         seed: of all noise in the run.
         latents: initial latent in place of the first draw, which is made all the same: the noise of the
             transitions depends on the seed alone.
@@ -120,27 +126,18 @@ def sample(
         Latent of stage 0 [C, T, H, W], float32, normalised as the transformer sees it.
 
     Raises:
-        UsageError: guidance without negative embeddings, or a latent of another shape.
+        UsageError: guidance without negative conditions, or a latent of another shape.
     """
-    if schedule.guided and negative_text is None:
-        raise UsageError(
-            f"guidance scale {schedule.guidance_scale:g} needs the embeddings of a negative prompt; "
-            "give them, or sample with guidance scale 1"
-        )
     noise = generator(seed)
-    x = initial_latent(pyramid, noise)
+    x = initial_latent(steps, noise)
     if latents is not None:
         x = floats(latents, x.shape, "initial latents [C, T, H, W]")
-    for stage, levels in zip(reversed(pyramid.stages), schedule.levels, strict=True):
-        for index, (level, next_level) in enumerate(zip(levels, (*levels[1:], stage.clean), strict=True)):
-            v = denoiser.velocity(stage.index, x, 1000 * level, text)
-            if schedule.guided:
-                assert negative_text is not None
-                unconditional = denoiser.velocity(stage.index, x, 1000 * level, negative_text)
-                v = unconditional + np.float32(schedule.guidance_scale) * (v - unconditional)
-            x = euler_step(pyramid, stage.index, x, v, level, next_level)
-            if callback is not None:
-                callback(Step(stage.index, index, level, next_level, v, x))
-        if stage.index > 0:
-            x = transition(pyramid, stage.index, x, noise)
+    solver = SOLVERS[steps[0].solver]()
+    for step in steps:
+        velocity = guided_velocity(denoiser, step, x, conditions, negative)
+        x = solver(step, x, velocity, noise)
+        if callback is not None:
+            callback(Step(step, velocity, x))
+        if step.changes_stage:
+            x = transition(taps, step, x, noise)
     return x

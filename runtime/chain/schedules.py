@@ -1,6 +1,6 @@
 """Schedules: the natural levels at which each stage is evaluated, by the rule or explicit."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,6 +11,7 @@ from .pyramid import Pyramid
 __all__ = [
     "MAX_GUIDANCE",
     "SNAP",
+    "SPACINGS",
     "Schedule",
     "explicit_levels",
     "parse_levels",
@@ -36,6 +37,8 @@ class Schedule:
     name: str
     levels: Levels
     guidance_scale: float = 1.0
+    solver: str = "euler"
+    """A name of `solvers.SOLVERS`."""
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -49,11 +52,7 @@ class Schedule:
 
 
 def spaced_levels(pyramid: Pyramid, steps: Sequence[int], shift: float = 5.0) -> Levels:
-    """Levels by the rule: uniform steps between the un-shifted global boundaries of each stage.
-
-    With k = shift·ω^i: `t = linspace(down_k(ς_n), down_k(ς_c), n+1)[:-1]`, `ς = up_k(t)`. It reproduces the
-    levels of PyramidalWan's 2-2-1 schedule (supplement A3). Plain models follow diffusers'
-    `FlowMatchEulerDiscreteScheduler.set_timesteps(n)` instead, as their users expect.
+    """Levels of a number of steps for each stage, by the rule of the model's kind; see `SPACINGS`.
 
     Args:
         pyramid: the model.
@@ -70,14 +69,34 @@ def spaced_levels(pyramid: Pyramid, steps: Sequence[int], shift: float = 5.0) ->
         )
     if not 0.01 <= shift <= 1000:
         raise UsageError(f"the shift of a schedule lies within 0.01 … 1000, found {shift:g}")
-    if pyramid.kind == "plain":
-        return (plain_levels(steps[0], shift),)
+    return SPACINGS[pyramid.kind.spacing](pyramid, steps, shift)
+
+
+def _stage_spacing(pyramid: Pyramid, steps: Sequence[int], shift: float) -> Levels:
+    """Uniform steps between the un-shifted global boundaries of each stage.
+
+    With k = shift·ω^i: `t = linspace(down_k(ς_n), down_k(ς_c), n+1)[:-1]`, `ς = up_k(t)`. It reproduces the
+    levels of PyramidalWan's 2-2-1 schedule (supplement A3).
+    """
     levels = []
-    for stage, n in zip(reversed(pyramid.stages), steps, strict=True):
-        k = shift * pyramid.schedule_gain**stage.index
-        start, stop = down(k, stage.noisy), down(k, stage.clean)
-        levels.append((stage.noisy, *(up(k, start + (stop - start) * j / n) for j in range(1, n))))
+    for index, n in zip(reversed(range(pyramid.depth)), steps, strict=True):
+        noisy, clean = pyramid.bounds(index)
+        k = shift * pyramid.schedule_gain**index
+        start, stop = down(k, noisy), down(k, clean)
+        levels.append((noisy, *(up(k, start + (stop - start) * j / n) for j in range(1, n))))
     return tuple(levels)
+
+
+def _sigma_spacing(pyramid: Pyramid, steps: Sequence[int], shift: float) -> Levels:
+    """Sigmas of diffusers' `FlowMatchEulerDiscreteScheduler.set_timesteps(n)`, as users of plain models expect."""
+    return (plain_levels(steps[0], shift),)
+
+
+SPACINGS: Mapping[str, Callable[[Pyramid, Sequence[int], float], Levels]] = {
+    "stages": _stage_spacing,
+    "sigmas": _sigma_spacing,
+}
+"""The rules that space levels, by name."""
 
 
 def plain_levels(n: int, shift: float = 5.0) -> tuple[float, ...]:
@@ -95,12 +114,12 @@ def explicit_levels(pyramid: Pyramid, levels: Sequence[Sequence[float]]) -> Leve
     if len(levels) != pyramid.depth:
         raise UsageError(f"expected levels for {pyramid.depth} stage(s), coarsest first; found {len(levels)} list(s)")
     return tuple(
-        _stage_levels(stage.index, stage.clean, stage.noisy, [float(level) for level in group])
-        for stage, group in zip(reversed(pyramid.stages), levels, strict=True)
+        _stage_levels(index, *pyramid.bounds(index), [float(level) for level in group])
+        for index, group in zip(reversed(range(pyramid.depth)), levels, strict=True)
     )
 
 
-def _stage_levels(index: int, clean: float, noisy: float, levels: list[float]) -> tuple[float, ...]:
+def _stage_levels(index: int, noisy: float, clean: float, levels: list[float]) -> tuple[float, ...]:
     if not levels or levels[0] < noisy - SNAP:
         levels = [noisy, *levels]
     elif abs(levels[0] - noisy) <= SNAP:
@@ -108,7 +127,8 @@ def _stage_levels(index: int, clean: float, noisy: float, levels: list[float]) -
     outside = [level for level in levels if not clean < level <= noisy]
     if outside:
         raise UsageError(
-            f"level {outside[0]:.6g} is outside the range of stage {index}: expected above {clean:.6f} and at most {noisy:.6f}"
+            f"level {outside[0]:.6g} is outside the range of stage {index}: "
+            f"expected above {clean:.6f} and at most {noisy:.6f}"
         )
     for a, b in pairwise(levels):
         if not a > b:

@@ -2,21 +2,24 @@
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..chain.pyramid import Pyramid, Resolution
+from ..chain.pyramid import Resolution
 from ..documents import Fields, read_json
+from ..dtypes import DTYPES, WEIGHT_DTYPES
 from ..errors import UsageError
-from .description import ModelDescription, describe_model, plain_document
-from .families.wan import WanConfig, transformer_tensors
+from .description import Model, parse_model, parse_resolution, plain_document
+from .families import find_family
 from .safetensors import TensorEntry, read_tensors
 
-__all__ = ["Checkpoint", "read_checkpoint"]
+__all__ = ["Checkpoint", "check_tensors", "read_checkpoint"]
 
 Rename = Callable[[list[str]], Mapping[str, str]]
 """From names found to diffusers' names: original Wan names are converted by diffusers, which is not imported here."""
+
+Tensors = Mapping[str, TensorEntry]
 
 
 @dataclass(frozen=True)
@@ -24,20 +27,26 @@ class Checkpoint:
     """A checkpoint folder whose configurations and headers have been checked."""
 
     folder: Path
-    model: ModelDescription
-    config: WanConfig
-    transformer: Mapping[str, TensorEntry]
+    model: Model
+    resolution: Resolution
+    """What it is sampled at unless another is asked for."""
+    transformer: Tensors
     """By diffusers' name."""
-    vae: Mapping[str, TensorEntry] = field(default_factory=dict)
+    vae: Tensors = field(default_factory=dict)
     vae_config: Mapping[str, Any] | None = None
-    text_encoder: Mapping[str, TensorEntry] = field(default_factory=dict)
+    text_encoder: Tensors = field(default_factory=dict)
     text_encoder_config: Mapping[str, Any] | None = None
 
     @property
-    def components(self) -> dict[str, Mapping[str, TensorEntry]]:
+    def components(self) -> dict[str, Tensors]:
         """Tensors of each component that is there."""
         named = {"transformer": self.transformer, "text_encoder": self.text_encoder, "vae": self.vae}
         return {name: tensors for name, tensors in named.items() if tensors}
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The fast tokenizer of the text encoder."""
+        return self.folder / "tokenizer" / "tokenizer.json"
 
 
 def read_checkpoint(folder: Path, *, resolution: Resolution | None = None, rename: Rename | None = None) -> Checkpoint:
@@ -55,88 +64,102 @@ def read_checkpoint(folder: Path, *, resolution: Resolution | None = None, renam
         raise UsageError(f"{folder} is not a checkpoint: expected a diffusers folder with model_index.json")
     read_json(folder / "model_index.json")
     source = folder / "transformer" / "config.json"
-    config = WanConfig.from_json(read_json(source), str(source))
+    document = read_json(source)
+    family = find_family(document, str(source))
+    config = family.read_transformer(document, str(source))
     if (folder / "transformer_2").is_dir():
         raise UsageError(f"{folder} has a second transformer (Wan2.2): only models with one transformer are supported")
-    pyramid_file = folder / "pyramid.json"
-    written = os.path.lexists(pyramid_file)
-    document = read_json(pyramid_file) if written else _plain_document(folder)
-    if resolution is not None:
-        document = document | {"resolution": vars(resolution)}
-    model = describe_model(document, config, str(pyramid_file) if written else str(folder))
-    transformer = _transformer(folder, model.pyramid, config, rename)
-    parts: dict[str, Any] = {}
+    written, described = _description(folder)
+    fields = Fields(described, written)
+    resolution = parse_resolution(fields) if resolution is None else resolution
+    sizeless = {name: value for name, value in fields.document.items() if name != "resolution"}
+    model = parse_model(sizeless, family, config, written)
+    try:
+        model.stages(resolution)
+    except UsageError as error:
+        raise UsageError(f"{written}: {error}") from None
+    transformer = _transformer(folder / "transformer", model, rename)
+    components: dict[str, Any] = {}
     if (folder / "vae").is_dir():
-        parts["vae_config"] = _vae_config(folder / "vae" / "config.json", config)
-        parts["vae"] = read_tensors(folder / "vae", "diffusion_pytorch_model")
+        source = folder / "vae" / "config.json"
+        components["vae_config"] = read_json(source)
+        model = replace(model, decoder=family.read_decoder(components["vae_config"], config, str(source)))
+        components["vae"] = read_tensors(folder / "vae", "diffusion_pytorch_model")
     if (folder / "text_encoder").is_dir():
-        parts["text_encoder_config"] = _text_encoder_config(folder, config)
-        parts["text_encoder"] = read_tensors(folder / "text_encoder", "model")
-    return Checkpoint(folder, model, config, transformer, **parts)
+        components["text_encoder_config"] = _text_encoder_config(folder, model)
+        components["text_encoder"] = read_tensors(folder / "text_encoder", "model")
+    return Checkpoint(folder, model, resolution, transformer, **components)
 
 
-def _plain_document(folder: Path) -> dict[str, Any]:
+def _description(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Where a folder's `pyramid.json` is, and what it says, or what a plain model's would say."""
+    file = folder / "pyramid.json"
+    if os.path.lexists(file):
+        return str(file), read_json(file)
     scheduler = folder / "scheduler" / "scheduler_config.json"
     document = read_json(scheduler) if scheduler.is_file() else {}
     # diffusers' UniPC calls the same number flow_shift.
-    return plain_document(document.get("shift", document.get("flow_shift", 5.0)))
+    return str(folder), plain_document(document.get("shift", document.get("flow_shift", 5.0)))
 
 
-def _transformer(folder: Path, pyramid: Pyramid, config: WanConfig, rename: Rename | None) -> dict[str, TensorEntry]:
-    part = folder / "transformer"
-    found = read_tensors(part, "diffusion_pytorch_model")
-    expected = transformer_tensors(config, pyramid.kind, pyramid.patch_sizes)
+def _transformer(folder: Path, model: Model, rename: Rename | None) -> dict[str, TensorEntry]:
+    found = read_tensors(folder, "diffusion_pytorch_model")
+    pyramid = model.pyramid
     if rename is not None:
         names = rename(list(found))
         if len(set(names.values())) != len(found):
             raise UsageError(
-                f"{part}: two tensors stand for the same one: expected Wan's original names or diffusers', found both"
+                f"{folder}: two tensors stand for the same one: expected Wan's original names or diffusers', found both"
             )
         found = {names[name]: entry for name, entry in found.items()}
-    for name, shape in expected.items():
-        if name not in found:
-            raise UsageError(
-                f"{part}: tensor '{name}' is missing: expected shape {list(shape)} for a {pyramid.kind} model"
-            )
-        if found[name].shape != shape:
-            raise UsageError(
-                f"{part}: tensor '{name}' is misshaped: expected {list(shape)}, found {list(found[name].shape)}"
-            )
-        if found[name].dtype not in ("F32", "F16", "BF16"):
-            raise UsageError(f"{part}: tensor '{name}': expected F32, F16 or BF16, found {found[name].dtype}")
-    extra = sorted(found.keys() - expected.keys())
-    if extra:
-        raise UsageError(
-            f"{part}: unexpected tensor '{extra[0]}' of shape {list(found[extra[0]].shape)} in a {pyramid.kind} model"
-        )
+    expected = model.family.transformer_tensors(model.transformer, pyramid.kind, pyramid.patch_sizes)
+    check_tensors(folder, found, expected, f"a {pyramid.kind.name} model")
     return {name: found[name] for name in expected}
 
 
-def _vae_config(source: Path, config: WanConfig) -> dict[str, Any]:
-    document = read_json(source)
-    fields = Fields(document, str(source))
-    fields.text("_class_name", "AutoencoderKLWan", choices=("AutoencoderKLWan",))
-    channels = fields.integer("z_dim", 16)
-    if channels != config.in_channels:
-        raise fields.wrong("z_dim", f"{config.in_channels}, the transformer's input channels")
-    if document.get("is_residual") or document.get("patch_size") is not None:
-        raise UsageError(f"{source}: only Wan2.1's VAE is supported (4x8x8), found the residual one of Wan2.2")
-    for name in ("latents_mean", "latents_std"):
-        if document.get(name) is None:
-            continue
-        numbers = fields.numbers(name)
-        if len(numbers) != channels or (name == "latents_std" and min(numbers) <= 0):
-            raise fields.wrong(name, f"{channels} numbers" + " above 0" * (name == "latents_std"))
-    return document
+def check_tensors(
+    folder: Path,
+    found: Tensors,
+    expected: Mapping[str, tuple[int, ...]],
+    what: str,
+    optional: frozenset[str] = frozenset(),
+) -> None:
+    """Compare the tensors of a component with those that it should have.
+
+    Args:
+        folder: of the component.
+        found: by name.
+        expected: shapes, by name.
+        what: they should be the tensors of.
+        optional: names that may be missing.
+
+    Raises:
+        UsageError: one is missing, misshaped, of another dtype than weights have, or extra; the message names it.
+    """
+    for name, shape in expected.items():
+        if name not in found:
+            if name in optional:
+                continue
+            raise UsageError(f"{folder}: tensor '{name}' is missing: expected shape {list(shape)} for {what}")
+        if found[name].shape != shape:
+            raise UsageError(
+                f"{folder}: tensor '{name}' is misshaped: expected {list(shape)}, found {list(found[name].shape)}"
+            )
+        if found[name].dtype not in WEIGHT_DTYPES:
+            code = DTYPES[found[name].dtype].safetensors
+            raise UsageError(f"{folder}: tensor '{name}': expected F32, F16 or BF16, found {code}")
+    extra = sorted(found.keys() - expected.keys())
+    if extra:
+        raise UsageError(f"{folder}: unexpected tensor '{extra[0]}' of shape {list(found[extra[0]].shape)} in {what}")
 
 
-def _text_encoder_config(folder: Path, config: WanConfig) -> dict[str, Any]:
+def _text_encoder_config(folder: Path, model: Model) -> dict[str, Any]:
     source = folder / "text_encoder" / "config.json"
     document = read_json(source)
     fields = Fields(document, str(source))
     fields.text("model_type", choices=("umt5",))
-    if fields.integer("d_model") != config.text_dim:
-        raise fields.wrong("d_model", f"{config.text_dim}, the transformer's text_dim")
+    if fields.integer("d_model") != model.transformer.text_dim:
+        raise fields.wrong("d_model", f"{model.transformer.text_dim}, the transformer's text_dim")
     if not (folder / "tokenizer" / "tokenizer.json").is_file():
         raise UsageError(
             f"{folder / 'tokenizer' / 'tokenizer.json'} is missing: expected the fast tokenizer of the text encoder"

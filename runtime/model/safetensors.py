@@ -10,22 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..dtypes import DTYPES, dtype_of
 from ..errors import UsageError
 
-__all__ = ["DTYPE_BYTES", "TensorEntry", "read_header", "read_metadata", "read_tensors"]
+__all__ = ["TensorEntry", "read_header", "read_metadata", "read_tensors"]
 
-DTYPE_BYTES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-}
 _HEADER_LIMIT = 100_000_000
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -38,7 +27,7 @@ class TensorEntry:
     name: str
     """In the file; a reader may know the tensor by another one."""
     dtype: str
-    """As safetensors writes it: "F32", "BF16", …"""
+    """Its name in `dtypes.DTYPES`."""
     shape: tuple[int, ...]
     offset: int
     """Of the first byte, from the start of the file."""
@@ -51,7 +40,7 @@ class TensorEntry:
     @property
     def nbytes(self) -> int:
         """Size in the file."""
-        return self.elements * DTYPE_BYTES[self.dtype]
+        return self.elements * DTYPES[self.dtype].nbytes
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
@@ -104,9 +93,11 @@ def _entry(path: Path, name: str, value: Any, base: int) -> TensorEntry:
     shape = tuple(value["shape"])
     if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
         raise ValueError(f"tensor '{name}': shape and offsets are whole numbers")
-    if value["dtype"] not in DTYPE_BYTES:
-        raise ValueError(f"tensor '{name}': unsupported dtype {value['dtype']}")
-    entry = TensorEntry(path, name, value["dtype"], shape, base + begin)
+    try:
+        dtype = dtype_of(value["dtype"]).name
+    except KeyError:
+        raise ValueError(f"tensor '{name}': unsupported dtype {value['dtype']}") from None
+    entry = TensorEntry(path, name, dtype, shape, base + begin)
     if entry.nbytes != end - begin:
         raise ValueError(f"tensor '{name}': {end - begin} bytes for shape {list(shape)} of {entry.dtype}")
     return entry

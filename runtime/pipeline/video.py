@@ -1,6 +1,5 @@
 """Frames to files: mp4 through PyAV, PNG through the standard library."""
 
-import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -14,17 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
+from ..files import written_beside
 
 __all__ = [
     "FPS",
     "VideoWriter",
-    "check_output",
     "contact_sheet",
     "has_video_writer",
     "open_frames",
     "save_array",
     "write_png",
-    "written_beside",
 ]
 
 FPS = 16
@@ -39,41 +37,6 @@ class VideoWriter(Protocol):
     def __call__(self, frames: Frames, /) -> None:
         """Append frames."""
         ...
-
-
-def check_output(path: Path, *, folder: bool = False) -> None:
-    """Refuse a file (or a folder) that could not be written, before the work that it is for.
-
-    Raises:
-        UsageError: its parent is missing or not writable, something of another kind is there, or its name is too long.
-    """
-    if not path.name:
-        raise UsageError(f"'{path}' is no output: expected the name of a file or a folder")
-    parent = path.absolute().parent
-    if not parent.is_dir():
-        raise UsageError(f"folder {path.parent} of the output does not exist; make it first")
-    if not os.access(parent, os.W_OK):
-        raise UsageError(f"folder {path.parent} of the output is not writable; choose another")
-    if len(os.fsencode(path.name)) > 255:
-        raise UsageError(f"the name of the output is longer than 255 bytes: {path.name[:40]}…")
-    if path.is_dir() and not folder:
-        raise UsageError(f"{path} is a folder: expected the name of a file")
-    if folder and path.exists() and not path.is_dir():
-        raise UsageError(f"{path} is a file: expected the name of a folder")
-
-
-@contextmanager
-def written_beside(path: Path) -> Iterator[Path]:
-    """A path to write to, renamed to `path` when all went well and removed when not."""
-    check_output(path)
-    partial = path.with_name(f".{os.getpid()}.partial{path.suffix}")
-    try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save_array(path: Path, array: NDArray[Any]) -> None:

@@ -1,55 +1,93 @@
 """Traces: a recorded reference run, in one safetensors file that is read without PyTorch."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..chain.schedules import MAX_GUIDANCE
+from ..chain.schedules import MAX_GUIDANCE, Schedule
+from ..chain.solvers import SOLVERS
 from ..documents import Fields, is_number
+from ..dtypes import DTYPES
 from ..errors import UsageError
 from ..model.safetensors import read_header, read_metadata
 
 __all__ = ["FORMAT", "Probe", "Run", "Trace"]
 
-FORMAT = 1
-_NUMPY = {"F32": np.float32, "U8": np.uint8}
+FORMAT = 2
 
 
+@dataclass(frozen=True)
 class Probe:
     """One evaluation of a stage on noise."""
 
-    def __init__(self, fields: Fields) -> None:
-        """From the trace's description."""
-        self.stage, self.level = fields.integer("stage", least=0), fields.number("level")
+    stage: int
+    level: float
+
+    @classmethod
+    def from_json(cls, document: Any, source: str) -> "Probe":
+        """Read an entry of a trace's `probes`."""
+        fields = Fields(document, source)
+        return cls(fields.integer("stage", least=0), fields.number("level"))
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that `from_json` reads."""
+        return vars(self)
 
 
+@dataclass(frozen=True)
 class Run:
     """One recorded sample."""
 
-    def __init__(self, fields: Fields) -> None:
-        """From the trace's description."""
-        self.prompt, self.seed = fields.text("prompt"), fields.integer("seed", least=0)
-        self.schedule, self.guidance_scale = fields.text("schedule"), fields.number("guidance_scale")
-        if not 0 <= self.guidance_scale <= MAX_GUIDANCE:
+    prompt: str
+    seed: int
+    schedule: Schedule
+    decoded: bool
+    """Its frames are there too."""
+
+    @classmethod
+    def from_json(cls, document: Any, source: str) -> "Run":
+        """Read an entry of a trace's `runs`."""
+        fields = Fields(document, source)
+        guidance_scale = fields.number("guidance_scale")
+        if not 0 <= guidance_scale <= MAX_GUIDANCE:
             raise fields.wrong("guidance_scale", f"a number from 0 to {MAX_GUIDANCE:g}")
         levels = fields.get(
             "levels",
             "a list of natural levels per stage",
             lambda v: isinstance(v, list) and all(isinstance(g, list) and all(map(is_number, g)) for g in v),
         )
-        self.levels: list[list[float]] = levels
-        self.decoded = fields.get("decoded", "true or false", lambda v: isinstance(v, bool))
+        schedule = Schedule(
+            fields.text("schedule"),
+            tuple(tuple(map(float, group)) for group in levels),
+            guidance_scale,
+            fields.text("solver", choices=SOLVERS),
+        )
+        decoded = fields.get("decoded", "true or false", lambda v: isinstance(v, bool))
+        return cls(fields.text("prompt"), fields.integer("seed", least=0), schedule, decoded)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that `from_json` reads."""
+        return {
+            "prompt": self.prompt,
+            "seed": self.seed,
+            "schedule": self.schedule.name,
+            "guidance_scale": self.schedule.guidance_scale,
+            "levels": [list(group) for group in self.schedule.levels],
+            "solver": self.schedule.solver,
+            "decoded": self.decoded,
+        }
 
 
 class Trace:
     """A trace file; its tensors are read when they are asked for.
 
-    Tensors: `text.R`, `text.negative` and `text.probe.K` (prompts of every length that has a graph) [L, D]; `probe.K.latent`, `probe.K.velocity`; and per step
-    `run.R.step.K.before`, `.velocity` (after guidance) and `.after`, all [C, T, H, W]; `vae.latent`, `vae.frames`
-    [n, 3, H, W]; `run.R.frames` [T, H, W, 3], uint8.
+    Tensors: `text.R`, `text.negative` and `text.probe.K` (prompts of every length that has a graph) [L, D];
+    `probe.K.latent`, `probe.K.velocity`; and per step `run.R.step.K.before`, `.velocity` (after guidance) and `.after`,
+    all [C, T, H, W]; `vae.latent`, `vae.frames` [n, 3, H, W]; `run.R.frames` [T, H, W, 3], uint8.
     """
 
     def __init__(self, path: Path) -> None:
@@ -77,8 +115,8 @@ class Trace:
         self.texts: list[str] = fields.get(
             "texts", "a list of strings", lambda v: isinstance(v, list) and all(isinstance(text, str) for text in v)
         )
-        self.probes = [Probe(Fields(item, f"{path}: probe")) for item in self._list(fields, "probes")]
-        self.runs = [Run(Fields(item, f"{path}: run")) for item in self._list(fields, "runs")]
+        self.probes = [Probe.from_json(item, f"{path}: probe") for item in self._list(fields, "probes")]
+        self.runs = [Run.from_json(item, f"{path}: run") for item in self._list(fields, "runs")]
 
     @staticmethod
     def _list(fields: Fields, name: str) -> list[Any]:
@@ -98,9 +136,10 @@ class Trace:
         if name not in self.entries:
             raise UsageError(f"{self.path} has no tensor '{name}'; record it again")
         entry = self.entries[name]
-        if entry.dtype not in _NUMPY:
-            raise UsageError(f"{self.path}: tensor '{name}': expected F32 or U8, found {entry.dtype}")
+        if entry.dtype not in ("float32", "uint8"):
+            found = DTYPES[entry.dtype].safetensors
+            raise UsageError(f"{self.path}: tensor '{name}': expected F32 or U8, found {found}")
         with self.path.open("rb") as file:
             file.seek(entry.offset)
-            values = np.fromfile(file, _NUMPY[entry.dtype], entry.elements)
+            values = np.fromfile(file, entry.dtype, entry.elements)
         return values.reshape(entry.shape)

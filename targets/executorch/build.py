@@ -5,7 +5,7 @@ import logging
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from executorch.devtools.backend_debug import get_delegation_info
 from executorch.exir import ExecutorchBackendConfig
 from executorch.exir.passes import MemoryPlanningPass
 
-from ...runtime.bundle.engines import Lowering
+from ...runtime.bundle.graphs import GraphSpec
 from ...runtime.errors import CheckFailed
-from ..forms import TorchForm
+from ..forms import Lowering, TorchForm
+from .check import write_spec
 from .lowering import lower, merge, weights_stay_in_file
 
 __all__ = ["try_method", "write_program"]
@@ -28,7 +29,8 @@ def write_program(file: Path, forms: Sequence[TorchForm]) -> Iterator[Lowering]:
         A line on each method when it is lowered, the last one when the file is written: what is delegated to XNNPACK,
         and what is not.
     """
-    logging.getLogger("executorch").setLevel(logging.ERROR)
+    for library in ("executorch", "torchao", "torch.utils._pytree"):  # they report at length what they leave alone
+        logging.getLogger(library).setLevel(logging.ERROR)
     places = {place.offset: place for form in forms for place in form.placements.values()}
     mapped = [form.program.state_dict[key] for form in forms for key in form.placements]
     methods: dict[str, Any] = {}
@@ -55,7 +57,7 @@ def _delegation(method: Any) -> str:
     return f"{count} delegate{'s' if count != 1 else ''} of XNNPACK, outside of them {', '.join(others) or 'nothing'}"
 
 
-def try_method(file: Path, method: str, specs: Mapping[str, Any]) -> int:
+def try_method(file: Path, spec: GraphSpec, process_bytes: int) -> int:
     """Load and run a method once, in a process of its own, since it may crash there.
 
     Returns:
@@ -65,10 +67,10 @@ def try_method(file: Path, method: str, specs: Mapping[str, Any]) -> int:
         CheckFailed: it does not load or run, or gives values that are not finite.
     """
     # -P: no module of the folder that the build happens to be called from.
-    command = [sys.executable, "-P", "-m", "pyrexport.targets.executorch.check", str(file), method]
-    done = subprocess.run(command, input=json.dumps(specs), capture_output=True, text=True, check=False)
+    command = [sys.executable, "-P", "-m", "pyrexport.targets.executorch.check", str(file)]
+    done = subprocess.run(command, input=write_spec(spec), capture_output=True, text=True, check=False)
     if done.returncode:
         line = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
-        raise CheckFailed(f"{method} was lowered but does not run: {line}"[:400])
-    answer: int = json.loads(done.stdout)["memory"]
-    return answer
+        raise CheckFailed(f"{spec.name} was lowered but does not run: {line}"[:400])
+    peak: int = json.loads(done.stdout)["peak"]
+    return max(0, peak - process_bytes)

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ...runtime.errors import UsageError
+from ...runtime.files import cache_folder, write_whole, written_beside
 
 __all__ = ["NoCompiler", "library_file"]
 
@@ -42,8 +43,7 @@ def library_file() -> Iterator[Path]:
     told = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
     facts = [version("executorch"), str(wheel), *compiler, told, SOURCE.read_text("utf-8")]
     key = hashlib.sha256("\n".join(facts).encode("utf-8", "surrogateescape")).hexdigest()
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    cached = Path(root) / "pyrexport" / f"executorch-{key[:16]}.so"
+    cached = cache_folder() / f"executorch-{key[:16]}.so"
     if _is_whole(cached):
         yield cached
         return
@@ -80,24 +80,18 @@ def _compiler() -> list[str]:
 
 def _compile(compiler: list[str], wheel: Path, output: Path) -> None:
     """Compile beside and rename, so that another process never loads half a library."""
-    handle, partial = tempfile.mkstemp(suffix=".partial", dir=output.parent)
-    os.close(handle)
-    include = wheel / "include"
-    command = [
-        *compiler, "-std=c++17", "-O2", "-fPIC", "-shared", "-w",
-        "-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_EVENT_TRACER_ENABLED",
-        f"-I{include}", f"-I{include}/executorch/runtime/core/portable_type/c10", str(SOURCE), "-o", partial,
-        f"-L{wheel / 'lib'}", "-lexecutorch", "-Wl,--no-as-needed", *(f"-l{name}" for name in LIBRARIES),
-        "-Wl,--as-needed", f"-Wl,-rpath,{wheel / 'lib'}",
-    ]  # fmt: skip
-    try:
+    include, libraries = wheel / "include", wheel / "lib"
+    flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-w"]
+    defines = ["-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_EVENT_TRACER_ENABLED"]
+    includes = [f"-I{include}", f"-I{include}/executorch/runtime/core/portable_type/c10"]
+    whole = ["-Wl,--no-as-needed", *(f"-l{name}" for name in LIBRARIES), "-Wl,--as-needed"]
+    links = [f"-L{libraries}", "-lexecutorch", *whole, f"-Wl,-rpath,{libraries}"]
+    with written_beside(output) as partial:
+        command = [*compiler, *flags, *defines, *includes, str(SOURCE), "-o", str(partial), *links]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        data = Path(partial).read_bytes()
+        data = partial.read_bytes() if partial.is_file() else b""
         if done.returncode or not data:
             lines = done.stderr.splitlines() or [f"it ended with code {done.returncode} and {len(data)} bytes"]
             line = next((line for line in lines if "error" in line), lines[0])
             raise UsageError(f"{' '.join(compiler)} cannot compile the ExecuTorch session: {line.strip()}"[:300])
-        Path(partial).replace(output)
-        _hash_file(output).write_text(hashlib.sha256(data).hexdigest(), "utf-8")
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    write_whole(_hash_file(output), hashlib.sha256(data).hexdigest().encode())

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.bundle.engines import EngineOptions, check_inputs
+from ...runtime.bundle.graphs import GraphSpec
 from ...runtime.errors import CheckFailed, UsageError
 from .compile import NoCompiler, library_file
 
@@ -45,20 +46,22 @@ class _Backend(Protocol):
 class ExecutorchEngine:
     """One method. Its weights are packed into XNNPACK's layout once, and shared by the methods that are open."""
 
-    def __init__(self, file: Path, graph: str, specs: Mapping[str, Any], options: EngineOptions) -> None:
+    def __init__(self, file: Path, spec: GraphSpec, options: EngineOptions) -> None:
         """Load a method.
 
         Raises:
             UsageError: ExecuTorch refuses the program, or it is not the one of its manifest.
         """
-        self.name, self.specs, self.lock = f"{file.name}: {graph}", specs, threading.Lock()
+        self.name, self.spec, self.lock = f"{file.name}: {spec.name}", spec, threading.Lock()
         library = _library()
         self.backend: _Backend | None = (
-            _Official(file, graph) if library is None else _Shim(library, file, graph, options.threads)
+            _Official(file, spec.name) if library is None else _Shim(library, file, spec.name, options.threads)
         )
-        tensors = self.backend.inputs, self.backend.outputs
-        for kind, found in zip(("inputs", "outputs"), tensors, strict=True):
-            wanted = [(spec["dtype"], list(spec["shape"])) for spec in specs[kind].values()]
+        for kind, found, specs in (
+            ("inputs", self.backend.inputs, spec.inputs),
+            ("outputs", self.backend.outputs, spec.outputs),
+        ):
+            wanted = [(tensor.dtype, list(tensor.shape)) for tensor in specs]
             if found != wanted:
                 self.close()
                 raise UsageError(
@@ -72,9 +75,9 @@ class ExecutorchEngine:
             UsageError: an input is missing, extra, or of another shape or dtype.
             CheckFailed: ExecuTorch fails in it.
         """
-        check_inputs(self.specs["inputs"], inputs)
-        arrays = [np.ascontiguousarray(inputs[name]) for name in self.specs["inputs"]]
-        outputs = {name: np.empty(spec["shape"], spec["dtype"]) for name, spec in self.specs["outputs"].items()}
+        check_inputs(self.spec.inputs, inputs)
+        arrays = [np.ascontiguousarray(inputs[tensor.name]) for tensor in self.spec.inputs]
+        outputs = {tensor.name: np.empty(tensor.shape, tensor.dtype) for tensor in self.spec.outputs}
         with self.lock:
             if self.backend is None:
                 raise CheckFailed(f"{self.name} is closed")
@@ -95,8 +98,8 @@ def _library() -> ctypes.CDLL | None:
         with library_file() as file:
             library = ctypes.CDLL(str(file))
     except NoCompiler as error:
-        line = f"{error}; using executorch.runtime with torch, which starts slower and chooses its own threads"
-        print(f"pyrexport: {line}", file=sys.stderr)
+        note = "using executorch.runtime with torch, which starts slower and chooses its own threads"
+        logging.getLogger("pyrexport").warning("pyrexport: %s; %s", error, note)
         return None
     except OSError as error:
         raise UsageError(f"the compiled ExecuTorch session cannot be loaded: {error}"[:300]) from error

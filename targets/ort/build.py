@@ -5,17 +5,17 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from ...runtime.bundle.engines import Lowering
-from ...runtime.bundle.manifest import WEIGHTS_FILE
 from ..external import refer
-from ..forms import OnnxForm
+from ..forms import Lowering, OnnxForm
+from .memory import peak_bytes
 
 __all__ = ["write_graph"]
 
 
 def write_graph(name: str, forms: Sequence[OnnxForm], folder: Path) -> Iterator[Lowering]:
-    """Write `NAME.onnx`; every weight becomes external data of `weights.bin`."""
+    """Write `NAME.onnx`; every weight becomes external data of the bundle's weights file."""
     (form,) = forms
-    refer(form.model, form.placements, folder / WEIGHTS_FILE)
+    memory = peak_bytes(form.model)
+    refer(form.model, form.placements, form.weights)
     ir.save(form.model, folder / f"{name}.onnx")
-    yield Lowering()
+    yield Lowering(memory=memory)

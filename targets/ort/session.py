@@ -12,11 +12,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ...runtime.bundle.engines import EngineOptions, check_inputs
+from ...runtime.bundle.graphs import GraphSpec, TensorSpec
+from ...runtime.dtypes import DTYPES
 from ...runtime.errors import CheckFailed, UsageError
 
 __all__ = ["OrtEngine", "check_provider"]
-
-_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "bfloat16": "tensor(bfloat16)"}
 
 CPU = "CPUExecutionProvider"
 """Also what evaluates the operators that another provider leaves."""
@@ -54,48 +54,58 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
+def _settings(options: EngineOptions) -> ort.SessionOptions:
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4  # what it says of an error is in the exception
+    if options.threads:
+        settings.intra_op_num_threads = options.threads
+    # An arena keeps what it once took, in pieces that fit nothing else, and a memory pattern adds one block of the
+    # whole peak from the second run on. Without them a run takes what `memory.peak_bytes` says, and gives it back.
+    settings.enable_cpu_mem_arena = settings.enable_mem_pattern = False
+    # Folding would expand mapped 16-bit weights into private float32 ones, and a text encoder's position biases into
+    # a table per layer.
+    unwanted = ["ConstantFolding", "FuseFp16InitializerToFp32NodeTransformer"]
+    if not options.own.get("prepack", False):
+        # Prepacking copies every weight into private memory, once per graph; so does a convolution's blocked layout.
+        settings.add_session_config_entry("session.disable_prepacking", "1")
+        unwanted.append("NchwcTransformer")
+    settings.add_session_config_entry("optimization.disable_specified_optimizers", ";".join(unwanted))
+    return settings
+
+
 class OrtEngine:
     """One graph. Weights stay mapped from the file, shared by all graphs and processes, unless prepacking is asked for."""
 
-    def __init__(self, file: Path, specs: Mapping[str, Any], options: EngineOptions) -> None:
-        """Load a graph.
+    def __init__(self, file: Path, spec: GraphSpec, options: EngineOptions, model: bytes | None = None) -> None:
+        """Load a graph: that of the file, or a model whose external data lie beside it.
 
         Raises:
             UsageError: ONNX Runtime refuses it, or has no such execution provider here.
         """
-        self.specs = specs
+        self.name, self.spec = file.name, spec
+        provider = options.own.get("provider", "")
         _give_buffers_back()
-        check_provider(options.provider)
-        settings = ort.SessionOptions()
-        settings.log_severity_level = 4  # what it says of an error is in the exception
-        if options.threads:
-            settings.intra_op_num_threads = options.threads
-        # An arena keeps what it once took, in pieces that fit nothing else, and a memory pattern adds one block of the
-        # whole peak from the second run on. Without them a run takes what `export.memory` says, and gives it back.
-        settings.enable_cpu_mem_arena = settings.enable_mem_pattern = False
-        # Folding would expand mapped 16-bit weights into private float32 ones, and a text encoder's position biases into
-        # a table per layer.
-        unwanted = ["ConstantFolding", "FuseFp16InitializerToFp32NodeTransformer"]
-        if not options.prepack:
-            # Prepacking copies every weight into private memory, once per graph; so does a convolution's blocked layout.
-            settings.add_session_config_entry("session.disable_prepacking", "1")
-            unwanted.append("NchwcTransformer")
-        settings.add_session_config_entry("optimization.disable_specified_optimizers", ";".join(unwanted))
+        check_provider(provider)
+        settings = _settings(options)
+        if model is not None:
+            folder = str(file.parent.resolve())
+            settings.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         try:
-            self.session = ort.InferenceSession(
-                str(file), settings, providers=[*dict.fromkeys([options.provider or CPU, CPU])]
-            )
+            providers = [*dict.fromkeys([provider or CPU, CPU])]
+            self.session = ort.InferenceSession(model or str(file), settings, providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions share no base of their own
             raise UsageError(f"onnxruntime {ort.__version__} cannot load {file.name}: {_line(error)}") from error
-        self.name = file.name
         self.outputs = [value.name for value in self.session.get_outputs()]
-        for kind, values in (("inputs", self.session.get_inputs()), ("outputs", self.session.get_outputs())):
-            found = {value.name: (value.type, *value.shape) for value in values}
-            wanted = {name: (_TYPES[spec["dtype"]], *spec["shape"]) for name, spec in specs[kind].items()}
-            if found != wanted:
-                raise UsageError(
-                    f"{file.name} is not the graph of its manifest: expected {kind} {wanted}, found {found}"[:400]
-                )
+        self._check("inputs", self.session.get_inputs(), spec.inputs)
+        self._check("outputs", self.session.get_outputs(), spec.outputs)
+
+    def _check(self, kind: str, values: Any, specs: tuple[TensorSpec, ...]) -> None:
+        found = {value.name: (value.type, *value.shape) for value in values}
+        wanted = {spec.name: (f"tensor({DTYPES[spec.dtype].onnx})", *spec.shape) for spec in specs}
+        if found != wanted:
+            raise UsageError(
+                f"{self.name} is not the graph of its manifest: expected {kind} {wanted}, found {found}"[:400]
+            )
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Evaluate the graph.
@@ -104,7 +114,7 @@ class OrtEngine:
             UsageError: an input is missing, extra, or of another shape or dtype.
             CheckFailed: ONNX Runtime fails in it: no memory is left, or the graph is damaged.
         """
-        check_inputs(self.specs["inputs"], inputs)
+        check_inputs(self.spec.inputs, inputs)
         arrays = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
         try:
             values = self.session.run(None, arrays)

@@ -1,23 +1,27 @@
 """An ONNX network to a TensorRT engine: one optimisation profile per graph, checked from the build's own log."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...runtime.bundle.engines import Lowering
 from ...runtime.errors import CheckFailed
 from ..digest import network_bytes, network_digest
-from ..forms import NetworkForm
+from ..forms import Lowering, OnnxForm
 from .check import BuildLog, check_engine
 from .library import building_library, import_library, listening
 
 __all__ = ["write_engine"]
 
 
-def write_engine(form: NetworkForm, file: Path) -> Iterator[Lowering]:
+def write_engine(form: OnnxForm, file: Path, capabilities: Sequence[str]) -> Iterator[Lowering]:
     """Build an engine and check it.
+
+    Args:
+        form: the network.
+        file: of the engine.
+        capabilities: compute capabilities of the GPUs to build for, such as "8.9".
 
     Yields:
         For each graph what the check found.
@@ -29,25 +33,22 @@ def write_engine(form: NetworkForm, file: Path) -> Iterator[Lowering]:
     trt = import_library(library)
     log = BuildLog()
     with listening(trt, lambda severity, message: _take(trt, log, severity, message)) as logger:
-        _build(trt, logger, form, file, library, log)
-    digest = network_digest(form)
-    reports = check_engine(form, log)
-    common = {"library": library, "compute_capabilities": list(form.compute_capabilities), "network": digest}
-    for graph in form.profiles:
-        yield Lowering(reports[graph].line, common | reports[graph].facts)
+        weights = np.memmap(form.weights, np.uint8, "c") if form.placements else np.zeros(1, np.uint8)
+        builder = trt.Builder(logger)
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, logger)
+        _parse(parser, form, weights, log)
+        config = _configure(trt, builder, form)
+        if library == "tensorrt-rtx":  # TensorRT builds for the GPU that is here
+            _set_capabilities(trt, config, capabilities)
+        _serialize(trt, builder, network, config, file, log)
+    network = network_digest(form)
+    common = {"library": library, "compute_capabilities": list(capabilities), "network": network}
+    for name, report in check_engine(form, log).items():
+        yield Lowering(f"{name}: {report.line}", common | report.facts)
 
 
-def _build(trt: Any, logger: Any, form: NetworkForm, file: Path, library: str, log: BuildLog) -> None:
-    weights = np.memmap(form.weights, np.uint8, "c") if form.placements else np.zeros(1, np.uint8)
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    _parse(parser, form, weights, log)
-    config = _configure(trt, builder, network, form, library)
-    _serialize(trt, builder, network, config, file, log)
-
-
-def _parse(parser: Any, form: NetworkForm, weights: Any, log: BuildLog) -> None:
+def _parse(parser: Any, form: OnnxForm, weights: Any, log: BuildLog) -> None:
     """Hand the parser the network and pointers to the mapped weights, so that it holds no copy of them."""
     done = parser.load_model_proto(network_bytes(form))
     for name, place in form.placements.items():
@@ -57,24 +58,26 @@ def _parse(parser: Any, form: NetworkForm, weights: Any, log: BuildLog) -> None:
         raise CheckFailed(f"TensorRT refuses the network of {form.name}: {' '.join((errors or log.errors)[:1])}"[:400])
 
 
-def _configure(trt: Any, builder: Any, network: Any, form: NetworkForm, library: str) -> Any:
+def _configure(trt: Any, builder: Any, form: OnnxForm) -> Any:
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # float32 is asked for where 10 bits are not enough
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if library == "tensorrt-rtx":  # TensorRT builds for the GPU that is here
-        config.num_compute_capabilities = len(form.compute_capabilities)
-        for index, capability in enumerate(form.compute_capabilities):
-            known = getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}")
-            if not config.set_compute_capability(known, index):
-                raise CheckFailed(
-                    f"{library} {trt.__version__} refuses compute capability {capability} in this combination"
-                )
-    for inputs in form.profiles.values():
+    for graph in form.graphs:
         profile = builder.create_optimization_profile()
-        for spec in inputs:
+        for spec in graph.inputs:
             profile.set_shape(spec.name, spec.shape, spec.shape, spec.shape)
         config.add_optimization_profile(profile)
     return config
+
+
+def _set_capabilities(trt: Any, config: Any, capabilities: Sequence[str]) -> None:
+    config.num_compute_capabilities = len(capabilities)
+    for index, capability in enumerate(capabilities):
+        known = getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}")
+        if not config.set_compute_capability(known, index):
+            raise CheckFailed(
+                f"tensorrt-rtx {trt.__version__} refuses compute capability {capability} in this combination"
+            )
 
 
 def _serialize(trt: Any, builder: Any, network: Any, config: Any, file: Path, log: BuildLog) -> None:

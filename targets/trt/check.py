@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...runtime.errors import CheckFailed
-from ..forms import NetworkForm
+from ..forms import OnnxForm
 
 __all__ = ["BuildLog", "Report", "check_engine"]
 
@@ -47,58 +47,73 @@ class Report:
     facts: dict[str, Any]
 
 
-def check_engine(form: NetworkForm, log: BuildLog) -> dict[str, Report]:
-    """Check that attention is fused in every profile, that nothing scatters, that every product is in the engine, and that
-    weights are stored once.
+def check_engine(form: OnnxForm, log: BuildLog) -> dict[str, Report]:
+    """Check that attention is fused in every profile, that nothing scatters, that every product is in the engine, and
+    that weights are stored once.
 
     Returns:
-        A report for each graph.
+        A report for each graph, by its name.
 
     Raises:
         CheckFailed: one of it does not hold; the message names the layer.
     """
-    graphs = list(form.profiles)
-    nodes = list(form.model.graph)
     if not log.layers:
         raise CheckFailed(
             f"{form.name}: the build's log names no layers, so that the engine cannot be checked: {_REPORT}"
         )
-    scatter = [str(node.name) for node in nodes if node.op_type.startswith("Scatter")]
-    scatter += [line for line in log.layers if "scatter" in line.split(",")[0].lower()]
-    if scatter:
-        raise CheckFailed(f"{form.name}: expected no scatter, found '{scatter[0][:80]}', which is slow: {_REPORT}")
-    inside = _profiles(log.layers)
-    products = [str(node.name) for node in nodes if node.op_type in PRODUCTS]
-    outside = next((name for name in products if len(inside[name]) < len(graphs)), None)
-    if outside is not None:
-        raise CheckFailed(
-            f"{form.name}: the matrix product '{outside}' is not in every profile of the engine: {_REPORT}"
-        )
-    fused = _profiles(line for line in log.layers if ATTENTION_KERNEL.match(line))
-    attention = [node for node in nodes if node.op_type == "Attention"]
-    for node in attention:
-        count = len(fused[str(node.name)])
-        if count < len(graphs) and _is_short(node):
-            raise CheckFailed(
-                f"{form.name}: attention '{node.name}' is fused in {count} of {len(graphs)} profiles: TensorRT has no such kernel "
-                "for every head size (16, 24, 64, 80 and 128 have one, 8 and 256 have none); --precision fp32 builds it unfused"
-            )
+    _check_scatter(form, log)
+    products = _check_products(form, log)
+    attention, fused = _check_attention(form, log)
     weights = sum(place.nbytes for place in form.placements.values())
     if log.weights_bytes > WEIGHTS_ONCE * weights + 2**22:
         raise CheckFailed(
             f"{form.name}: expected {weights:,} bytes of weights, the engine holds {log.weights_bytes:,}: {_REPORT}"
         )
     reports = {}
-    for index, graph in enumerate(graphs):
+    for index, graph in enumerate(form.graphs):
         facts = {
-            "attention": len(attention),
-            "fused_attention": sum(len(fused[str(node.name)]) >= len(graphs) for node in attention),
-            "products": len(products),
+            "attention": attention,
+            "fused_attention": fused,
+            "products": products,
             "weights_bytes": log.weights_bytes,
             "activation_bytes": log.activation_bytes[index] if index < len(log.activation_bytes) else None,
         }
-        reports[graph] = Report(_line(graph, facts), facts)
+        reports[graph.name] = Report(_line(facts), facts)
     return reports
+
+
+def _check_scatter(form: OnnxForm, log: BuildLog) -> None:
+    scatter = [str(node.name) for node in form.model.graph if node.op_type.startswith("Scatter")]
+    scatter += [line for line in log.layers if "scatter" in line.split(",")[0].lower()]
+    if scatter:
+        raise CheckFailed(f"{form.name}: expected no scatter, found '{scatter[0][:80]}', which is slow: {_REPORT}")
+
+
+def _check_products(form: OnnxForm, log: BuildLog) -> int:
+    """How many matrix products there are, all of them inside."""
+    inside = _profiles(log.layers)
+    products = [str(node.name) for node in form.model.graph if node.op_type in PRODUCTS]
+    outside = next((name for name in products if len(inside[name]) < len(form.graphs)), None)
+    if outside is not None:
+        raise CheckFailed(
+            f"{form.name}: the matrix product '{outside}' is not in every profile of the engine: {_REPORT}"
+        )
+    return len(products)
+
+
+def _check_attention(form: OnnxForm, log: BuildLog) -> tuple[int, int]:
+    """How many attentions there are, and how many of them are fused in every profile: all in 16 bits."""
+    fused = _profiles(line for line in log.layers if ATTENTION_KERNEL.match(line))
+    attention = [node for node in form.model.graph if node.op_type == "Attention"]
+    counts = [len(fused[str(node.name)]) for node in attention]
+    for node, count in zip(attention, counts, strict=True):
+        if count < len(form.graphs) and _is_short(node):
+            raise CheckFailed(
+                f"{form.name}: attention '{node.name}' is fused in {count} of {len(form.graphs)} profiles: TensorRT has "
+                "no such kernel for every head size (16, 24, 64, 80 and 128 have one, 8 and 256 have none); "
+                "--precision fp32 builds it unfused"
+            )
+    return len(attention), sum(count >= len(form.graphs) for count in counts)
 
 
 _REPORT = "this version of TensorRT builds it otherwise than those that we tested; please report it"
@@ -120,10 +135,10 @@ def _is_short(node: Any) -> bool:
     return dtype is None or dtype.itemsize < 4
 
 
-def _line(graph: str, facts: dict[str, Any]) -> str:
+def _line(facts: dict[str, Any]) -> str:
     found = [f"{facts['products']} products inside, no scatter"]
     if facts["attention"]:
         found.append(f"attention fused {facts['fused_attention']} of {facts['attention']}")
     if facts["activation_bytes"] is not None:
         found.append(f"activations {facts['activation_bytes'] / 2**20:,.0f} MiB")
-    return f"{graph}: {', '.join(found)}"
+    return ", ".join(found)

@@ -1,11 +1,9 @@
 """Which of the two libraries is at work: TensorRT, or TensorRT for RTX, which builds without a GPU."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +13,6 @@ from .cuda import Cuda
 __all__ = [
     "MODULES",
     "building_library",
-    "cache_folder",
     "capabilities_to_build",
     "import_library",
     "installed_version",
@@ -126,9 +123,3 @@ def listening(trt: Any, listener: Listener) -> Iterator[Any]:
         yield logger
     finally:
         listeners.remove(listener)
-
-
-def cache_folder() -> Path:
-    """Where what TensorRT for RTX compiled on a device is kept."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(root) / "pyrexport" / "trt"

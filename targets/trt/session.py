@@ -1,8 +1,8 @@
 """Graphs of a TensorRT engine: NumPy in and out, one context and one stream for all profiles of a file."""
 
 import hashlib
+import math
 import mmap
-import os
 import threading
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.bundle.engines import check_inputs
+from ...runtime.bundle.engines import Facts, check_inputs
+from ...runtime.bundle.graphs import GraphSpec
+from ...runtime.dtypes import DTYPES as SIZES
 from ...runtime.errors import CheckFailed, UsageError
+from ...runtime.files import cache_folder, write_whole
 from .cuda import Cuda
-from .library import cache_folder, import_library, listening
+from .library import import_library, listening
 
 __all__ = ["TrtEngine"]
 
@@ -25,27 +28,25 @@ DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 class TrtEngine:
     """One graph: an optimisation profile of an engine, with device buffers of its own."""
 
-    def __init__(self, file: Path, graph: str, specs: Mapping[str, Any]) -> None:
+    def __init__(self, file: Path, spec: GraphSpec, facts: Facts) -> None:
         """Load the engine's file unless another of its graphs is open, and allocate the graph's buffers.
 
         Raises:
-            UsageError: the library, the driver or a GPU is missing, the GPU is none that the engine was built for, or the engine
-                is not the one of its manifest.
+            UsageError: the library, the driver or a GPU is missing, the GPU is none that the engine was built for, or
+                the engine is not the one of its manifest.
             CheckFailed: the device has too little memory.
         """
-        self.name, self.specs = f"{file.name}: {graph}", specs
+        self.name, self.spec = f"{file.name}: {spec.name}", spec
         with ExitStack() as undo:
-            if "network" not in specs.get("facts", {}):
-                raise UsageError(f"{self.name}: the manifest says nothing of its engine: build the bundle again")
-            self.program = _Program.open(file, specs["facts"])
+            self.program = _Program.open(file, facts)
             undo.callback(self.program.release)
-            self.profile = self.program.find_profile(self.name, specs)
+            self.profile = self.program.find_profile(self.name, spec)
             self.addresses: dict[str, int] = {}
             cuda = self.program.cuda
-            for name, spec in (specs["inputs"] | specs["outputs"]).items():
-                nbytes = int(np.prod(spec["shape"])) * np.dtype(spec["dtype"]).itemsize
-                self.addresses[name] = int(cuda.call("cudaMalloc", nbytes))
-                undo.callback(cuda.call, "cudaFree", self.addresses[name])
+            for tensor in (*spec.inputs, *spec.outputs):
+                nbytes = math.prod(tensor.shape) * SIZES[tensor.dtype].nbytes
+                self.addresses[tensor.name] = int(cuda.call("cudaMalloc", nbytes))
+                undo.callback(cuda.call, "cudaFree", self.addresses[tensor.name])
             self.undo: ExitStack | None = undo.pop_all()
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -55,9 +56,9 @@ class TrtEngine:
             UsageError: an input is missing, extra, or of another shape or dtype.
             CheckFailed: CUDA or TensorRT fails in it.
         """
-        check_inputs(self.specs["inputs"], inputs)
-        arrays = {name: np.ascontiguousarray(inputs[name]) for name in self.specs["inputs"]}
-        outputs = {name: np.empty(spec["shape"], spec["dtype"]) for name, spec in self.specs["outputs"].items()}
+        check_inputs(self.spec.inputs, inputs)
+        arrays = {tensor.name: np.ascontiguousarray(inputs[tensor.name]) for tensor in self.spec.inputs}
+        outputs = {tensor.name: np.empty(tensor.shape, tensor.dtype) for tensor in self.spec.outputs}
         with self.program.lock:
             if self.undo is None:
                 raise CheckFailed(f"{self.name} is closed")
@@ -79,7 +80,7 @@ class _Program:
     opening = threading.RLock()
 
     @classmethod
-    def open(cls, file: Path, facts: Mapping[str, Any]) -> "_Program":
+    def open(cls, file: Path, facts: Facts) -> "_Program":
         """The program of a file, loaded if it is not."""
         with cls.opening:
             key = file.resolve()
@@ -96,7 +97,7 @@ class _Program:
                 del self.opened[self.file]
                 self.undo.close()
 
-    def __init__(self, file: Path, facts: Mapping[str, Any]) -> None:
+    def __init__(self, file: Path, facts: Facts) -> None:
         self.file, self.users, self.lock = file, 0, threading.Lock()
         self.trt: Any = import_library(facts["library"])
         self.cuda = Cuda()
@@ -133,7 +134,7 @@ class _Program:
             raise UsageError(f"{library} {version} cannot load {self.file.name}: {self.errors.last()}")
         return engine
 
-    def _make_context(self, undo: ExitStack, facts: Mapping[str, Any]) -> Any:
+    def _make_context(self, undo: ExitStack, facts: Facts) -> Any:
         if hasattr(self.engine, "create_runtime_config"):
             config = self.engine.create_runtime_config()
             if hasattr(config, "create_runtime_cache"):
@@ -145,11 +146,11 @@ class _Program:
             raise CheckFailed(f"{self.file.name}: no execution context, out of device memory? {self.errors.last()}")
         return context
 
-    def _runtime_cache(self, config: Any, undo: ExitStack, facts: Mapping[str, Any]) -> None:
+    def _runtime_cache(self, config: Any, undo: ExitStack, facts: Facts) -> None:
         """TensorRT for RTX compiles kernels on the device: keep them for the next process."""
         cache = config.create_runtime_cache()
-        identity = f"{facts.get('network')} {self.file.name} {self.trt.__version__} {self.cuda.capability()}"
-        kept = cache_folder() / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.cache"
+        identity = f"{facts['network']} {self.file.name} {self.trt.__version__} {self.cuda.capability()}"
+        kept = cache_folder() / "trt" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.cache"
         before = b""
         with suppress(OSError):
             before = kept.read_bytes()
@@ -158,17 +159,17 @@ class _Program:
         if config.set_runtime_cache(cache):
             undo.callback(_keep, cache, kept, before)
 
-    def find_profile(self, name: str, specs: Mapping[str, Any]) -> int:
+    def find_profile(self, name: str, spec: GraphSpec) -> int:
         """The profile whose shapes are a graph's; all tensors must be the manifest's."""
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
-        wanted = {**specs["inputs"], **specs["outputs"]}
         dtypes = {tensor: DTYPES.get(self.engine.get_tensor_dtype(tensor).name) for tensor in names}
-        if dtypes == {tensor: spec["dtype"] for tensor, spec in wanted.items()}:
+        if dtypes == {tensor.name: tensor.dtype for tensor in (*spec.inputs, *spec.outputs)}:
             for profile in range(self.engine.num_optimization_profiles):
-                shapes = {
-                    tensor: self.engine.get_tensor_profile_shape(tensor, profile)[1] for tensor in specs["inputs"]
-                }
-                if all(tuple(shapes[tensor]) == tuple(spec["shape"]) for tensor, spec in specs["inputs"].items()):
+                shapes = (
+                    (self.engine.get_tensor_profile_shape(tensor.name, profile)[1], tensor.shape)
+                    for tensor in spec.inputs
+                )
+                if all(tuple(found) == wanted for found, wanted in shapes):
                     return profile
         raise UsageError(
             f"{name} is not in the engine of its manifest: no profile with its shapes, found {dtypes}"[:400]
@@ -231,8 +232,6 @@ def _keep(cache: Any, file: Path, before: bytes) -> None:
     blob = cache.serialize()
     if blob is None or bytes(memoryview(blob)) == before:
         return
-    with suppress(OSError):
+    with suppress(OSError, UsageError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-        partial.write_bytes(memoryview(blob))
-        partial.replace(file)
+        write_whole(file, bytes(memoryview(blob)))

@@ -6,24 +6,27 @@ from typing import Any
 
 from pyrexport.runtime.bundle.manifest import MANIFEST_FILE, signed
 from pyrexport.runtime.bundle.opening import file_digest
+from pyrexport.runtime.chain.kinds import KINDS
 from pyrexport.runtime.chain.levels import default_clean_levels, gain
 from pyrexport.runtime.chain.pyramid import Pyramid, Resolution
 from pyrexport.runtime.chain.wavelets import WAVELETS
 
 FULL = Resolution(81, 448, 832)
+"""The paper's."""
+SMALL = Resolution(17, 64, 64)
 
 
-def pyramid(kind: str = "pyramidal", stages: int = 3, **fields) -> Pyramid:
+def pyramid(kind: str = "pyramidal", stages: int = 3, **fields: Any) -> Pyramid:
     """A pyramid with the paper's facts, some of them replaced."""
-    defaults = {
+    halves = KINDS[kind].halves
+    defaults: dict[str, Any] = {
         "clean_levels": default_clean_levels(stages, gain(3)),
-        "resolution": FULL,
         "patch_sizes": ((1, 2, 2),) * stages,
         "taps": WAVELETS["haar"],
-        "axes": "THW" if kind == "pyramidal" else "",
-        "first_frame_apart": kind == "pyramidal",
+        "axes": "THW" if halves else "",
+        "first_frame_apart": halves,
     }
-    return Pyramid(kind=kind, **(defaults | fields))
+    return Pyramid(kind=KINDS[kind], **(defaults | fields))
 
 
 def resign(folder: Path, **fields: Any) -> None:

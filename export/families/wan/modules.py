@@ -13,12 +13,12 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
 from ....runtime.errors import UsageError
-from ....runtime.model.checkpoint import Checkpoint
+from ....runtime.model.checkpoint import Checkpoint, check_tensors
 from ....runtime.model.safetensors import TensorEntry
 
 __all__ = [
     "StageTransformer",
-    "check_parts",
+    "check_components",
     "empty_modules",
     "load_text_encoder",
     "load_tokenizer",
@@ -64,8 +64,8 @@ def load_transformer(checkpoint: Checkpoint) -> list[StageTransformer]:
     """One module per stage, finest first, in float32; all share their weights."""
     tensors = _read(checkpoint.transformer)
     pyramid = checkpoint.model.pyramid
-    if pyramid.kind == "ppf":
-        return [_ppf_stage(checkpoint, tensors, stage.index) for stage in pyramid.stages]
+    if pyramid.kind.own_patch_layers:
+        return [_ppf_stage(checkpoint, tensors, index) for index in range(pyramid.depth)]
     own = {name: tensor for name, tensor in tensors.items() if name != "first_frame_embedding"}
     transformer = _transformer(checkpoint, pyramid.patch_sizes[0], own)
     return [StageTransformer(transformer, tensors.get("first_frame_embedding"))] * pyramid.depth
@@ -103,7 +103,7 @@ def load_vae(checkpoint: Checkpoint) -> AutoencoderKLWan:
     Raises:
         UsageError: the checkpoint has none, or its tensors are not those of its configuration.
     """
-    return _load_part(checkpoint, "vae", checkpoint.vae)
+    return _load(checkpoint, "vae")
 
 
 def load_text_encoder(checkpoint: Checkpoint) -> UMT5EncoderModel:
@@ -112,7 +112,7 @@ def load_text_encoder(checkpoint: Checkpoint) -> UMT5EncoderModel:
     Raises:
         UsageError: the checkpoint has none, or its tensors are not those of its configuration.
     """
-    return _load_part(checkpoint, "text_encoder", checkpoint.text_encoder)
+    return _load(checkpoint, "text_encoder")
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
@@ -145,42 +145,31 @@ def empty_modules(checkpoint: Checkpoint) -> dict[str, nn.Module]:
     return modules
 
 
-def check_parts(checkpoint: Checkpoint) -> None:
+def check_components(checkpoint: Checkpoint) -> None:
     """Check the VAE's and the text encoder's tensors against the classes that will hold them.
 
     Raises:
         UsageError: a tensor is missing, extra or misshaped; the message names it.
     """
-    for part, module in empty_modules(checkpoint).items():
-        _check(checkpoint, part, module, checkpoint.components[part])
+    for component, module in empty_modules(checkpoint).items():
+        _check(checkpoint, component, module)
 
 
-def _load_part(checkpoint: Checkpoint, part: str, tensors: Mapping[str, TensorEntry]) -> Any:
-    module = empty_modules(checkpoint).get(part)
+def _load(checkpoint: Checkpoint, component: str) -> Any:
+    module = empty_modules(checkpoint).get(component)
     if module is None:
-        raise UsageError(f"{checkpoint.folder} has no {part}/ folder; add it, or give and take tensors in its place")
-    _check(checkpoint, part, module, tensors)
-    return _filled(module, _read(tensors))
+        raise UsageError(
+            f"{checkpoint.folder} has no {component}/ folder; add it, or give and take tensors in its place"
+        )
+    _check(checkpoint, component, module)
+    return _filled(module, _read(checkpoint.components[component]))
 
 
-def _check(checkpoint: Checkpoint, part: str, module: nn.Module, tensors: Mapping[str, TensorEntry]) -> None:
-    folder = checkpoint.folder / part
+def _check(checkpoint: Checkpoint, component: str, module: nn.Module) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    tied = set(getattr(module, "_tied_weights_keys", None) or ())
-    for name, shape in expected.items():
-        if name not in tensors:
-            if name in tied:
-                continue
-            raise UsageError(f"{folder}: tensor '{name}' is missing: expected shape {list(shape)}")
-        if tensors[name].dtype not in ("F32", "F16", "BF16"):
-            raise UsageError(f"{folder}: tensor '{name}': expected F32, F16 or BF16, found {tensors[name].dtype}")
-        if tensors[name].shape != shape:
-            raise UsageError(
-                f"{folder}: tensor '{name}' is misshaped: expected {list(shape)}, found {list(tensors[name].shape)}"
-            )
-    extra = sorted(tensors.keys() - expected.keys())
-    if extra:
-        raise UsageError(f"{folder}: unexpected tensor '{extra[0]}' of shape {list(tensors[extra[0]].shape)}")
+    tied = frozenset(getattr(module, "_tied_weights_keys", None) or ())
+    what = f"a {type(module).__name__}"
+    check_tensors(checkpoint.folder / component, checkpoint.components[component], expected, what, tied)
 
 
 def _filled(module: Any, tensors: Mapping[str, torch.Tensor]) -> Any:

@@ -12,8 +12,6 @@ from transformers import UMT5Config
 from transformers.models.umt5.modeling_umt5 import UMT5Attention
 
 from ....runtime.errors import UsageError
-from ....runtime.model.checkpoint import Checkpoint
-from ..dialects import FUSED, Dialect
 from ..layers import WeightSpace, linear
 
 __all__ = ["TextGraph", "check_supported"]
@@ -22,12 +20,10 @@ __all__ = ["TextGraph", "check_supported"]
 class TextGraph(nn.Module):
     """Inputs: embeddings [1, L, d_model], mask [1, L] of 1 and 0; output: text [1, L, d_model], zero where the mask is."""
 
-    def __init__(self, checkpoint: Checkpoint, length: int, precision: str, dialect: Dialect = FUSED) -> None:
-        """The encoder of a checkpoint for `length` tokens."""
+    def __init__(self, space: WeightSpace, document: Mapping[str, Any], length: int) -> None:
+        """The encoder of a configuration for `length` tokens, its weights from a text encoder's space."""
         super().__init__()
-        assert checkpoint.text_encoder_config is not None
-        config = UMT5Config.from_dict(dict(checkpoint.text_encoder_config))
-        space = WeightSpace("text_encoder", checkpoint.text_encoder, precision, dialect)
+        config, dialect = UMT5Config.from_dict(dict(document)), space.dialect
         self.config, self.length = config, length
         self.blocks = nn.ModuleList(
             TextBlock(space, f"encoder.block.{index}", config) for index in range(config.num_layers)
@@ -48,10 +44,8 @@ class TextGraph(nn.Module):
 
 def relative_buckets(config: UMT5Config, length: int) -> torch.Tensor:
     """Bucket of each pair of positions [L, L], by transformers' own rule; one table for all layers."""
-    attention: Any = UMT5Attention.__new__(UMT5Attention)
-    attention.is_decoder = False
-    attention.relative_attention_num_buckets = config.relative_attention_num_buckets
-    attention.relative_attention_max_distance = config.relative_attention_max_distance
+    with torch.device("meta"):  # its weights are not needed
+        attention = UMT5Attention(config)
     position = torch.arange(length)
     buckets: torch.Tensor = attention._relative_position_bucket(position[None, :] - position[:, None])
     return buckets
@@ -68,11 +62,13 @@ class TextBlock(nn.Module):
         self.rms_1, self.rms_2 = (space.dialect.rms_norm(width, eps) for _ in range(2))
         attention, feed_forward = f"{name}.layer.0", f"{name}.layer.1"
         self.norm_1 = space.vector(f"{attention}.layer_norm.weight")
-        self.q, self.k, self.v, self.o = (linear(space, f"{attention}.SelfAttention.{part}") for part in "qkvo")
+        self.q, self.k, self.v, self.o = (
+            linear(space, f"{attention}.SelfAttention.{part}", bias=False) for part in "qkvo"
+        )
         self.bias = space.vector(f"{attention}.SelfAttention.relative_attention_bias.weight")
         self.norm_2 = space.vector(f"{feed_forward}.layer_norm.weight")
         self.wi_0, self.wi_1, self.wo = (
-            linear(space, f"{feed_forward}.DenseReluDense.{part}") for part in ("wi_0", "wi_1", "wo")
+            linear(space, f"{feed_forward}.DenseReluDense.{part}", bias=False) for part in ("wi_0", "wi_1", "wo")
         )
 
     def forward(

@@ -10,11 +10,11 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import nn
 
+from ....runtime.chain.kinds import Kind
 from ....runtime.chain.pyramid import Stage
-from ....runtime.model.checkpoint import Checkpoint
 from ....runtime.model.families.wan import WanConfig
-from ..dialects import FUSED, Dialect
-from ..layers import Linear, WeightSpace
+from ....targets.dialect import Dialect
+from ..layers import WeightSpace, linear, run_time_zero
 
 __all__ = ["StageGraph"]
 
@@ -22,28 +22,27 @@ __all__ = ["StageGraph"]
 class StageGraph(nn.Module):
     """Inputs: latent [1, C, T, H, W], timestep features [1, freq_dim], text [1, L, text_dim]; output: velocity as latent.
 
-    The shapes come from the latent: traced with symbolic ones, the graph of the largest stage is that of all whose patch
-    size is the same.
+    The shapes come from the latent: exported with symbolic ones, the graph of the largest stage is that of all whose
+    patch size is the same.
     """
 
-    def __init__(self, checkpoint: Checkpoint, stage: Stage, precision: str, dialect: Dialect = FUSED) -> None:
-        """The graph of one stage of a checkpoint."""
+    def __init__(self, space: WeightSpace, config: WanConfig, kind: Kind, stage: Stage) -> None:
+        """The graph of one stage, its weights from a transformer's space."""
         super().__init__()
-        config, kind = checkpoint.config, checkpoint.model.pyramid.kind
-        space = WeightSpace("transformer", checkpoint.transformer, precision, dialect)
-        own = f".{stage.index}" if kind == "ppf" else ""
+        dialect = space.dialect
+        own = f".{stage.index}" if kind.own_patch_layers else ""
         self.config, self.stage, self.gelu, self.folds = config, stage, dialect.gelu, dialect.folds
-        self.patch_embedding = Linear(space, f"patch_embedding{own}", precise=True)
-        self.first_frame_embedding = space.vector("first_frame_embedding") if kind == "pyramidal" else None
+        self.patch_embedding = linear(space, f"patch_embedding{own}", precise=True)
+        self.first_frame_embedding = space.vector("first_frame_embedding") if kind.first_frame_embedding else None
         time = "condition_embedder.time_embedder"
-        self.time_1, self.time_2 = (Linear(space, f"{time}.linear_{n}", precise=True) for n in (1, 2))
-        self.time_proj = Linear(space, "condition_embedder.time_proj", precise=True)
+        self.time_1, self.time_2 = (linear(space, f"{time}.linear_{n}", precise=True) for n in (1, 2))
+        self.time_proj = linear(space, "condition_embedder.time_proj", precise=True)
         text = "condition_embedder.text_embedder"
-        self.text_1, self.text_2 = Linear(space, f"{text}.linear_1"), Linear(space, f"{text}.linear_2")
+        self.text_1, self.text_2 = linear(space, f"{text}.linear_1"), linear(space, f"{text}.linear_2")
         self.blocks = nn.ModuleList(Block(space, config, index) for index in range(config.num_layers))
         self.norm_out = dialect.layer_norm(config.width, config.eps)
         self.scale_shift_table = space.vector("scale_shift_table")
-        self.proj_out = Linear(space, f"proj_out{own}", precise=True)
+        self.proj_out = linear(space, f"proj_out{own}", precise=True)
         self.rope = RotaryTables(config, stage.grid)
         padded = tuple(n * p for n, p in zip(stage.grid, stage.patch_size, strict=True))
         self.resize = Resize(stage.latent[1:], padded) if padded != stage.latent[1:] else None
@@ -55,7 +54,7 @@ class StageGraph(nn.Module):
             latent = self.resize(latent)
         grid = tuple(n // p for n, p in zip(latent.shape[2:], self.stage.patch_size, strict=True))
         # Tables of all tokens would be stored for each stage, in float32: 16 MB for 30,576 tokens.
-        cos, sin = self.rope(grid, 0.0 * timestep_features[:, :1] if self.folds else None)
+        cos, sin = self.rope(grid, run_time_zero(timestep_features[:, :1]) if self.folds else None)
         x = self._embed(latent, grid)
         embedded = self.time_2(nn.functional.silu(self.time_1(timestep_features)))
         modulation = self.time_proj(nn.functional.silu(embedded)).unflatten(1, (6, -1))
@@ -111,8 +110,8 @@ class Block(nn.Module):
         self.attn2 = Attention(space, f"{name}.attn2", config)
         self.norm2_weight = space.vector(f"{name}.norm2.weight") if config.cross_attn_norm else None
         self.norm2_bias = space.vector(f"{name}.norm2.bias") if config.cross_attn_norm else None
-        self.ffn_in = Linear(space, f"{name}.ffn.net.0.proj")
-        self.ffn_out = Linear(space, f"{name}.ffn.net.2")
+        self.ffn_in = linear(space, f"{name}.ffn.net.0.proj")
+        self.ffn_out = linear(space, f"{name}.ffn.net.2")
         self.scale_shift_table = space.vector(f"{name}.scale_shift_table")
 
     def forward(
@@ -147,8 +146,8 @@ class Attention(nn.Module):
         self.heads, self.attention = heads, dialect.attention
         self.rms_q, self.rms_k = (dialect.rms_norm(config.width, config.eps) for _ in range(2))
         self.rotate = dialect.rotation(heads, config.attention_head_dim)
-        self.to_q, self.to_k = Linear(space, f"{name}.to_q"), Linear(space, f"{name}.to_k")
-        self.to_v, self.to_out = Linear(space, f"{name}.to_v"), Linear(space, f"{name}.to_out.0")
+        self.to_q, self.to_k = linear(space, f"{name}.to_q"), linear(space, f"{name}.to_k")
+        self.to_v, self.to_out = linear(space, f"{name}.to_v"), linear(space, f"{name}.to_out.0")
         self.norm_q, self.norm_k = space.vector(f"{name}.norm_q.weight"), space.vector(f"{name}.norm_k.weight")
 
     def forward(
@@ -181,7 +180,7 @@ class RotaryTables(nn.Module):
                 self.register_buffer(f"{name}_{axis}", part.reshape(*shape, -1).float().clone(), persistent=False)
 
     def forward(self, grid: tuple[int, ...], zero: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The tables of all tokens of a grid that is no longer on any axis; a zero that is known only in a run makes them then."""
+        """The tables of all tokens of a grid that is no longer on any axis; a `run_time_zero` makes them in the run."""
         return self._tokens("cos", grid, zero), self._tokens("sin", grid, zero)
 
     def _tokens(self, name: str, grid: tuple[int, ...], zero: torch.Tensor | None) -> torch.Tensor:

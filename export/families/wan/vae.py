@@ -9,9 +9,9 @@ import math
 import torch
 from torch import nn
 
-from ....runtime.model.checkpoint import Checkpoint
-from ..dialects import FUSED, Dialect
-from ..layers import TORCH_DTYPES, WeightSpace
+from ....runtime.model.families.wan import WanDecoderConfig
+from ...weights.steps import TORCH_DTYPES
+from ..layers import WeightSpace
 
 __all__ = ["PackedVae", "VaeGraph"]
 
@@ -48,14 +48,9 @@ class VaeGraph(nn.Module):
     The first latent frame makes one frame, a later one four. Frames are clamped to -1 … 1.
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, precision: str, caches: str, *, first: bool, dialect: Dialect = FUSED
-    ) -> None:
-        """The decoder of a checkpoint, for the first latent frame or a later one, its caches in a dtype."""
+    def __init__(self, space: WeightSpace, config: WanDecoderConfig, caches: str, *, first: bool) -> None:
+        """The decoder of a configuration, for the first latent frame or a later one, its caches in a dtype."""
         super().__init__()
-        assert checkpoint.vae_config is not None
-        space = WeightSpace("vae", checkpoint.vae, precision, dialect)
-        config = checkpoint.vae_config
         self.first, self.caches = first, TORCH_DTYPES[caches]
         self.post_quant = Conv2d(space, "post_quant_conv", tap=0)
         self.conv_in = CausalConv(space, "decoder.conv_in")
@@ -68,9 +63,9 @@ class VaeGraph(nn.Module):
             ]
         )
         self.up = nn.ModuleList()
-        for index in range(len(config.get("dim_mult", (1, 2, 4, 4)))):
+        for index in range(len(config.dim_mult)):
             block = f"decoder.up_blocks.{index}"
-            self.up.extend(Residual(space, f"{block}.resnets.{n}") for n in range(config.get("num_res_blocks", 2) + 1))
+            self.up.extend(Residual(space, f"{block}.resnets.{n}") for n in range(config.num_res_blocks + 1))
             if f"{block}.upsamplers.0.resample.1.weight" in space.tensors:
                 self.up.append(Upsample(space, f"{block}.upsamplers.0"))
         self.norm_out = ChannelNorm(space, "decoder.norm_out")
@@ -85,12 +80,6 @@ class VaeGraph(nn.Module):
         frames = self.conv_out([nn.functional.silu(self.norm_out(frame)) for frame in frames], walk)
         out = frames[0] if len(frames) == 1 else torch.cat(frames, dim=0)
         return out.clamp(-1.0, 1.0), *walk.new
-
-    def cache_shapes(self, height: int, width: int) -> list[tuple[int, ...]]:
-        """Shapes of the caches for latents of a size, without computing anything."""
-        channels = self.post_quant.weight.shape[1]
-        _, *caches = self(torch.empty(1, channels, height, width, device="meta"))
-        return [tuple(cache.shape) for cache in caches]
 
 
 class PackedVae(nn.Module):
@@ -118,7 +107,7 @@ class Conv2d(nn.Module):
         """The weights of NAME."""
         super().__init__()
         self.convolution = space.dialect.convolution
-        self.weight = space.kernel(f"{name}.weight", tap)
+        self.weight = space.kernel(name, tap)
         self.bias = space.vector(f"{name}.bias")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -133,7 +122,7 @@ class CausalConv(nn.Module):
         """The weights of NAME."""
         super().__init__()
         self.convolution = space.dialect.convolution
-        self.taps = nn.ParameterList(space.kernel(f"{name}.weight", tap) for tap in range(3))
+        self.taps = nn.ParameterList(space.kernel(name, tap) for tap in range(3))
         self.bias = space.vector(f"{name}.bias")
 
     def forward(self, frames: Frames, caches: Caches) -> Frames:

@@ -1,1 +1,25 @@
-"""Families of models as data."""
+"""Families of models as data: a new one is a module here, its PyTorch half in `export.families`, and a line below."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...errors import UsageError
+from .family import DecoderConfig, Family, Shapes, TransformerConfig
+from .wan import WAN
+
+__all__ = ["FAMILIES", "DecoderConfig", "Family", "Shapes", "TransformerConfig", "find_family"]
+
+FAMILIES: Mapping[str, Family] = {family.transformer_class: family for family in (WAN,)}
+"""By the class of the transformer."""
+
+
+def find_family(document: Mapping[str, Any], source: str) -> Family:
+    """The family of a transformer's `config.json`.
+
+    Raises:
+        UsageError: the configuration names no class, or one that no family has.
+    """
+    found = document.get("_class_name", "no _class_name")
+    if found not in FAMILIES:
+        raise UsageError(f"{source}: expected the configuration of a {' or '.join(FAMILIES)}, found {found}")
+    return FAMILIES[found]

@@ -1,10 +1,26 @@
-"""The probability path of a stage: what its model is trained on, and what an exact model would return."""
+"""The probability path of a stage: what its model is trained on, and what an exact model would return.
 
+Sampling needs none of it: training, and tests of the chain against an exact model, do.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
-from .pyramid import FrameGroup, Stage
+from pyrexport.runtime.chain.levels import gain
+from pyrexport.runtime.chain.pyramid import FrameGroup, Stage
+from pyrexport.runtime.chain.wavelets import Array, Taps, analyse, synthesise
 
-__all__ = ["training_pair"]
+__all__ = ["downsample", "training_pair", "upsample"]
+
+
+def downsample(x: Array, taps: Taps, axes: Sequence[int]) -> Array:
+    """R↓(x) = U x / ω (eq. 1), the given axes halved; for Haar the average pooling."""
+    return analyse(x, taps, axes)["0" * len(axes)] * (1 / gain(len(axes)))
+
+
+def upsample(x: Array, taps: Taps, axes: Sequence[int]) -> Array:
+    """R↑(x) = ω·Wᵀ(x; 0) (eq. 15), the given axes doubled; for Haar nearest neighbour. R↓R↑ = I."""
+    return synthesise({"0" * len(axes): x}, taps, axes) * gain(len(axes))
 
 
 def training_pair(group: FrameGroup, stage: Stage, x0: Any, low_pass: Any, noise: Any, level: Any) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""The building blocks for compilers that take every type from the graph (TensorRT).
+"""Building blocks for a compiler that takes every type from the graph.
 
 Matrix products, convolutions and attention run in the type that their weights are stored in. What would lose too much
 there stays in float32: norms, rotation, modulation and the residual stream, and the few small matrices that act on all
@@ -6,62 +6,66 @@ tokens alike (`Dialect.precise`), as diffusers keeps them too.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from onnxscript import opset23
 from torch import nn
 
-from .dialects import Dialect, attention
+from ..dialect import Dialect, attention
 
 __all__ = ["TYPED"]
 
 Tensor = torch.Tensor
 
 
-class _Typed:
-    transposed, precise, folds, packed = True, True, True, True
-    feed_forward_bytes: int | None = None
-    most_pieces = 1
+def standard_attention(query: Any, key: Any, value: Any, heads: int) -> Any:
+    """The operator of the ONNX standard."""
+    out, *_ = opset23.Attention(query, key, value, q_num_heads=heads, kv_num_heads=heads)
+    return out
+
+
+class Typed(Dialect):
+    """Types are those of the weights, or float32."""
+
+    operators = {torch.ops.pyrexport.attention.default: standard_attention}  # noqa: RUF012
+    precise = True
+    folds = True
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """In the type of the weight."""
         y = torch.matmul(x.to(weight.dtype), weight)
         return y if bias is None else y + bias.to(weight.dtype)
 
     def convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+        """In the type of the kernel, its output in float32."""
         own = None if bias is None else bias.to(weight.dtype)
         return nn.functional.conv2d(x.to(weight.dtype), weight, own, padding=padding).float()
 
     def layer_norm(self, width: int, eps: float) -> Callable[..., Tensor]:
+        """In float32."""
+
         def norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
             return nn.functional.layer_norm(x.float(), (width,), weight, bias, eps)
 
         return norm
 
     def rms_norm(self, width: int, eps: float) -> Callable[..., Tensor]:
+        """In float32."""
         return lambda x, weight: nn.functional.rms_norm(x.float(), (width,), weight, eps)
 
     def channel_mean(self, channels: int) -> Callable[[Tensor], Tensor]:
+        """As a sum."""
         # TensorRT takes a mean for a part of a layer norm, in an order of chance: no two engines would be the same.
         return lambda x: x.sum(dim=1, keepdim=True) * (1 / channels)
 
-    def rotation(self, heads: int, size: int) -> Callable[..., Tensor]:
-        def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-            pairs = x.reshape(1, -1, heads, size // 2, 2)
-            a, b, c, s = pairs[..., 0], pairs[..., 1], cos[None, :, None], sin[None, :, None]
-            return torch.stack((a * c - b * s, a * s + b * c), dim=-1).reshape(x.shape)
-
-        return rotate
-
     def bucket_bias(self, buckets: Tensor, count: int) -> Callable[[Tensor, int], Tensor]:
+        """A corner of the longest length's buckets."""
         return _Buckets(buckets)
 
-    def gelu(self, x: Tensor) -> Tensor:
-        return nn.functional.gelu(x, approximate="tanh")
-
     def attention(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+        """As one operator, in the type of the values."""
         return attention(query.to(value.dtype), key.to(value.dtype), value, heads)
-
-    def doubling(self) -> Callable[[Tensor], Tensor]:
-        return lambda x: nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 class _Buckets(nn.Module):
@@ -78,4 +82,4 @@ class _Buckets(nn.Module):
         return nn.functional.embedding(corner, table).permute(2, 0, 1)
 
 
-TYPED: Dialect = _Typed()
+TYPED = Typed()

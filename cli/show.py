@@ -1,0 +1,92 @@
+"""What `inspect` found, as tables for people."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from .common import print_memory, print_table
+
+__all__ = ["show_model"]
+
+
+def show_model(document: Mapping[str, Any]) -> None:
+    """Print the document of a model."""
+    click.echo(f"{document['model']}: {document['kind']} at {document['resolution']}")
+    if document["assumed"]:
+        click.echo(f"assumed: {document['assumed']}")
+    _show_stages(document["stages"])
+    _show_schedules(document["schedules"])
+    if "components" in document:
+        print_table(
+            "weights",
+            ["component", "parameters", "bytes", "dtype"],
+            [
+                [name, f"{found['parameters']:,}", f"{found['bytes']:,}", ", ".join(found["dtypes"])]
+                for name, found in document["components"].items()
+            ],
+        )
+        return
+    print_table("files", ["file", "bytes"], [[name, f"{size:,}"] for name, size in document["files"].items()])
+    if document["engines"] is not None:
+        print_table(**document["engines"])
+    print_memory(document["peak_anonymous_bytes"])
+    click.echo(_state_of(document))
+
+
+def _show_stages(stages: list[Mapping[str, Any]]) -> None:
+    rows = [
+        [
+            str(stage["stage"]),
+            "x".join(map(str, stage["latent"])),
+            "x".join(map(str, stage["patch_size"])),
+            f"{stage['tokens']:,}",
+            f"{stage['levels'][0]:.4f} to {stage['levels'][1]:.4f}",
+            f"{stage['tflop']:,.3f}" if stage["tflop"] >= 0.1 else f"{stage['tflop']:.3g}",
+        ]
+        for stage in stages
+    ]
+    columns = ["stage", "latent C,T,H,W", "patch", "tokens", "natural levels", "TFLOP per forward"]
+    print_table("stages", columns, rows)
+
+
+def _show_schedules(schedules: Mapping[str, Any]) -> None:
+    rows = [
+        [
+            name,
+            f"{schedule['guidance_scale']:g}",
+            _tflop(schedule["tflop"]),
+            str(schedule["passes"]),
+            _tflop(schedule["passes"] * schedule["tflop"]),
+        ]
+        for name, schedule in schedules.items()
+    ]
+    print_table("schedules", ["schedule", "guidance scale", "TFLOP per pass", "passes", "TFLOP"], rows)
+
+
+def _tflop(value: float) -> str:
+    return f"{value:,.1f}" if value >= 1 else f"{value:.3g}"
+
+
+def _proof(name: str, result: Mapping[str, Any] | None, where: str = "") -> str:
+    state = f"not measured{where}" if result is None else "passed" if result.get("passed") else "FAILED"
+    return f"{name} {state}"
+
+
+def _state_of(document: Mapping[str, Any]) -> str:
+    precision = document["precision"]
+    if document["needs_device"]:
+        graph, engine = document["graph_parity"], document["parity"]
+        proof = f"{_proof('graph parity', graph)}, {_proof('engine parity', engine, ' on a device')}"
+    else:
+        proof = _proof("parity", document["parity"])
+    text = "" if precision["text"] == precision["storage"] else f" (the text encoder in {precision['text']})"
+    vae, tiles = document["vae"], ""
+    if vae is not None and vae["tiles"] > 1:
+        size = "x".join(map(str, vae["tile"]))
+        tiles = f"frames decoded in {vae['tiles']} tiles of {size} latent pixels, {vae['overhead']:.2f} x the frame; "
+    verified = "; every file hashed again" if document["verified"] else ""
+    return (
+        f"built for {document['engine']}; stored in {precision['storage']}{text}"
+        f", computed in {precision['compute']}; {tiles}{proof}{verified}"
+    )

@@ -1,0 +1,185 @@
+"""Everything about a bundle that is known before any of it is written: its graphs, its files, and where weights lie."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...runtime.bundle.graphs import STAGE, TEXT, VAE_FIRST, Decoder, GraphSpec, graph_specs
+from ...runtime.bundle.manifest import WEIGHTS_FILE
+from ...runtime.dtypes import WEIGHT_DTYPES
+from ...runtime.model.checkpoint import Checkpoint
+from ...targets.dialect import Dialect
+from ...targets.facts import BuildTarget
+from ..families import modules_of
+from ..lowering.graphs import GraphModule
+from ..weights.places import Places, place_weights
+from ..weights.source import Source, sources_of
+from ..weights.steps import Cast
+from .options import BuildOptions
+
+__all__ = ["LOWERING_FILE", "Blueprint", "draw", "text_lengths"]
+
+LOWERING_FILE = "lowering.bin"
+"""Weights that a target stores in its own programs, as long as it is at work."""
+
+TEXT_LENGTHS = (64, 128, 256)
+"""Static lengths of the text encoder below the model's own; a prompt takes the shortest that holds it."""
+
+TABLE = "shared.weight"
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A bundle to be made."""
+
+    checkpoint: Checkpoint
+    target: BuildTarget
+    options: BuildOptions
+    dialect: Dialect
+    lengths: tuple[int, ...]
+    decoder: Decoder | None
+    programs: Mapping[str, tuple[GraphModule, ...]]
+    """The graphs of each file, by its name without suffix."""
+    table: Source | None
+    """The text encoder's embeddings, which no graph holds."""
+    files: Mapping[str, Places]
+    """Where weights lie in each file that is filled with them."""
+
+    @property
+    def weights_file(self) -> str:
+        """The file that graphs find their weights in."""
+        return LOWERING_FILE if self.target.holds_weights else WEIGHTS_FILE
+
+    @property
+    def nbytes(self) -> int:
+        """Of all weights files."""
+        return sum(places.nbytes for places in self.files.values())
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all weights, without padding."""
+        return sum(places.weight_bytes for places in self.files.values())
+
+    def file_of(self, program: str) -> str:
+        """Name of a program's file."""
+        return f"{program}{self.target.suffix}"
+
+
+def draw(checkpoint: Checkpoint, target: BuildTarget, options: BuildOptions) -> Blueprint:
+    """Plan a bundle; nothing is read but headers, and nothing is written."""
+    dialect = target.dialect()
+    lengths = text_lengths(checkpoint) if checkpoint.text_encoder else ()
+    decoder = options.decoder(checkpoint, packed=target.packs_caches)
+    specs = graph_specs(checkpoint.model, options.resolution, lengths, decoder)
+    graphs = list(_graph_modules(checkpoint, target, options, dialect, specs, decoder))
+    sources = [source for graph in graphs for source in sources_of(graph.module).values()]
+    table = _table(checkpoint, options)
+    tables = [] if table is None else [table]
+    if target.holds_weights:
+        files = {LOWERING_FILE: place_weights(sources)} | ({WEIGHTS_FILE: place_weights(tables)} if tables else {})
+    else:
+        files = {WEIGHTS_FILE: place_weights([*sources, *tables])}
+    programs = _programs(graphs, target)
+    return Blueprint(checkpoint, target, options, dialect, lengths, decoder, programs, table, files)
+
+
+def text_lengths(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """Static lengths of the text encoder, increasing; the last is the model's text length."""
+    longest = checkpoint.model.text_length
+    return (*(length for length in TEXT_LENGTHS if length < longest), longest)
+
+
+def _table(checkpoint: Checkpoint, options: BuildOptions) -> Source | None:
+    """As the text encoder's matrices are stored, or as it is in the checkpoint where these are quantised."""
+    if not checkpoint.text_encoder:
+        return None
+    entry, scheme = checkpoint.text_encoder[TABLE], options.recipe("text_encoder").default
+    dtype = scheme.dtype if scheme.dtype in WEIGHT_DTYPES else entry.dtype
+    return Source.of("text_encoder", TABLE, entry, (Cast(dtype),))
+
+
+def _graph_modules(
+    checkpoint: Checkpoint,
+    target: BuildTarget,
+    options: BuildOptions,
+    dialect: Dialect,
+    specs: Sequence[GraphSpec],
+    decoder: Decoder | None,
+) -> Iterator[GraphModule]:
+    """A module for each graph; where the target takes symbolic shapes, one for all that differ in these alone."""
+    family = modules_of(checkpoint.model.family)
+    stages = [spec for spec in specs if spec.key.role == STAGE]
+    own_layers = checkpoint.model.pyramid.kind.own_patch_layers
+    if target.symbolic and not target.separates_graphs(options.target) and not own_layers:
+        yield from _symbolic_stages(checkpoint, options, dialect, stages)
+    else:
+        for spec, stage in zip(stages, checkpoint.model.stages(options.resolution), strict=True):
+            module, layers = family.stage_graph(checkpoint, stage, options.recipe(spec.key.component), dialect)
+            yield GraphModule(spec, module, layers=layers)
+    texts = [spec for spec in specs if spec.key.role == TEXT]
+    if target.symbolic and texts:
+        yield from _symbolic_texts(checkpoint, options, dialect, texts)
+    else:
+        for spec in texts:
+            recipe = options.recipe(spec.key.component)
+            yield GraphModule(spec, family.text_graph(checkpoint, spec.key.length, recipe, dialect))
+    for spec in specs:
+        if decoder is not None and spec.key.component == "vae":
+            recipe, first = options.recipe(spec.key.component), spec.key.role == VAE_FIRST
+            yield GraphModule(spec, family.decoder_graph(checkpoint, decoder, recipe, dialect, first=first))
+
+
+def _symbolic_stages(
+    checkpoint: Checkpoint, options: BuildOptions, dialect: Dialect, specs: Sequence[GraphSpec]
+) -> Iterator[GraphModule]:
+    """The graph of the largest stage is that of all."""
+    stages = checkpoint.model.stages(options.resolution)
+    family, recipe = modules_of(checkpoint.model.family), options.recipe("transformer")
+    module, layers = family.stage_graph(checkpoint, stages[0], recipe, dialect)
+    symbols = _symbols("latent", [(1, *stage.latent) for stage in stages], [1, 1, *stages[0].patch_size])
+    for spec in specs:
+        yield GraphModule(spec, module, symbols, layers)
+
+
+def _symbolic_texts(
+    checkpoint: Checkpoint, options: BuildOptions, dialect: Dialect, specs: Sequence[GraphSpec]
+) -> Iterator[GraphModule]:
+    """The graph of the longest length is that of all."""
+    lengths = [spec.key.length for spec in specs]
+    recipe = options.recipe("text_encoder")
+    module = modules_of(checkpoint.model.family).text_graph(checkpoint, lengths[-1], recipe, dialect)
+    symbols: dict[str, Mapping[int, Any]] = {}
+    if len(lengths) > 1:
+        length = torch.export.Dim("L", min=lengths[0], max=lengths[-1])
+        symbols = {"embeddings": {1: length}, "mask": {1: length}}
+    for spec in specs:
+        yield GraphModule(spec, module, symbols)
+
+
+def _symbols(name: str, shapes: Sequence[tuple[int, ...]], steps: Sequence[int]) -> dict[str, Mapping[int, Any]]:
+    """A symbol for each axis in which shapes differ, a multiple of the axis's step."""
+    axes = {}
+    for axis, step in enumerate(steps):
+        counts = {shape[axis] // step for shape in shapes}
+        if len(counts) > 1:
+            count: Any = torch.export.Dim(f"{name}_{axis}", min=min(counts), max=max(counts))
+            axes[axis] = count if step == 1 else step * count
+    return {name: axes} if axes else {}
+
+
+def _programs(graphs: Sequence[GraphModule], target: BuildTarget) -> dict[str, tuple[GraphModule, ...]]:
+    """The graphs of each file: one, or those that are alike; of a network, those that share it."""
+    if not target.joins_graphs:
+        return {graph.spec.name: (graph,) for graph in graphs}
+    joined: dict[str, list[GraphModule]] = {}
+    for graph in graphs:
+        joined.setdefault(graph.spec.key.program, []).append(graph)
+    programs: dict[str, tuple[GraphModule, ...]] = {}
+    for name, group in joined.items():
+        if target.symbolic and len({id(graph.module) for graph in group}) > 1:
+            programs |= {graph.spec.name: (graph,) for graph in group}
+        else:
+            programs[name] = tuple(group)
+    return programs

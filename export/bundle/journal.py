@@ -1,0 +1,135 @@
+"""What of a build is finished: kept beside its files, so that a rerun goes on where an interruption stopped it."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ...runtime.bundle.opening import file_digest
+from ...runtime.errors import UsageError
+from ...runtime.files import write_whole
+from ...runtime.model.checkpoint import Checkpoint
+from ...runtime.model.safetensors import read_header
+from .blueprint import Blueprint
+from .output import STATE_FILE
+
+__all__ = ["Identities", "Journal", "fingerprint"]
+
+PACKAGES = ("pyrexport", "torch", "onnxscript")
+"""Whose versions decide what a graph becomes."""
+
+FIELDS = {"weights": {"inputs", "sha256"}, "program": {"inputs", "sha256", "graphs"}}
+"""Of each kind of entry: what it was made from, what it became, and what was found out about its graphs."""
+
+
+def fingerprint(lines: Iterable[str]) -> str:
+    """SHA-256 of some lines."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+class Identities:
+    """Which version of each component's files a build began with."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Take down the files as they are.
+
+        Raises:
+            UsageError: a file was replaced since its header was read.
+        """
+        self.checkpoint = checkpoint
+        self.of = {component: self._find(component) for component in checkpoint.components}
+        self._check_headers()
+
+    def require_unchanged(self, component: str) -> None:
+        """Refuse files that are others by now.
+
+        Raises:
+            UsageError: they are.
+        """
+        if self._find(component) != self.of[component]:
+            raise UsageError(f"{self.checkpoint.folder / component} was changed during the build: run it again")
+
+    def _find(self, component: str) -> str:
+        """What tells one version of a component's files from another without reading them."""
+        lines = []
+        for file in sorted({entry.file for entry in self.checkpoint.components[component].values()}):
+            status = file.stat()
+            lines.append(f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}")
+        return fingerprint(lines)
+
+    def _check_headers(self) -> None:
+        """What is read next would be elsewhere in a file that was replaced."""
+        entries = [entry for tensors in self.checkpoint.components.values() for entry in tensors.values()]
+        headers = {file: read_header(file) for file in dict.fromkeys(entry.file for entry in entries)}
+        for entry in entries:
+            if headers[entry.file].get(entry.name) != entry:
+                raise UsageError(f"{entry.file} was changed since it was opened: run the build again")
+
+
+class Journal:
+    """The entries of a build's folder."""
+
+    def __init__(self, folder: Path, blueprint: Blueprint) -> None:
+        """Read what an interrupted build left, if its weights lie where this one's will."""
+        self.file = folder / STATE_FILE
+        self.identities = Identities(blueprint.checkpoint)
+        self.placed = fingerprint(f"{f} {line}" for f, places in blueprint.files.items() for line in places.lines())
+        self.inputs = self._inputs(blueprint)
+        self.entries = self._read()
+        if self.entries.get("placed") != self.placed:
+            self.entries = {"placed": self.placed}
+            self._save()
+
+    def _inputs(self, blueprint: Blueprint) -> str:
+        """What every program depends on."""
+        checkpoint, target = blueprint.checkpoint, blueprint.target
+        documents = (
+            checkpoint.model.to_json(),
+            checkpoint.model.transformer.to_json(),
+            checkpoint.text_encoder_config,
+            checkpoint.vae_config,
+        )
+        return fingerprint(
+            [
+                *(version(package) for package in PACKAGES),
+                *target.engine(),
+                target.name,
+                repr(blueprint.options),
+                self.placed,
+                *(json.dumps(document, sort_keys=True, default=str) for document in documents),
+                *(self.identities.of.values() if target.holds_weights else ()),
+            ]
+        )
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            entries = json.loads(self.file.read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        if not isinstance(entries, dict):
+            return {}
+        return {
+            key: value
+            for key, value in entries.items()
+            if key == "placed" or (isinstance(value, dict) and value.keys() == FIELDS.get(key.partition(" ")[0]))
+        }
+
+    def _save(self) -> None:
+        write_whole(self.file, json.dumps(self.entries).encode())
+
+    def get(self, key: str) -> dict[str, Any]:
+        """An entry; empty where there is none."""
+        entry: dict[str, Any] = self.entries.get(key, {})
+        return entry
+
+    def finish(self, key: str, entry: dict[str, Any]) -> None:
+        """Keep an entry."""
+        self.entries[key] = entry
+        self._save()
+
+    def keeps_program(self, name: str, file: Path) -> bool:
+        """Whether a program of an interrupted build is there whole, and of the same inputs."""
+        entry = self.get(f"program {name}")
+        return entry.get("inputs") == self.inputs and file.is_file() and file_digest(file) == entry["sha256"]

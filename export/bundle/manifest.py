@@ -1,0 +1,91 @@
+"""The manifest of a finished bundle: what it holds, and what it was made of."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...runtime.bundle.entries import FileEntry, GraphEntry, TableEntry, TextEntry
+from ...runtime.bundle.graphs import GraphKey
+from ...runtime.bundle.manifest import TOKENIZER_FILE, WEIGHTS_FILE, Manifest
+from ...runtime.bundle.opening import file_digest
+from ...runtime.model.checkpoint import Checkpoint
+from ...runtime.reporter import Reporter
+from ..families import modules_of
+from .blueprint import Blueprint
+
+__all__ = ["make_manifest", "timestep_frequencies"]
+
+PACKAGES = ("pyrexport", "torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript")
+
+
+def make_manifest(
+    folder: Path, blueprint: Blueprint, graphs: Mapping[GraphKey, GraphEntry], reporter: Reporter
+) -> Manifest:
+    """Hash the files, and say what they are."""
+    checkpoint, target, options = blueprint.checkpoint, blueprint.target, blueprint.options
+    mean, std = modules_of(checkpoint.model.family).latent_statistics(checkpoint)
+    engine, engine_version = target.engine()
+    return Manifest(
+        target=target.name,
+        target_options=options.target,
+        engine=engine,
+        engine_version=engine_version,
+        model=checkpoint.model,
+        resolutions=(options.resolution,),
+        storage=options.precision,
+        text_storage=options.text_precision,
+        compute=options.precision if target.computes_as_stored else "fp32",
+        timestep_frequencies=timestep_frequencies(checkpoint.model.transformer.freq_dim),
+        latents_mean=tuple(mean),
+        latents_std=tuple(std),
+        text=_text(blueprint),
+        decoder=blueprint.decoder,
+        graphs=graphs,
+        files=_files(folder, blueprint, reporter),
+        weight_bytes=blueprint.weight_bytes,
+        provenance=_provenance(checkpoint),
+    )
+
+
+def timestep_frequencies(width: int) -> tuple[float, ...]:
+    """Frequencies of the timestep features, by diffusers' formula in PyTorch's float32."""
+    half = width // 2
+    exponent = -math.log(10000) * torch.arange(0, half, dtype=torch.float32) / half
+    return tuple(float(value) for value in torch.exp(exponent))
+
+
+def _text(blueprint: Blueprint) -> TextEntry | None:
+    if blueprint.table is None:
+        return None
+    place = blueprint.files[WEIGHTS_FILE].of[blueprint.table]
+    rows, width = place.shape
+    return TextEntry(blueprint.lengths, TableEntry(place.offset, rows, width, place.dtype))
+
+
+def _files(folder: Path, blueprint: Blueprint, reporter: Reporter) -> dict[str, FileEntry]:
+    names = [blueprint.file_of(program) for program in blueprint.programs]
+    names += [WEIGHTS_FILE] if WEIGHTS_FILE in blueprint.files else []
+    names += [TOKENIZER_FILE] if blueprint.checkpoint.text_encoder else []
+    files = {}
+    for name in names:
+        nbytes = (folder / name).stat().st_size
+        reporter.begin(f"hash of {name}", nbytes)
+        files[name] = FileEntry(file_digest(folder / name, reporter.advance), nbytes)
+    return files
+
+
+def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
+    files: dict[str, str] = {}
+    for component, tensors in checkpoint.components.items():
+        for file in sorted({entry.file for entry in tensors.values()}):
+            files[f"{component}/{file.name}"] = file_digest(file)
+    lines = "\n".join(f"{name} {sha}" for name, sha in files.items())
+    return {
+        "checkpoint": {"sha256": hashlib.sha256(lines.encode()).hexdigest(), "files": files},
+        "packages": {name: version(name) for name in PACKAGES},
+    }

@@ -1,0 +1,180 @@
+"""How a checkpoint is to be stored and cut: what a user asks for, and what follows from it for a target."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...runtime.bundle.graphs import Decoder
+from ...runtime.bundle.manifest import Manifest
+from ...runtime.bundle.tiles import Tiles, parse_tile
+from ...runtime.chain.pyramid import Resolution
+from ...runtime.errors import UsageError
+from ...runtime.model.checkpoint import Checkpoint
+from ...runtime.quantisation import CACHE_SCHEMES, FLOAT_SCHEMES, SCHEMES, Recipe
+from ...targets.facts import BuildTarget
+
+__all__ = ["BuildOptions", "BuildRequest", "choose_tile", "options_of", "resolve_options"]
+
+VAE_BUDGET = 3 * 2**30
+"""Memory that decoding may take before frames are cut into tiles, in bytes."""
+
+ACTIVATIONS = 1.3
+"""Most that a decoder's step holds beside its old and new caches, by the bytes of its caches in float32."""
+
+LEAST_CHOSEN = 16
+"""Height and width of the smallest tile that is chosen: it overlaps its neighbours by 4 latent pixels, 32 of the video."""
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What a user asks for."""
+
+    precision: str = "fp32"
+    """Of the stored matrices: a name of `FLOAT_SCHEMES`."""
+    text_precision: str | None = None
+    """Of the text encoder's, a name of `SCHEMES`; None: the same, where UMT5 computes in it."""
+    vae_tile: str = "auto"
+    """"auto", "none", or "HEIGHTxWIDTH" in latent pixels."""
+    vae_caches: str = "fp32"
+    """A name of `CACHE_SCHEMES`."""
+    target: Mapping[str, Any] = field(default_factory=dict)
+    """The target's own options that were given, by name."""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """A request that was found possible, with what it leaves open decided."""
+
+    resolution: Resolution
+    precision: str
+    text_precision: str
+    vae_tile: tuple[int, int] | None
+    """Height and width in latent pixels; None: frames are decoded whole."""
+    vae_caches: str
+    target: Mapping[str, Any]
+    """A value for each of the target's own options, as JSON."""
+
+    def recipe(self, component: str) -> Recipe:
+        """The scheme of each of a component's layers."""
+        return Recipe(SCHEMES[self.text_precision if component == "text_encoder" else self.precision])
+
+    def decoder(self, checkpoint: Checkpoint, *, packed: bool) -> Decoder | None:
+        """How frames are decoded, where there is a VAE."""
+        if not checkpoint.vae:
+            return None
+        frame = _frame(checkpoint, self.resolution)
+        height, width = self.vae_tile or frame
+        tile = (min(height, frame[0]), min(width, frame[1]))
+        tiles = Tiles(frame, tile, checkpoint.model.pyramid.geometry.spatial)
+        return Decoder(tiles, SCHEMES[self.vae_caches].dtype, packed)
+
+
+def resolve_options(checkpoint: Checkpoint, target: BuildTarget, request: BuildRequest) -> BuildOptions:
+    """What a request means for a checkpoint and a target.
+
+    Raises:
+        UsageError: a precision or a tile is not known or does not fit, the target cannot take it, or an option is for a
+            component that is not there.
+    """
+    text_precision = _text_precision(checkpoint, target, request)
+    for what, wanted, known, takes in (
+        ("weights", request.precision, FLOAT_SCHEMES, target.schemes),
+        ("text encoder", text_precision, tuple(SCHEMES), target.schemes),
+        ("decoder's caches", request.vae_caches, CACHE_SCHEMES, target.cache_schemes),
+    ):
+        if wanted not in known:
+            raise UsageError(f"unknown precision '{wanted}' of the {what}: expected one of {', '.join(known)}")
+        if wanted not in takes:
+            raise UsageError(
+                f"target '{target.name}' takes its {what} in {' or '.join(takes)}, found {wanted}: "
+                "build for another target, or in that precision"
+            )
+    return BuildOptions(
+        resolution=checkpoint.resolution,
+        precision=request.precision,
+        text_precision=text_precision,
+        vae_tile=_tile(checkpoint, request),
+        vae_caches=request.vae_caches,
+        target=target.resolve_options(request.target),
+    )
+
+
+def _text_precision(checkpoint: Checkpoint, target: BuildTarget, request: BuildRequest) -> str:
+    """The text encoder follows the rest, but where a target computes in 16 bits whose range it leaves."""
+    overflows = target.computes_as_stored and not checkpoint.model.family.text_in_fp16
+    if request.text_precision is None:
+        return "bf16" if overflows and request.precision == "fp16" else request.precision
+    if not checkpoint.text_encoder:
+        raise UsageError(f"{checkpoint.folder} has no text encoder: a precision of it says nothing")
+    if overflows and request.text_precision == "fp16":
+        raise UsageError(
+            f"target '{target.name}' computes as it stores, and UMT5 leaves fp16's range: take --text-precision bf16"
+        )
+    return request.text_precision
+
+
+def _tile(checkpoint: Checkpoint, request: BuildRequest) -> tuple[int, int] | None:
+    if not checkpoint.vae:
+        if request.vae_tile not in ("auto", "none") or request.vae_caches != "fp32":
+            raise UsageError(f"{checkpoint.folder} has no VAE: a tile or caches of it say nothing")
+        return None
+    if request.vae_tile == "none":
+        return None
+    if request.vae_tile == "auto":
+        return choose_tile(checkpoint, request.vae_caches)
+    tile, (height, width) = parse_tile(request.vae_tile), _frame(checkpoint, checkpoint.resolution)
+    if tile[0] > height or tile[1] > width:
+        raise UsageError(f"a tile of {request.vae_tile} latent pixels is larger than the frame's {height}x{width}")
+    return tile
+
+
+def options_of(manifest: Manifest) -> BuildOptions:
+    """The options that a bundle was built with."""
+    caches = {SCHEMES[name].dtype: name for name in CACHE_SCHEMES}
+    decoder = manifest.decoder
+    return BuildOptions(
+        resolution=manifest.resolution,
+        precision=manifest.storage,
+        text_precision=manifest.text_storage,
+        vae_tile=None if decoder is None else decoder.tiles.tile,
+        vae_caches="fp32" if decoder is None else caches[decoder.caches],
+        target=manifest.target_options,
+    )
+
+
+def _frame(checkpoint: Checkpoint, resolution: Resolution) -> tuple[int, int]:
+    _, _, height, width = checkpoint.model.stages(resolution)[0].latent
+    return height, width
+
+
+def choose_tile(checkpoint: Checkpoint, caches: str = "fp32") -> tuple[int, int] | None:
+    """The tile that costs the least beyond the frame and whose decoding fits `VAE_BUDGET`; None if the frame does.
+
+    Thin strips would cost even less, but show a pixel near their edge little of what is around it.
+    """
+    assert checkpoint.model.decoder is not None
+    frame = _frame(checkpoint, checkpoint.resolution)
+    shapes = checkpoint.model.decoder.cache_shapes(LEAST_CHOSEN, LEAST_CHOSEN)
+    per_pixel = 4 * sum(math.prod(shape) for shape in shapes) / LEAST_CHOSEN**2
+    kept = 0.5 if caches == "fp16" else 1.0
+
+    def estimate(height: int, width: int) -> float:
+        pixels = height * width
+        # The decoder's attention, near its start, holds its scores and their softmax beside the old caches.
+        return max((2 * kept + ACTIVATIONS) * per_pixel * pixels, kept * per_pixel * pixels + 2 * 4 * pixels**2)
+
+    if estimate(*frame) <= VAE_BUDGET:
+        return None
+    sizes = [sorted({_cover(size, count) for count in range(1, 65)}) for size in frame]
+    plans = [Tiles(frame, (h, w)) for h in sizes[0] for w in sizes[1] if estimate(h, w) <= VAE_BUDGET]
+    return min(plans, key=lambda plan: (plan.overhead, plan.count)).tile if plans else (sizes[0][0], sizes[1][0])
+
+
+def _cover(size: int, count: int) -> int:
+    """The smallest tile of which `count`, overlapping by a quarter, cover a length."""
+    return next(
+        tile
+        for tile in range(min(LEAST_CHOSEN, size), size + 1)
+        if len(Tiles((size, size), (tile, tile)).rows) <= count
+    )

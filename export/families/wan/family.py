@@ -1,0 +1,116 @@
+"""Wan2.1's PyTorch half; see `families.FamilyModules`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+from numpy.typing import NDArray
+from torch import nn
+
+from ....runtime.bundle.graphs import Decoder
+from ....runtime.chain.pyramid import Stage
+from ....runtime.model.checkpoint import Checkpoint
+from ....runtime.model.families.wan import WanConfig, WanDecoderConfig
+from ....runtime.quantisation import Recipe
+from ....targets.dialect import Dialect
+from ..layers import WeightSpace
+from .modules import (
+    check_components,
+    empty_modules,
+    load_text_encoder,
+    load_tokenizer,
+    load_transformer,
+    load_vae,
+)
+from .text import TextGraph, check_supported
+from .transformer import StageGraph
+from .vae import PackedVae, VaeGraph
+
+__all__ = ["WAN_MODULES", "WanModules"]
+
+
+class WanModules:
+    """The family."""
+
+    def check_components(self, checkpoint: Checkpoint) -> None:
+        """Against diffusers' and transformers' own classes."""
+        check_components(checkpoint)
+        check_supported(checkpoint.text_encoder_config)
+
+    def stage_graph(
+        self, checkpoint: Checkpoint, stage: Stage, recipe: Recipe, dialect: Dialect
+    ) -> tuple[nn.Module, Sequence[nn.Module]]:
+        """The transformer of a stage, and its blocks."""
+        space = WeightSpace("transformer", checkpoint.transformer, recipe, dialect)
+        config = checkpoint.model.transformer
+        assert isinstance(config, WanConfig)
+        module = StageGraph(space, config, checkpoint.model.pyramid.kind, stage)
+        return module, tuple(module.blocks)
+
+    def text_graph(self, checkpoint: Checkpoint, length: int, recipe: Recipe, dialect: Dialect) -> nn.Module:
+        """UMT5's encoder."""
+        assert checkpoint.text_encoder_config is not None
+        space = WeightSpace("text_encoder", checkpoint.text_encoder, recipe, dialect)
+        return TextGraph(space, checkpoint.text_encoder_config, length)
+
+    def decoder_graph(
+        self, checkpoint: Checkpoint, decoder: Decoder, recipe: Recipe, dialect: Dialect, *, first: bool
+    ) -> nn.Module:
+        """The VAE's decoder, its caches apart or packed."""
+        config = checkpoint.model.decoder
+        assert isinstance(config, WanDecoderConfig)
+        space = WeightSpace("vae", checkpoint.vae, recipe, dialect)
+        graph = VaeGraph(space, config, decoder.caches, first=first)
+        return PackedVae(graph, config.cache_shapes(*decoder.tiles.tile)) if decoder.packed else graph
+
+    def latent_statistics(self, checkpoint: Checkpoint) -> tuple[list[float], list[float]]:
+        """From the VAE's configuration, or diffusers' defaults."""
+        channels = checkpoint.model.pyramid.geometry.channels
+        if checkpoint.vae_config is None:
+            return [0.0] * channels, [1.0] * channels
+        config: Any = empty_modules(checkpoint)["vae"].config
+        return [float(v) for v in config.latents_mean], [float(v) for v in config.latents_std]
+
+    def load_transformer(self, checkpoint: Checkpoint) -> Sequence[nn.Module]:
+        """Diffusers' transformer, with what pyramidal and PPF models add to it."""
+        return load_transformer(checkpoint)
+
+    def blocks(self, stage: nn.Module) -> Sequence[nn.Module]:
+        """The transformer's."""
+        blocks: Any = stage.transformer.blocks  # type: ignore[union-attr]
+        return tuple(blocks)
+
+    def load_decoder(self, checkpoint: Checkpoint) -> Any:
+        """Diffusers' VAE."""
+        return load_vae(checkpoint)
+
+    def encode(self, checkpoint: Checkpoint, prompts: list[str]) -> NDArray[np.float32]:
+        """By diffusers' `WanPipeline.encode_prompt`."""
+        pipeline = WanPipeline(
+            tokenizer=load_tokenizer(checkpoint),
+            text_encoder=load_text_encoder(checkpoint),
+            vae=None,
+            scheduler=FlowMatchEulerDiscreteScheduler(),
+            transformer=None,
+        )
+        how = {"do_classifier_free_guidance": False, "device": torch.device("cpu")}
+        length = checkpoint.model.text_length
+        # One prompt at a time: a batch pads differently inside the attention of some CPU kernels.
+        embeds = [pipeline.encode_prompt(prompt, max_sequence_length=length, **how)[0] for prompt in prompts]
+        return torch.cat(embeds).float().numpy()
+
+    def decode(self, decoder: Any, latent: torch.Tensor) -> torch.Tensor:
+        """De-normalised and decoded as diffusers' pipeline does."""
+        mean = torch.tensor(decoder.config.latents_mean).view(1, -1, 1, 1, 1)
+        inverse_std = 1.0 / torch.tensor(decoder.config.latents_std).view(1, -1, 1, 1, 1)
+        video: torch.Tensor = decoder.decode(latent[None] / inverse_std + mean, return_dict=False)[0]
+        return video[0]
+
+    def token_count(self, checkpoint: Checkpoint, prompt: str) -> int:
+        """By transformers' tokenizer."""
+        return len(load_tokenizer(checkpoint)(prompt).input_ids)
+
+
+WAN_MODULES = WanModules()

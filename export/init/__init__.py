@@ -1,0 +1,1 @@
+"""Checkpoints made: of random weights, to try things on."""

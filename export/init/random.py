@@ -1,0 +1,169 @@
+"""A checkpoint with the real names and shapes, and random weights.
+
+One tensor is held at a time, in pieces of at most 64 MiB, so that the 14B preset fits a small machine.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKLWan
+from transformers import UMT5Config, UMT5EncoderModel
+
+from ...runtime.chain.kinds import KINDS
+from ...runtime.chain.pyramid import Resolution
+from ...runtime.errors import UsageError
+from ...runtime.files import check_output, sync_folder
+from ...runtime.model.description import parse_model
+from ...runtime.model.families.wan import WAN, WanConfig
+from ...runtime.reporter import Reporter
+from .documents import model_index, pyramid_document, write_json
+from .presets import RESOLUTIONS, TRANSFORMERS, UMT5
+from .tokenizer import make_tokenizer, write_tokenizer
+from .values import RandomWriter
+
+__all__ = ["RandomModel", "write_random"]
+
+CORPUS = [
+    "a red circle moving left",
+    "a blue square moving right",
+    "a cat and a dog bake a cake in a kitchen",
+]
+
+
+@dataclass(frozen=True)
+class RandomModel:
+    """What is to be made."""
+
+    preset: str
+    """A name of `presets.PRESETS`."""
+    kind: str = "pyramidal"
+    blocks: int | None = None
+    """Transformer blocks, in place of the preset's."""
+    width: int | None = None
+    """Model width, a multiple of the head size; the feed-forward in proportion."""
+    stages: int = 3
+    wavelet: str = "haar"
+    resolution: Resolution | None = None
+    """In place of the preset's."""
+    text_encoder: bool = True
+    vae: bool = True
+    dtype: str | None = None
+    """Of the transformer, in place of the preset's."""
+    shard_bytes: int = 10_000_000_000
+    seed: int = 0
+
+    @property
+    def tiny(self) -> bool:
+        """Whether all components are tiny ones."""
+        return self.preset == "tiny"
+
+
+def write_random(out: Path, model: RandomModel, *, force: bool = False, reporter: Reporter | None = None) -> None:
+    """Write a random checkpoint.
+
+    Args:
+        out: its folder.
+        model: what to write.
+        force: replace a checkpoint that is there.
+        reporter: told about progress.
+
+    Raises:
+        UsageError: the folder is there, or there is no such model.
+    """
+    _check(out, model, force)
+    config = _transformer_config(model)
+    resolution = model.resolution or RESOLUTIONS[model.preset]
+    text_length = 64 if model.tiny else 512
+    document = pyramid_document(model.kind, model.stages, model.wavelet, resolution, text_length)
+    sizeless = {name: value for name, value in document.items() if name != "resolution"}
+    described = parse_model(sizeless | {"wavelet": model.wavelet}, WAN, config, "checkpoint")
+    described.stages(resolution)
+    with tempfile.TemporaryDirectory(prefix=".", suffix=".partial", dir=out.absolute().parent) as outer:
+        folder = Path(outer) / "checkpoint"
+        writer = RandomWriter(model.seed, model.shard_bytes, reporter or Reporter())
+        _write_index(folder, model)
+        if KINDS[model.kind].most_stages > 1 or model.resolution is not None:
+            write_json(folder / "pyramid.json", document)
+        pyramid = described.pyramid
+        tensors = WAN.transformer_tensors(config, pyramid.kind, pyramid.patch_sizes)
+        _write_transformer(folder / "transformer", model, config, tensors, writer)
+        if model.vae:
+            _write_vae(folder / "vae", model, writer)
+        if model.text_encoder:
+            _write_text(folder, model, writer)
+        if out.exists():
+            out.rename(Path(outer) / "replaced")
+        folder.rename(out)
+    sync_folder(out.absolute().parent)
+
+
+def _check(out: Path, model: RandomModel, force: bool) -> None:
+    if KINDS[model.kind].most_stages == 1 and model.stages not in (1, 3):  # 3 is what nobody asked for
+        raise UsageError(f"a {model.kind} model has one stage, found {model.stages}")
+    check_output(out, folder=True)
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists: give --force to replace it")
+    if out.exists() and not (out / "model_index.json").is_file() and any(out.iterdir()):
+        raise UsageError(f"{out} exists and is not a checkpoint: only a checkpoint is replaced; remove it yourself")
+
+
+def _transformer_config(model: RandomModel) -> WanConfig:
+    config = WanConfig(**TRANSFORMERS[model.preset])
+    if model.width is not None:
+        if model.width % config.attention_head_dim:
+            raise UsageError(f"--width is a multiple of the head size {config.attention_head_dim}, found {model.width}")
+        ffn_dim = config.ffn_dim * model.width // config.width
+        config = replace(config, ffn_dim=ffn_dim, num_attention_heads=model.width // config.attention_head_dim)
+    return replace(config, num_layers=model.blocks or config.num_layers)
+
+
+def _write_index(folder: Path, model: RandomModel) -> None:
+    components = ["transformer", "scheduler"]
+    components += ["vae"] if model.vae else []
+    components += ["text_encoder", "tokenizer"] if model.text_encoder else []
+    write_json(folder / "model_index.json", model_index(components))
+    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 5.0}
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+
+
+def _write_transformer(
+    folder: Path,
+    model: RandomModel,
+    config: WanConfig,
+    tensors: Mapping[str, tuple[int, ...]],
+    writer: RandomWriter,
+) -> None:
+    dtype = model.dtype or ("bfloat16" if model.preset == "wan2.1-14b" else "float32")
+    writer.write(folder, "diffusion_pytorch_model", tensors, dtype=dtype, blocks=config.num_layers)
+    head = {"_diffusers_version": "0.39.0", "qk_norm": "rms_norm_across_heads"}
+    write_json(folder / "config.json", config.to_json() | head)
+
+
+def _shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a module's tensors, tied ones once."""
+    tied = getattr(module, "_tied_weights_keys", None) or ()
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items() if name not in tied}
+
+
+def _write_vae(folder: Path, model: RandomModel, writer: RandomWriter) -> None:
+    """Wan's own, or one of base width 8 and half its blocks."""
+    with init_empty_weights():
+        autoencoder = AutoencoderKLWan(**({"base_dim": 8, "num_res_blocks": 1} if model.tiny else {}))
+    writer.write(folder, "diffusion_pytorch_model", _shapes(autoencoder), dtype="float32", blocks=8)
+    autoencoder.save_config(folder)
+
+
+def _write_text(folder: Path, model: RandomModel, writer: RandomWriter) -> None:
+    """UMT5-XXL or a tiny one, and a tokenizer."""
+    sizes = UMT5["tiny" if model.tiny else "xxl"]
+    config = UMT5Config(**sizes, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    with init_empty_weights():
+        encoder = UMT5EncoderModel(config)
+    dtype = "float32" if model.tiny else "bfloat16"
+    writer.write(folder / "text_encoder", "model", _shapes(encoder), dtype=dtype, blocks=config.num_layers)
+    write_json(folder / "text_encoder" / "config.json", config.to_dict() | {"architectures": ["UMT5EncoderModel"]})
+    write_tokenizer(folder / "tokenizer", make_tokenizer(CORPUS, config.vocab_size if model.tiny else 2000))

@@ -1,0 +1,170 @@
+"""What happens to a weight on its way from the checkpoint to a bundle: frozen steps that work on some rows at a time.
+
+A step says what it makes of a tensor's shape and type, and does it to the rows that are in memory. A new one is a class
+here: the stream that reads and writes, and its bound on memory, don't change.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ...runtime.quantisation import Scheme
+
+__all__ = ["TORCH_DTYPES", "Cast", "Matrix", "Quantise", "Reshape", "Step", "Stored", "Tap", "Transpose"]
+
+TORCH_DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, name) for name in ("float32", "float16", "bfloat16", "uint8", "int32", "int64")
+}
+"""PyTorch's types, by their names in `dtypes.DTYPES`."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        return math.prod(self.shape) * TORCH_DTYPES[self.dtype].itemsize
+
+
+class Step(Protocol):
+    """One step. Only the last one of a source may give several tensors."""
+
+    @property
+    def turns(self) -> bool:
+        """Whether rows of what it is given become columns of what it gives."""
+        ...
+
+    def shape(self, given: Stored) -> tuple[Stored, ...]:
+        """What it makes of a whole tensor."""
+        ...
+
+    def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
+        """What it makes of some rows along the first axis, the first of which is number `start`."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Straight:
+    """Rows stay rows."""
+
+    @property
+    def turns(self) -> bool:
+        """They don't become columns."""
+        return False
+
+
+@dataclass(frozen=True)
+class Cast(_Straight):
+    """Another number type."""
+
+    dtype: str
+
+    def shape(self, given: Stored) -> tuple[Stored, ...]:
+        """The same shape."""
+        return (Stored(given.shape, self.dtype),)
+
+    def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
+        """Rounded to nearest."""
+        return (rows.to(TORCH_DTYPES[self.dtype]),)
+
+
+@dataclass(frozen=True)
+class Reshape(_Straight):
+    """Another shape of the same values in the same order."""
+
+    to: tuple[int, ...]
+
+    def shape(self, given: Stored) -> tuple[Stored, ...]:
+        """The given shape."""
+        return (Stored(self.to, given.dtype),)
+
+    def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
+        """As they are: the order of values is that of the file."""
+        return (rows,)
+
+
+@dataclass(frozen=True)
+class Matrix(_Straight):
+    """[out, …] as a matrix [out, in]."""
+
+    def shape(self, given: Stored) -> tuple[Stored, ...]:
+        """[out, in]."""
+        return (Stored((given.shape[0], math.prod(given.shape[1:])), given.dtype),)
+
+    def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
+        """Flat rows."""
+        return (rows.reshape(len(rows), -1),)
+
+
+@dataclass(frozen=True)
+class Transpose:
+    """A matrix [out, in] as [in, out]."""
+
+    @property
+    def turns(self) -> bool:
+        """Rows become columns."""
+        return True
+
+    def shape(self, given: Stored) -> tuple[Stored, ...]:
+        """[in, out]."""
+        out, into = given.shape
+        return (Stored((into, out), given.dtype),)
+
+    def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
+        """Columns, contiguous (strides too, of one row)."""
+        return (rows.T.clone(memory_format=torch.contiguous_format),)
+
+
+@dataclass(frozen=True)
+class Tap(_Straight):
+    """One tap in time of a causal kernel [out, in, kt, kh, kw]."""
+
+    index: int
+
+    def shape(self, given: Stored) -> tuple[Stored, ...]:
+        """[out, in, kh, kw]."""
+        return (Stored((*given.shape[:2], *given.shape[3:]), given.dtype),)
+
+    def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
+        """The tap of each row."""
+        return (rows[:, :, self.index].contiguous(),)
+
+
+@dataclass(frozen=True)
+class Quantise(_Straight):
+    """A matrix [out, in] as blocks [out, in / block, bytes of a block] and scales [out · in / block].
+
+    By ONNX Runtime's own block quantiser, symmetric around half the range.
+    """
+
+    scheme: Scheme
+
+    def _blocks(self, into: int) -> tuple[int, int]:
+        """Blocks of a row, and bytes of a block."""
+        return -(-into // self.scheme.block), self.scheme.block * self.scheme.bits // 8
+
+    def shape(self, given: Stored) -> tuple[Stored, ...]:
+        """Values, then scales."""
+        out, into = given.shape
+        blocks, size = self._blocks(into)
+        return Stored((out, blocks, size), "uint8"), Stored((out * blocks,), "float32")
+
+    def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
+        """Values and scales of the rows."""
+        from onnxruntime.capi import _pybind_state as library
+
+        quantise: Any = {4: library.quantize_matmul_4bits, 8: library.quantize_matmul_8bits}[self.scheme.bits]
+        count, into = rows.shape
+        blocks, size = self._blocks(into)
+        values, scales = np.zeros((count, blocks, size), np.uint8), np.zeros(count * blocks, np.float32)
+        columns = np.ascontiguousarray(rows.float().numpy().T)
+        quantise(values, columns, scales, np.zeros(0, np.uint8), self.scheme.block, count, into, True)
+        return torch.from_numpy(values), torch.from_numpy(scales)

@@ -1,0 +1,210 @@
+"""The entries of a manifest: each one with its reader and its writer."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..documents import Fields
+from ..dtypes import DTYPES, WEIGHT_DTYPES
+from ..errors import UsageError
+from ..model.description import Model
+from ..quantisation import CACHE_SCHEMES, SCHEMES
+from .engines import Facts
+from .graphs import Decoder, GraphSpec, TensorSpec
+from .tiles import SMALLEST_TILE, Tiles
+
+__all__ = [
+    "FileEntry",
+    "GraphEntry",
+    "TableEntry",
+    "TextEntry",
+    "decoder_json",
+    "is_digest",
+    "read_decoder",
+    "read_parity",
+]
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+CACHES = tuple(SCHEMES[name].dtype for name in CACHE_SCHEMES)
+
+
+def is_digest(value: Any) -> bool:
+    """Whether it is a SHA-256 in hexadecimal digits."""
+    return isinstance(value, str) and bool(_DIGEST.fullmatch(value))
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the bundle."""
+
+    sha256: str
+    nbytes: int
+
+    @classmethod
+    def from_json(cls, document: Any, source: str) -> "FileEntry":
+        """Read an entry of `files`."""
+        entry = Fields(document, source)
+        entry.only(("sha256", "bytes"))
+        return cls(entry.get("sha256", "64 hexadecimal digits", is_digest), entry.integer("bytes", least=0))
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that `from_json` reads."""
+        return {"sha256": self.sha256, "bytes": self.nbytes}
+
+
+@dataclass(frozen=True)
+class GraphEntry:
+    """A graph: its file, what a run of it takes in memory, its inputs and outputs, and what its target says of it."""
+
+    spec: GraphSpec
+    file: str
+    memory: int | None
+    """Bytes: of inputs, activations and outputs as planned when it was built, mapped weights not counted; or of a run
+    then, with the weights that the engine packed. None where neither was done."""
+    facts: Facts
+    """What the target found out about it when it was built, and needs to open it."""
+
+    @classmethod
+    def from_json(cls, document: Any, spec: GraphSpec, files: Mapping[str, FileEntry], source: str) -> "GraphEntry":
+        """Read an entry of `graphs`, which must be of the given graph.
+
+        Raises:
+            UsageError: it is not, or names no file of the bundle.
+        """
+        graph = Fields(document, f"{source}: graph '{spec.name}'")
+        graph.only(("file", "memory", "inputs", "outputs", "facts"))
+        file = graph.text("file")
+        if file not in files:
+            raise graph.wrong("file", "one of the manifest's files")
+        memory = None if graph.document.get("memory") is None else graph.integer("memory", least=0)
+        for kind, expected in (("inputs", spec.inputs), ("outputs", spec.outputs)):
+            found = _tensor_specs(graph, kind)
+            if found != {tensor.name: tensor for tensor in expected}:
+                wanted = {tensor.name: f"{tensor.dtype} {list(tensor.shape)}" for tensor in expected}
+                given = {tensor.name: f"{tensor.dtype} {list(tensor.shape)}" for tensor in found.values()}
+                raise UsageError(f"{graph.source}: expected {kind} {wanted}, found {given}"[:400])
+        return cls(spec, file, memory, graph.object("facts").document)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that `from_json` reads."""
+        return {
+            "file": self.file,
+            "memory": self.memory,
+            "inputs": {tensor.name: tensor.to_json() for tensor in self.spec.inputs},
+            "outputs": {tensor.name: tensor.to_json() for tensor in self.spec.outputs},
+            "facts": dict(self.facts),
+        }
+
+
+def _tensor_specs(graph: Fields, kind: str) -> dict[str, TensorSpec]:
+    specs = {}
+    for name, value in graph.object(kind).document.items():
+        fields = Fields(value, f"{graph.source}: {kind} '{name:.40}'")
+        fields.only(("shape", "dtype"))
+        shape = fields.get("shape", "a list of whole numbers", _is_shape)
+        specs[name] = TensorSpec(name, tuple(shape), fields.text("dtype", choices=WEIGHT_DTYPES))
+    return specs
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and 0 < n < 2**63 for n in value)
+
+
+@dataclass(frozen=True)
+class TableEntry:
+    """The embedding table in the weights file, one row per token."""
+
+    offset: int
+    rows: int
+    width: int
+    dtype: str
+
+    @property
+    def end(self) -> int:
+        """Where it ends in the file."""
+        return self.offset + self.rows * self.width * DTYPES[self.dtype].nbytes
+
+
+@dataclass(frozen=True)
+class TextEntry:
+    """The text encoder: the static lengths of its graphs, and the table that feeds them."""
+
+    lengths: tuple[int, ...]
+    table: TableEntry
+
+    @classmethod
+    def from_json(cls, text: Fields, model: Model) -> "TextEntry":
+        """Read the field `text`.
+
+        Raises:
+            UsageError: the lengths or the table don't fit the model.
+        """
+        text.only(("lengths", "table"))
+        lengths = text.get("lengths", "increasing whole numbers", _are_lengths)
+        if lengths[-1] != model.text_length:
+            raise text.wrong("lengths", f"{model.text_length} as the longest length")
+        table = text.object("table")
+        table.only(("offset", "rows", "width", "dtype"))
+        entry = TableEntry(
+            table.integer("offset", least=0),
+            table.integer("rows"),
+            table.integer("width"),
+            table.text("dtype", choices=WEIGHT_DTYPES),
+        )
+        if entry.width != model.transformer.text_dim:
+            raise table.wrong("width", f"{model.transformer.text_dim}, the transformer's text_dim")
+        return cls(tuple(lengths), entry)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that `from_json` reads."""
+        return {"lengths": list(self.lengths), "table": vars(self.table)}
+
+
+def _are_lengths(value: Any) -> bool:
+    numbers = isinstance(value, list) and all(type(n) is int and 0 < n <= 4096 for n in value)
+    return numbers and bool(value) and value == sorted(set(value))
+
+
+def read_decoder(vae: Fields, frame: tuple[int, int], spatial: int) -> Decoder:
+    """Read how frames of a size in latent pixels are decoded, from the field `vae`.
+
+    Raises:
+        UsageError: the tiles don't fit the frame.
+    """
+    vae.only(("config", "tile", "tiles", "overhead", "caches", "packed"))
+
+    def fits(value: Any) -> bool:
+        two = isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value)
+        return two and all(min(SMALLEST_TILE, size) <= n <= size for n, size in zip(value, frame, strict=True))
+
+    tile = vae.get("tile", f"height and width of a tile, at most {frame[0]} and {frame[1]}", fits)
+    tiles = Tiles(frame, (tile[0], tile[1]), spatial)
+    if vae.integer("tiles") != tiles.count:
+        raise vae.wrong("tiles", f"{tiles.count} of that size")
+    vae.get("overhead", f"{tiles.overhead:.4g}", lambda v: v == round(tiles.overhead, 4))
+    packed = vae.get("packed", "true or false", lambda v: isinstance(v, bool))
+    return Decoder(tiles, vae.text("caches", choices=CACHES), packed)
+
+
+def decoder_json(decoder: Decoder) -> dict[str, Any]:
+    """The fields that `read_decoder` reads."""
+    tiles = decoder.tiles
+    return {
+        "tile": list(tiles.tile),
+        "tiles": tiles.count,
+        "overhead": round(tiles.overhead, 4),
+        "caches": decoder.caches,
+        "packed": decoder.packed,
+    }
+
+
+def read_parity(fields: Fields, name: str) -> Mapping[str, Any] | None:
+    """A result of parity that is kept in a manifest, None where none was measured."""
+    if fields.document.get(name) is None:
+        return None
+    parity = fields.object(name)
+    parity.only(("passed", "levels"))
+    parity.get("passed", "true or false", lambda v: isinstance(v, bool))
+    parity.object("levels")
+    return parity.document

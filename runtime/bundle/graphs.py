@@ -1,0 +1,182 @@
+"""The graphs of a bundle: which there are, and what goes in and comes out.
+
+Export makes them, a manifest is checked against them, the pipeline feeds them, and parity and measurements walk them.
+Nobody else knows a graph's name.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..chain.pyramid import Resolution
+from ..model.description import Model
+from .tiles import Tiles
+
+__all__ = [
+    "FRAMES",
+    "LATENT",
+    "PACKED",
+    "STAGE",
+    "TEXT",
+    "VAE_FIRST",
+    "VAE_NEXT",
+    "Decoder",
+    "GraphKey",
+    "GraphSpec",
+    "TensorSpec",
+    "cache_names",
+    "decoder_key",
+    "graph_specs",
+    "stage_key",
+    "text_key",
+]
+
+STAGE, TEXT, VAE_FIRST, VAE_NEXT = "stage", "text", "vae_first", "vae_next"
+"""Roles of graphs: a stage of the transformer, the text encoder, and the decoder's first and later latent frames."""
+
+LATENT, FRAMES = "latent", "frames"
+PACKED = "packed"
+"""Output of a decoder whose frames and new caches are one flat tensor, in this order."""
+
+_COMPONENTS = {STAGE: "transformer", TEXT: "text_encoder", VAE_FIRST: "vae", VAE_NEXT: "vae"}
+_PROGRAMS = {STAGE: "stages", TEXT: "text", VAE_FIRST: "vae", VAE_NEXT: "vae"}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and dtype of a graph's input or output."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    def to_json(self) -> dict[str, Any]:
+        """Its entry in a manifest, where its name is the key."""
+        return {"shape": list(self.shape), "dtype": self.dtype}
+
+
+@dataclass(frozen=True)
+class GraphKey:
+    """What a graph is for."""
+
+    role: str
+    stage: int = 0
+    """Of the graph of a stage."""
+    expert: int = 0
+    """Of the model's networks, the one that it is."""
+    resolution: Resolution | None = None
+    """None: the first one of the bundle."""
+    length: int = 0
+    """Of a text encoder's graph, in tokens."""
+
+    @property
+    def name(self) -> str:
+        """In files, manifests and tables."""
+        own = {STAGE: f"stage{self.stage}", TEXT: f"text_{self.length}"}.get(self.role, self.role)
+        return (
+            own + (f"_expert{self.expert}" if self.expert else "") + (f"_{self.resolution}" if self.resolution else "")
+        )
+
+    @property
+    def component(self) -> str:
+        """The checkpoint's component that it is made of."""
+        return _COMPONENTS[self.role]
+
+    @property
+    def program(self) -> str:
+        """Name of the file that it shares with others like it, where graphs share files."""
+        return _PROGRAMS[self.role]
+
+
+def stage_key(stage: int, expert: int = 0) -> GraphKey:
+    """The graph of a stage."""
+    return GraphKey(STAGE, stage=stage, expert=expert)
+
+
+def text_key(length: int) -> GraphKey:
+    """The graph of the text encoder at a length."""
+    return GraphKey(TEXT, length=length)
+
+
+def decoder_key(first: bool) -> GraphKey:
+    """The graph of the decoder for the first latent frame, or for a later one."""
+    return GraphKey(VAE_FIRST if first else VAE_NEXT)
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """A graph's inputs and outputs, in order."""
+
+    key: GraphKey
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def name(self) -> str:
+        """See `GraphKey.name`."""
+        return self.key.name
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """How frames are decoded."""
+
+    tiles: Tiles
+    """One as large as the frame where it is decoded whole."""
+    caches: str
+    """Dtype of what is kept from frame to frame."""
+    packed: bool = False
+    """Caches are one flat tensor, and frames and new caches another."""
+
+
+def cache_names(count: int, *, new: bool = False) -> list[str]:
+    """Names of the caches that a decoder graph takes, or of the new ones that it gives."""
+    return [f"new_cache_{index}" if new else f"cache_{index}" for index in range(count)]
+
+
+def graph_specs(
+    model: Model, resolution: Resolution, lengths: Sequence[int] = (), decoder: Decoder | None = None
+) -> tuple[GraphSpec, ...]:
+    """Every graph of a model at a resolution, stages from the finest on.
+
+    Args:
+        model: that the graphs are of.
+        resolution: of the stages.
+        lengths: static lengths of the text encoder's graphs; none where there is no text encoder.
+        decoder: how frames are decoded, where they are.
+    """
+    specs = []
+    for stage in model.stages(resolution):
+        inputs = model.family.stage_inputs(model.transformer, stage, model.text_length)
+        velocity = TensorSpec("velocity", (1, *stage.latent))
+        specs.append(GraphSpec(stage_key(stage.index), _specs(inputs), (velocity,)))
+    width = model.transformer.text_dim
+    for length in lengths:
+        inputs = {"embeddings": (1, length, width), "mask": (1, length)}
+        specs.append(GraphSpec(text_key(length), _specs(inputs), (TensorSpec("text", (1, length, width)),)))
+    if decoder is not None:
+        specs += [_decoder_spec(model, decoder, first=True), _decoder_spec(model, decoder, first=False)]
+    return tuple(specs)
+
+
+def _specs(shapes: dict[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(name, shape) for name, shape in shapes.items())
+
+
+def _decoder_spec(model: Model, decoder: Decoder, *, first: bool) -> GraphSpec:
+    assert model.decoder is not None
+    (height, width), geometry = decoder.tiles.tile, model.pyramid.geometry
+    latent = TensorSpec(LATENT, (1, geometry.channels, height, width))
+    frames = (1 if first else geometry.temporal, 3, geometry.spatial * height, geometry.spatial * width)
+    shapes = model.decoder.cache_shapes(height, width)
+    if decoder.packed:
+        kept = sum(map(math.prod, shapes))
+        outputs: tuple[TensorSpec, ...] = (TensorSpec(PACKED, (math.prod(frames) + kept,), decoder.caches),)
+        shapes = [(kept,)]
+    else:
+        new = zip(cache_names(len(shapes), new=True), shapes, strict=True)
+        outputs = (TensorSpec(FRAMES, frames), *(TensorSpec(name, shape, decoder.caches) for name, shape in new))
+    old = zip(cache_names(len(shapes)), shapes, strict=True)
+    caches = () if first else tuple(TensorSpec(name, shape, decoder.caches) for name, shape in old)
+    return GraphSpec(decoder_key(first), (latent, *caches), outputs)

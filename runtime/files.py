@@ -1,0 +1,80 @@
+"""Files that are there whole or not at all, and the folder for what can be made again."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+from .errors import UsageError
+
+__all__ = ["cache_folder", "check_output", "is_partial", "sync_file", "sync_folder", "write_whole", "written_beside"]
+
+_numbers = count()
+
+
+def cache_folder() -> Path:
+    """Where pyrexport keeps what it can make again; it may not exist, and may not be writable."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(root) / "pyrexport"
+
+
+def check_output(path: Path, *, folder: bool = False) -> None:
+    """Refuse a file (or a folder) that could not be written, before the work that it is for.
+
+    Raises:
+        UsageError: its parent is missing or not writable, something of another kind is there, or its name is too long.
+    """
+    if not path.name:
+        raise UsageError(f"'{path}' is no output: expected the name of a file or a folder")
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise UsageError(f"folder {path.parent} of the output does not exist; make it first")
+    if not os.access(parent, os.W_OK):
+        raise UsageError(f"folder {path.parent} of the output is not writable; choose another")
+    if len(os.fsencode(path.name)) > 255:
+        raise UsageError(f"the name of the output is longer than 255 bytes: {path.name[:40]}…")
+    if path.is_dir() and not folder:
+        raise UsageError(f"{path} is a folder: expected the name of a file")
+    if folder and path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file: expected the name of a folder")
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """A path to write to, made durable and renamed to `path` when all went well, and removed when not."""
+    check_output(path)
+    partial = path.with_name(f".{os.getpid()}.{next(_numbers)}.partial{path.suffix}")
+    try:
+        yield partial
+        sync_file(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def is_partial(name: str) -> bool:
+    """Whether a file's name is one that `written_beside` writes to."""
+    process, _, rest = name.removeprefix(".").partition(".")
+    return name.startswith(".") and process.isdecimal() and ".partial" in rest
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a small file, durable before it is there under its name."""
+    with written_beside(path) as partial:
+        partial.write_bytes(data)
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's content durable."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a folder's entries durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

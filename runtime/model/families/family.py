@@ -1,0 +1,106 @@
+"""What a family of models states about itself, for all who only need its data."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from ...chain.kinds import Kind
+from ...chain.pyramid import Geometry, Stage
+
+__all__ = ["DecoderConfig", "Family", "Patch", "Shapes", "TransformerConfig"]
+
+Patch = tuple[int, int, int]
+
+Shapes = dict[str, tuple[int, ...]]
+"""Shape of each tensor, by its name."""
+
+
+class TransformerConfig(Protocol):
+    """A transformer's configuration, as far as others than its family read it."""
+
+    @property
+    def in_channels(self) -> int:
+        """Channels that the transformer takes: the latent's, and those of its other conditions."""
+        ...
+
+    @property
+    def patch_size(self) -> Patch:
+        """Of the patch embedding, where stages have none of their own."""
+        ...
+
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks."""
+        ...
+
+    @property
+    def text_dim(self) -> int:
+        """Width of the prompt embeddings."""
+        ...
+
+    @property
+    def freq_dim(self) -> int:
+        """Number of timestep features."""
+        ...
+
+    @property
+    def longest_axis(self) -> int:
+        """Tokens along an axis at which the positions end."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """The `config.json` that the family reads."""
+        ...
+
+
+class DecoderConfig(Protocol):
+    """A decoder's configuration, as far as others than its family read it."""
+
+    def cache_shapes(self, height: int, width: int) -> list[tuple[int, ...]]:
+        """What the decoder keeps from frame to frame, for latents of a size, in order."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """The `config.json` that the family reads."""
+        ...
+
+
+class Family(Protocol):
+    """Models that have one architecture, whatever their size."""
+
+    name: str
+    transformer_class: str
+    """Diffusers' class of the transformer, which tells the family of a `config.json`."""
+    text_in_fp16: bool
+    """Whether the activations of its text encoder stay within float16's range."""
+
+    def geometry(self, config: Any) -> Geometry:
+        """Channels and compression of the latents."""
+        ...
+
+    def read_transformer(self, document: Mapping[str, Any], source: str) -> TransformerConfig:
+        """From a diffusers `config.json`; a missing field has diffusers' default.
+
+        Raises:
+            UsageError: it is malformed, or of a variant that is not supported.
+        """
+        ...
+
+    def read_decoder(self, document: Mapping[str, Any], config: Any, source: str) -> DecoderConfig:
+        """From the `config.json` of the VAE that belongs to a transformer.
+
+        Raises:
+            UsageError: it is malformed, of a variant that is not supported, or belongs to other latents.
+        """
+        ...
+
+    def transformer_tensors(self, config: Any, kind: Kind, patch_sizes: Sequence[Patch]) -> Shapes:
+        """Every tensor of a transformer, in diffusers' names; patch sizes of the stages that have layers of their own."""
+        ...
+
+    def stage_inputs(self, config: Any, stage: Stage, text_length: int) -> Shapes:
+        """Inputs of a stage's graph, in order. `latent` and the conditions are the chain's, `timestep_features` the host's."""
+        ...
+
+    def flops(self, config: Any, tokens: int, text_length: int, patch_size: Patch) -> int:
+        """FLOPs of one forward: twice the multiply-adds of the matrix products."""
+        ...

@@ -1,0 +1,77 @@
+"""Latents to frames: one latent frame after the other, whole or in tiles, with the caches of the frame before."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bundle.graphs import FRAMES, LATENT, PACKED, cache_names, decoder_key
+from ..bundle.tiles import decode_tiled
+from ..errors import CheckFailed, UsageError
+from .graphs import OpenGraphs
+
+__all__ = ["decode", "decode_tile", "frames_from", "require_finite"]
+
+Array = NDArray[np.float32]
+
+
+def frames_from(video: Array) -> NDArray[np.uint8]:
+    """Frames [n, 3, H, W] in -1 … 1 to [n, H, W, 3], rounded as diffusers' VideoProcessor does."""
+    scaled = np.clip(video * np.float32(0.5) + np.float32(0.5), 0, 1)
+    return np.asarray((scaled * np.float32(255)).round(), np.uint8).transpose(0, 2, 3, 1)
+
+
+def require_finite(values: Array, what: str) -> None:
+    """Refuse NaN and infinity, which would otherwise become black frames.
+
+    Raises:
+        CheckFailed: there are some.
+    """
+    if not np.isfinite(values).all():
+        raise CheckFailed(f"{what} are not finite: the weights or the embeddings are damaged; run parity")
+
+
+def decode(graphs: OpenGraphs, latent: Array) -> Iterator[Array]:
+    """Frames [n, 3, H, W] in -1 … 1 of a latent [C, T, H, W]: one frame, then four by four.
+
+    A frame that is decoded in tiles comes when its last tile does.
+
+    Raises:
+        UsageError: the bundle has no VAE.
+    """
+    decoder = graphs.bundle.manifest.decoder
+    if decoder is None:
+        raise UsageError(f"{graphs.bundle.folder} has no VAE: take latents")
+    if decoder.tiles.count == 1:
+        return decode_tile(graphs, latent)
+    return decode_tiled(decoder.tiles, latent, lambda tile: decode_tile(graphs, tile))
+
+
+def decode_tile(graphs: OpenGraphs, latent: Array) -> Iterator[Array]:
+    """A latent [C, T, h, w] of a tile's size to frames [n, 3, 8h, 8w] in -1 … 1, one latent frame at a time."""
+    manifest = graphs.bundle.manifest
+    mean, std = (
+        np.array(values, np.float32)[:, None, None] for values in (manifest.latents_mean, manifest.latents_std)
+    )
+    geometry = manifest.model.pyramid.geometry
+    size = [geometry.spatial * n for n in latent.shape[2:]]
+    caches: dict[str, NDArray[Any]] = {}
+    for index in range(latent.shape[1]):
+        frame = {LATENT: (latent[:, index] * std + mean)[None]}
+        outputs = graphs.run(decoder_key(first=index == 0), frame | caches)
+        frames, caches = _decoded(outputs, [geometry.temporal if index else 1, 3, *size])
+        require_finite(frames, "the decoded frames")
+        yield frames
+
+
+def _decoded(outputs: dict[str, NDArray[Any]], shape: list[int]) -> tuple[Array, dict[str, NDArray[Any]]]:
+    """Frames of a shape, and the caches as the next frame takes them."""
+    (first,) = cache_names(1)
+    if PACKED in outputs:
+        count = math.prod(shape)
+        return outputs[PACKED][:count].reshape(shape), {first: outputs[PACKED][count:]}
+    count = len(outputs) - 1
+    renamed = zip(cache_names(count), cache_names(count, new=True), strict=True)
+    return outputs[FRAMES], {old: outputs[new] for old, new in renamed}

@@ -1,0 +1,72 @@
+"""Prompts to embeddings: tokens, their rows of the table, and the text encoder's shortest graph that holds them."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bundle.entries import TableEntry, TextEntry
+from ..bundle.graphs import text_key
+from ..bundle.manifest import TOKENIZER_FILE, WEIGHTS_FILE
+from ..dtypes import DTYPES, stored_values
+from ..errors import UsageError
+from .graphs import OpenGraphs
+from .text import Tokenizer
+
+__all__ = ["TextEncoder"]
+
+Array = NDArray[np.float32]
+
+
+class TextEncoder:
+    """The text encoder of a bundle; its tokenizer is read when it is first needed."""
+
+    def __init__(self, graphs: OpenGraphs) -> None:
+        """Of a bundle whose graphs can be opened."""
+        self.graphs = graphs
+        self._tokenizer: Tokenizer | None = None
+
+    def encode(self, prompt: str) -> Array:
+        """Embeddings of a prompt [text length, text width], zero after its end.
+
+        Raises:
+            UsageError: the bundle has no text encoder.
+        """
+        embeddings, mask = self.embed(prompt)
+        length = mask.shape[1]
+        text = self.graphs.run(text_key(length), {"embeddings": embeddings, "mask": mask})["text"][0]
+        out = np.zeros((self.graphs.bundle.manifest.model.text_length, text.shape[1]), np.float32)
+        out[:length] = text
+        return out
+
+    def embed(self, prompt: str) -> tuple[Array, Array]:
+        """What the graph is given: rows of the table [1, L, text width] and their mask [1, L], L the shortest length.
+
+        Raises:
+            UsageError: the bundle has no text encoder.
+        """
+        bundle, text = self.graphs.bundle, self._entry()
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer(bundle.file(TOKENIZER_FILE), bundle.manifest.model.text_length)
+        ids = self._tokenizer(prompt)
+        length = next(n for n in text.lengths if n >= len(ids))
+        mask = np.zeros((1, length), np.float32)
+        mask[0, : len(ids)] = 1
+        embeddings = np.zeros((1, length, text.table.width), np.float32)
+        embeddings[0, : len(ids)] = _rows(bundle.file(WEIGHTS_FILE), text.table, ids)
+        return embeddings, mask
+
+    def _entry(self) -> TextEntry:
+        text = self.graphs.bundle.manifest.text
+        if text is None:
+            raise UsageError(f"{self.graphs.bundle.folder} has no text encoder: give prompt_embeds")
+        return text
+
+
+def _rows(file: Path, table: TableEntry, ids: list[int]) -> Array:
+    """Rows of the embedding table, read from the mapped weights file."""
+    if ids and max(ids) >= table.rows:
+        raise UsageError(f"the tokenizer gives token {max(ids)}, the embedding table has {table.rows} rows")
+    stored = np.dtype(DTYPES[table.dtype].storage)
+    mapped = np.memmap(file, stored, "r", table.offset, (table.rows, table.width))
+    return stored_values(np.asarray(mapped[ids]), table.dtype).astype(np.float32)

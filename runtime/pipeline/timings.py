@@ -1,0 +1,28 @@
+"""Where the time of a call went."""
+
+from dataclasses import dataclass, field
+
+__all__ = ["Timings"]
+
+
+@dataclass
+class Timings:
+    """Seconds spent, by what they were spent on."""
+
+    load: float = 0.0
+    """Opening engines."""
+    engine: dict[str, float] = field(default_factory=dict)
+    """Inside each graph."""
+    denoise: float = 0.0
+    """From the first to the last step of the chain, engines and opening included."""
+    total: float = 0.0
+    """Of the whole call."""
+    chain_engines: float = 0.0
+    """Inside engines during the chain."""
+    chain_load: float = 0.0
+    """Opening engines during the chain."""
+
+    @property
+    def glue(self) -> float:
+        """Time of the chain that is neither inside an engine nor spent on opening one."""
+        return max(0.0, self.denoise - self.chain_engines - self.chain_load)

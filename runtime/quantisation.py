@@ -1,0 +1,81 @@
+"""How weights are stored: schemes as data, and the recipe that says which layer has which.
+
+A recipe is asked for a scheme by the checkpoint's name of a layer. Tolerances of parity belong to schemes: a scheme says
+what its rounding may cost.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["CACHE_SCHEMES", "FLOAT_SCHEMES", "SCHEMES", "Recipe", "Scheme"]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How the values of a matrix are stored."""
+
+    name: str
+    """As options and manifests write it."""
+    dtype: str
+    """What is stored: a floating-point type, or the bytes that hold blocks of integers."""
+    tolerances: Mapping[str, float] = field(hash=False)
+    """Largest relative L2 error by level of parity, and for `video` the least PSNR in dB."""
+    bits: int = 0
+    """Of a value; 0 where values are floating-point numbers."""
+    block: int = 0
+    """Values along the input axis that share a scale."""
+
+    @property
+    def is_float(self) -> bool:
+        """Whether values are stored as floating-point numbers, without scales."""
+        return self.bits == 0
+
+
+SCHEMES = {
+    scheme.name: scheme
+    for scheme in (
+        # float32 on both sides: only the order of sums differs, 1e-7 an operation; 30 blocks reach 2e-6. A weight that
+        # was rounded to bfloat16 in one layer is 1e-4. The chain multiplies an early error by its later steps.
+        Scheme(
+            "fp32",
+            "float32",
+            {"text": 1e-5, "stages": 1e-5, "chain": 1e-4, "teacher_forced": 1e-5, "vae": 1e-5, "video": 60.0},
+        ),
+        # Matrices rounded to 11 bits: 2.8e-4 a weight, which sums average over the width of a layer.
+        Scheme(
+            "fp16",
+            "float16",
+            {"text": 3e-3, "stages": 3e-3, "chain": 2e-2, "teacher_forced": 3e-3, "vae": 3e-3, "video": 40.0},
+        ),
+        # Matrices rounded to 8 bits: eight times that.
+        Scheme(
+            "bf16",
+            "bfloat16",
+            {"text": 2e-2, "stages": 2e-2, "chain": 1e-1, "teacher_forced": 2e-2, "vae": 2e-2, "video": 25.0},
+        ),
+        # 128 values share a scale: a step is 1/128 of their largest, 0.6 % a matrix; two dozen layers add up.
+        Scheme("int8", "uint8", {"text": 3e-2, "chain": 2e-2, "video": 40.0}, bits=8, block=128),
+        # 32 values share a scale, a step is 1/8 of their largest: 8 % a matrix. A size format, to be judged by eye.
+        Scheme("int4", "uint8", {"text": 3e-1, "chain": 2e-1, "video": 20.0}, bits=4, block=32),
+    )
+}
+"""By name. The block schemes are for text encoders: their tolerances say nothing of a stage or a decoder."""
+
+FLOAT_SCHEMES = tuple(name for name, scheme in SCHEMES.items() if scheme.is_float)
+"""What every component can be stored in."""
+
+CACHE_SCHEMES = ("fp32", "fp16")
+"""What a decoder can keep in from frame to frame."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The scheme of each layer of a component."""
+
+    default: Scheme
+    layers: Mapping[str, Scheme] = field(default_factory=dict, hash=False)
+    """By the checkpoint's name of a layer, where it is not the default."""
+
+    def scheme(self, layer: str) -> Scheme:
+        """The scheme of a layer, whose tensors are LAYER.weight and LAYER.bias."""
+        return self.layers.get(layer, self.default)

@@ -1,0 +1,132 @@
+"""How graphs are written: the building blocks that engines want in different words.
+
+`Dialect` itself writes them in plain operators that every exporter translates. A target's own dialect replaces those for
+which its engine has something better; all are the same functions up to the order of float32 sums.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..runtime.quantisation import Scheme
+
+__all__ = ["Dialect", "attention", "by_heads", "expand_blocks"]
+
+Tensor = torch.Tensor
+
+
+class Dialect:
+    """Makes building blocks."""
+
+    opset: int = 23
+    """Of the ONNX standard."""
+    operators: Mapping[Any, Callable[..., Any]] = {}
+    """What custom operators of PyTorch become in an ONNX graph."""
+    domains: Mapping[str, int] = {}
+    """Versions of other domains that these are of."""
+    transposed: bool = True
+    """Matrices are stored as [in, out], in place of the checkpoint's [out, in]."""
+    precise: bool = False
+    """What acts on all tokens alike, and the first and the last layer, are stored in float32 whatever the scheme."""
+    folds: bool = False
+    """The compiler stores what depends on no input, however large it is."""
+    feed_forward_bytes: int | None = None
+    """Of the feed-forward's hidden activation, which is made in pieces of tokens: in one, stage 0 of Wan2.1-1.3B at
+    81x448x832 would take 1.1 GB. None: in one."""
+    most_pieces: int = 1
+    """That it is made in, however large they become."""
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x […, in] by a matrix as `transposed` says."""
+        y = torch.matmul(x, weight.float())
+        return y if bias is None else y + bias
+
+    def block_product(self, x: Tensor, values: Tensor, scales: Tensor, scheme: Scheme) -> Tensor:
+        """x […, in] by a matrix [out, in] in blocks [out, in / block, bytes of a block], with a scale for each."""
+        weight = expand_blocks(values, scales, scheme.bits)[:, : x.shape[-1]]
+        return nn.functional.linear(x, weight)
+
+    def convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+        """A 2-D convolution, its output in float32."""
+        return nn.functional.conv2d(x, weight.float(), bias, padding=padding)
+
+    def layer_norm(self, width: int, eps: float) -> Callable[..., Tensor]:
+        """`norm(x, weight=None, bias=None)` over the last axis."""
+
+        def norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+            return nn.functional.layer_norm(x, (width,), weight, bias, eps)
+
+        return norm
+
+    def rms_norm(self, width: int, eps: float) -> Callable[..., Tensor]:
+        """`norm(x, weight)` over the last axis."""
+        return lambda x, weight: nn.functional.rms_norm(x, (width,), weight, eps)
+
+    def channel_mean(self, channels: int) -> Callable[[Tensor], Tensor]:
+        """Mean over axis 1 of [n, C, H, W], kept."""
+        return lambda x: x.mean(dim=1, keepdim=True)
+
+    def rotation(self, heads: int, size: int) -> Callable[..., Tensor]:
+        """`rotate(x, cos, sin)`: neighbouring channels of each head of x [1, N, heads·size], tables [N, size/2]."""
+
+        def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            pairs = x.reshape(1, -1, heads, size // 2, 2)
+            a, b, c, s = pairs[..., 0], pairs[..., 1], cos[None, :, None], sin[None, :, None]
+            return torch.stack((a * c - b * s, a * s + b * c), dim=-1).reshape(x.shape)
+
+        return rotate
+
+    def bucket_bias(self, buckets: Tensor, count: int) -> Callable[[Tensor, int], Tensor]:
+        """`bias(table, length)`: a table [count, heads] to the bias [heads, L, L] of buckets [L, L]."""
+        return _Buckets(buckets)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """The tanh form."""
+        return nn.functional.gelu(x, approximate="tanh")
+
+    def attention(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+        """Softmax attention without a mask, [1, N, heads·size] each."""
+        q, k, v = (by_heads(x, heads) for x in (query, key, value))
+        scores = torch.softmax(torch.bmm(q * q.shape[2] ** -0.5, k.transpose(1, 2)), dim=-1)
+        out: Tensor = torch.bmm(scores, v).transpose(0, 1).reshape(query.shape)
+        return out
+
+    def doubling(self) -> Callable[[Tensor], Tensor]:
+        """[n, C, H, W] to [n, C, 2H, 2W], nearest."""
+        return lambda x: nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def by_heads(x: Tensor, heads: int) -> Tensor:
+    """[1, N, heads·size] to [heads, N, size]."""
+    return x.reshape(x.shape[1], heads, -1).transpose(0, 1)
+
+
+def expand_blocks(values: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """A matrix [out, in, padded to whole blocks] in float32 from blocks that are symmetric around half the range."""
+    if bits == 4:
+        values = torch.stack((values & 15, values >> 4), dim=-1).flatten(2)
+    expanded: Tensor = (values.float() - 2 ** (bits - 1)) * scales.view(*values.shape[:2], 1)
+    return expanded.flatten(1)
+
+
+class _Buckets(nn.Module):
+    def __init__(self, buckets: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("buckets", buckets.to(torch.int32), persistent=False)
+
+    def forward(self, table: Tensor, length: int) -> Tensor:
+        return nn.functional.embedding(self.buckets, table).permute(2, 0, 1)  # type: ignore[arg-type]
+
+
+@torch.library.custom_op("pyrexport::attention", mutates_args=())
+def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """Softmax attention without a mask, [B, N, heads·size] each, for engines with one operator that holds no scores."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+    return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).contiguous()
+
+
+@attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    return torch.empty_like(query)

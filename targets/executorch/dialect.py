@@ -1,0 +1,172 @@
+"""Building blocks for XNNPACK, exact up to the order of float32 sums."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ..dialect import Dialect, by_heads
+
+__all__ = ["PORTABLE"]
+
+SCORES_BYTES = 512 * 1024 * 1024
+"""Most that attention scores may take at once where no operator avoids holding them."""
+
+Tensor = torch.Tensor
+
+
+class Portable(Dialect):
+    """Matrix products, elementwise operators and moves of at most six axes, which XNNPACK takes as one piece."""
+
+    transposed = False
+    feed_forward_bytes = 16 * 1024 * 1024  # six operators pass over it, better in the cache than in memory
+    most_pieces = 16  # every operator of every piece is lowered by itself
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """As a linear layer."""
+        return nn.functional.linear(x, weight.float(), bias)
+
+    def layer_norm(self, width: int, eps: float) -> Callable[..., Tensor]:
+        """From matrix products and elementwise operators."""
+        return _LayerNorm(width, eps)
+
+    def rms_norm(self, width: int, eps: float) -> Callable[..., Tensor]:
+        """From matrix products and elementwise operators."""
+        return _RMSNorm(width, eps)
+
+    def channel_mean(self, channels: int) -> Callable[[Tensor], Tensor]:
+        """As a convolution of one output channel."""
+        return _ChannelMean(channels)
+
+    def rotation(self, heads: int, size: int) -> Callable[..., Tensor]:
+        """As matrix products."""
+        return _Rotation(heads, size)
+
+    def bucket_bias(self, buckets: Tensor, count: int) -> Callable[[Tensor, int], Tensor]:
+        """Rows of the table by a matrix product."""
+        return _OneHot(buckets, count)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """From a sigmoid."""
+        # XNNPACK has one GELU, with erf, and takes the tanh form for it. (1 + tanh(u)) / 2 is sigmoid(2u), in fewer passes.
+        twice = 2 * math.sqrt(2 / math.pi)
+        return x * torch.sigmoid(x * (twice + (twice * 0.044715) * (x * x)))
+
+    def attention(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+        """Scores in pieces where they would be large."""
+        q, k, v = (by_heads(x, heads) for x in (query, key, value))
+        q, k = q * q.shape[2] ** -0.5, k.transpose(1, 2)
+        tokens, row = q.shape[1], 4 * k.shape[2]
+        if heads * tokens * row <= SCORES_BYTES:
+            out = torch.bmm(torch.softmax(torch.bmm(q, k), dim=-1), v)
+        else:  # a head at a time: the engine packs keys and values again for each piece
+            step = -(-tokens // max(1, math.ceil(tokens * row / SCORES_BYTES)))
+            out = torch.cat([_attend(q[h : h + 1], k[h : h + 1], v[h : h + 1], step) for h in range(heads)], dim=0)
+        return out.transpose(0, 1).reshape(query.shape)
+
+    def doubling(self) -> Callable[[Tensor], Tensor]:
+        """Every pixel times a square of ones."""
+        return _Doubling()
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, step: int) -> Tensor:
+    """One head [1, N, size], `step` queries at a time."""
+    if step == q.shape[1]:
+        return torch.bmm(torch.softmax(torch.bmm(q, k), dim=-1), v)
+    return torch.cat(
+        [_attend(part, k, v, part.shape[1]) for part in (q[:, i : i + step] for i in range(0, q.shape[1], step))], dim=1
+    )
+
+
+class _Mean(nn.Module):
+    """Mean over the last axis, kept, as a matrix product."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("share", torch.full((1, width), 1 / width), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.share)  # type: ignore[arg-type]
+
+
+class _LayerNorm(nn.Module):
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.mean, self.eps = _Mean(width), eps
+
+    def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        x = x - self.mean(x)
+        x = x * torch.rsqrt(self.mean(x * x) + self.eps)
+        x = x if weight is None else x * weight
+        return x if bias is None else x + bias
+
+
+class _RMSNorm(nn.Module):
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.mean, self.eps = _Mean(width), eps
+
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        return x * torch.rsqrt(self.mean(x * x) + self.eps) * weight
+
+
+class _ChannelMean(nn.Module):
+    """A convolution of one output channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("share", torch.full((1, channels, 1, 1), 1 / channels), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.share)  # type: ignore[arg-type]
+
+
+class _Doubling(nn.Module):
+    """Every pixel times a square of ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("square", torch.ones(1, 2, 1, 2), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        doubled: Tensor = x.reshape(n * c * h, 1, w, 1) * self.square  # type: ignore[operator]
+        return doubled.reshape(n, c, 2 * h, 2 * w)
+
+
+class _Rotation(nn.Module):
+    """`x · cos + turn(x) · sin`: turning and repeating are products with matrices of 0, 1 and -1, exact in float32."""
+
+    def __init__(self, heads: int, size: int) -> None:
+        super().__init__()
+        self.shape = heads, size
+        turn, repeat = torch.zeros(size, size), torch.zeros(size, size // 2)
+        even = torch.arange(0, size, 2)
+        turn[even, even + 1], turn[even + 1, even] = -1.0, 1.0
+        repeat[even, even // 2] = repeat[even + 1, even // 2] = 1.0
+        self.register_buffer("turn", turn, persistent=False)
+        self.register_buffer("repeat", repeat, persistent=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        tokens = x.shape[1]
+        by_head = x.reshape(tokens, *self.shape)
+        cos, sin = (nn.functional.linear(t, self.repeat).reshape(tokens, 1, -1) for t in (cos, sin))  # type: ignore[arg-type]
+        return (by_head * cos + nn.functional.linear(by_head, self.turn) * sin).reshape(x.shape)  # type: ignore[arg-type]
+
+
+class _OneHot(nn.Module):
+    """Rows of the table by a matrix product."""
+
+    def __init__(self, buckets: Tensor, count: int) -> None:
+        super().__init__()
+        one_hot = nn.functional.one_hot(buckets.long().flatten(), count).float()
+        self.length = buckets.shape[0]
+        self.register_buffer("one_hot", one_hot.T.contiguous(), persistent=False)
+
+    def forward(self, table: Tensor, length: int) -> Tensor:
+        bias = torch.matmul(table.transpose(0, 1), self.one_hot)  # type: ignore[arg-type]
+        return bias.reshape(-1, self.length, self.length)
+
+
+PORTABLE = Portable()

@@ -1,0 +1,129 @@
+"""What a target states about itself for those who build, and the methods that building needs.
+
+A target is one object: an instance of a subclass of `BuildTarget`, named by an entry point of the group
+`pyrexport.targets`. Facts have defaults, so that a target says only what is particular to it. Its module imports nothing
+heavy: the methods do.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..runtime.bundle.engines import Facts, Option, Target, check_own, find_target
+from ..runtime.bundle.graphs import GraphSpec
+from ..runtime.errors import UsageError
+from ..runtime.quantisation import FLOAT_SCHEMES
+from .forms import Lowering, OnnxForm, TorchForm
+
+if TYPE_CHECKING:
+    from .dialect import Dialect
+
+__all__ = ["DEFAULT_TARGET", "BuildTarget", "find_build_target"]
+
+DEFAULT_TARGET = "ort"
+"""What is built where nobody says for what."""
+
+
+class BuildTarget(Target):
+    """A target that bundles can be built for."""
+
+    form: type[OnnxForm] | type[TorchForm] = OnnxForm
+    """What it takes."""
+    suffix: str
+    """Of its files."""
+    schemes: tuple[str, ...] = FLOAT_SCHEMES
+    """That it can store, of `quantisation.SCHEMES`."""
+    cache_schemes: tuple[str, ...] = ("fp32",)
+    """That it can keep the decoder's caches in."""
+    joins_graphs: bool = False
+    """Graphs that are alike share a file: all stages, the text encoder's lengths, and the decoder's graphs."""
+    symbolic: bool = False
+    """Graphs that differ in their shapes alone are one network of symbolic shapes, a profile each."""
+    holds_weights: bool = False
+    """Its files hold the weights themselves, in place of pointing into the bundle's weights file."""
+    computes_as_stored: bool = False
+    """Arithmetic runs in the type that the weights are stored in, in place of float32."""
+    packs_caches: bool = False
+    """The decoder's caches are one flat tensor, and its frames and new caches another."""
+    plans_memory: bool = False
+    """`plan_memory` tells what a graph takes before it is built."""
+    evaluator: str = ""
+    """The target that evaluates its networks where its device is not; empty: it needs none."""
+    build_options: tuple[Option, ...] = ()
+    """Its own options of a build."""
+
+    @abstractmethod
+    def engine(self) -> tuple[str, str]:
+        """Distribution that builds for it here, and its version.
+
+        Raises:
+            ImportError, UsageError: it is not installed.
+        """
+
+    def resolve_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """A value for each of its own options of a build, as JSON; what was not given is found out.
+
+        Raises:
+            UsageError: one is not known, or has an impossible value.
+        """
+        return check_own(self.name, self.build_options, given)
+
+    @abstractmethod
+    def dialect(self) -> "Dialect":
+        """How its graphs are written; may import torch."""
+
+    def separates_graphs(self, options: Mapping[str, Any]) -> bool:
+        """Whether its own options ask for a file for each stage, where they would share one."""
+        return False
+
+    @abstractmethod
+    def write_program(
+        self, name: str, forms: Sequence[Any], folder: Path, options: Mapping[str, Any]
+    ) -> Iterator[Lowering]:
+        """Write NAME with its suffix into a bundle's folder, from the forms of its graphs; may import torch.
+
+        Yields what it found for each graph, in order. The file is there when the last one has come.
+        """
+
+    def try_graph(self, file: Path, spec: GraphSpec, facts: Facts) -> int | None:
+        """Run a graph that was written once, where writing it does not yet prove that it runs.
+
+        Returns the memory that it took beyond `process_bytes`, in bytes, or None where it was not run.
+
+        Raises:
+            CheckFailed: it does not load or run.
+        """
+        return None
+
+    def plan_memory(self, form: OnnxForm) -> int:
+        """What a run of a graph will take, in bytes, without weights.
+
+        Raises:
+            UsageError: the target cannot tell before it is built.
+        """
+        raise UsageError(f"target '{self.name}' is measured when it is built, not planned: read `inspect BUNDLE` then")
+
+    def network_digest(self, facts: Facts) -> str:
+        """What `digest.network_digest` said of the network that a graph's engine was built from."""
+        raise UsageError(f"target '{self.name}' runs what it stores: leave out --graph")
+
+    def evaluable(self, form: OnnxForm) -> None:
+        """Change a network into one that its evaluator computes, with the rounding of its weights kept."""
+        return
+
+
+def find_build_target(name: str) -> BuildTarget:
+    """The target of a name, to build for.
+
+    Raises:
+        UsageError: there is none, its engine is not installed, or it can only run.
+    """
+    target = find_target(name)
+    if not isinstance(target, BuildTarget):
+        raise UsageError(f"target '{name}' runs bundles that are there, and builds none")
+    try:
+        target.engine()
+    except ImportError as error:
+        raise UsageError(f"target '{name}' cannot build here: {error}; install its engine") from error
+    return target

@@ -1,0 +1,65 @@
+"""Building blocks for ONNX Runtime, which has an operator for each; its own ones are of the domain com.microsoft."""
+
+from collections.abc import Callable
+
+import torch
+
+from ...runtime.quantisation import Scheme
+from ..dialect import Dialect, attention, expand_blocks
+from .operators import multi_head_attention, quantised_matmul, rotary
+
+__all__ = ["FUSED"]
+
+Tensor = torch.Tensor
+
+
+@torch.library.custom_op("pyrexport::rotary_embedding", mutates_args=())
+def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    """Rotate pairs of neighbouring channels of each head: x [B, N, heads·size], cos and sin [N, size/2]."""
+    a, b = x.unflatten(-1, (heads, -1, 2)).unbind(-1)
+    c, s = cos[None, :, None], sin[None, :, None]
+    return torch.stack((a * c - b * s, a * s + b * c), dim=-1).flatten(2)
+
+
+@rotary_embedding.register_fake
+def _(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("pyrexport::quantised_product", mutates_args=())
+def quantised_product(x: Tensor, values: Tensor, scales: Tensor, bits: int, block: int) -> Tensor:
+    """x [..., in] times a matrix in blocks: the engine never holds it in float32 as a whole."""
+    return x @ expand_blocks(values, scales, bits)[:, : x.shape[-1]].T
+
+
+@quantised_product.register_fake
+def _(x: Tensor, values: Tensor, scales: Tensor, bits: int, block: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], values.shape[0])
+
+
+class Fused(Dialect):
+    """One operator for attention, rotation and products with blocks."""
+
+    domains = {"com.microsoft": 1}  # noqa: RUF012
+    operators = {  # noqa: RUF012
+        torch.ops.pyrexport.attention.default: multi_head_attention,
+        torch.ops.pyrexport.rotary_embedding.default: rotary,
+        torch.ops.pyrexport.quantised_product.default: quantised_matmul,
+    }
+    feed_forward_bytes = 64 * 1024 * 1024
+    most_pieces = 1024
+
+    def block_product(self, x: Tensor, values: Tensor, scales: Tensor, scheme: Scheme) -> Tensor:
+        """As one operator."""
+        return quantised_product(x, values, scales, scheme.bits, scheme.block)
+
+    def rotation(self, heads: int, size: int) -> Callable[..., Tensor]:
+        """As one operator."""
+        return lambda x, cos, sin: rotary_embedding(x, cos, sin, heads)
+
+    def attention(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+        """As one operator that never holds the scores."""
+        return attention(query, key, value, heads)
+
+
+FUSED = Fused()

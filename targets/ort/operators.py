@@ -1,0 +1,55 @@
+"""ONNX Runtime's own operators, of which the onnx package has no schemas."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnx
+import onnxscript
+from onnx.defs import OpSchema
+from onnxscript import opset23
+
+__all__ = ["multi_head_attention", "quantised_matmul", "rotary"]
+
+
+def _schema(name: str, inputs: Sequence[str], types: Mapping[str, list[str]], attributes: Sequence[str]) -> Any:
+    schema = OpSchema(
+        name,
+        "com.microsoft",
+        1,
+        inputs=[OpSchema.FormalParameter(f"input_{i}", kind) for i, kind in enumerate(inputs)],
+        outputs=[OpSchema.FormalParameter("output", inputs[0])],
+        type_constraints=[(kind, allowed, "") for kind, allowed in types.items()],
+        attributes=[OpSchema.Attribute(attribute, OpSchema.AttrType.INT, required=True) for attribute in attributes],
+    )
+    return onnxscript.values.Op(onnxscript.values.Opset("com.microsoft", 1), name, schema)
+
+
+_FLOAT = {"T": ["tensor(float)"]}
+_MATMUL_N_BITS = _schema(
+    "MatMulNBits",
+    ["T", "B", "T"],
+    _FLOAT | {"B": ["tensor(uint8)"]},
+    ["K", "N", "bits", "block_size", "accuracy_level"],
+)
+_MULTI_HEAD_ATTENTION = _schema("MultiHeadAttention", ["T", "T", "T"], _FLOAT, ["num_heads"])
+_ROTARY_EMBEDDING = _schema(
+    "RotaryEmbedding", ["T", "I", "T", "T"], _FLOAT | {"I": ["tensor(int64)"]}, ["interleaved", "num_heads"]
+)
+
+
+def multi_head_attention(query: Any, key: Any, value: Any, heads: int) -> Any:
+    """Attention that never holds the scores."""
+    return _MULTI_HEAD_ATTENTION(query, key, value, num_heads=heads)
+
+
+def rotary(x: Any, cos: Any, sin: Any, heads: int) -> Any:
+    """Rotation without scatter."""
+    first = opset23.Constant(value=onnx.helper.make_tensor("first", onnx.TensorProto.INT64, [1], [0]))
+    return _ROTARY_EMBEDDING(x, first, cos, sin, interleaved=1, num_heads=heads)
+
+
+def quantised_matmul(x: Any, values: Any, scales: Any, bits: int, block: int) -> Any:
+    """A product with weights of few bits."""
+    sizes = {"K": int(x.shape[-1]), "N": int(values.shape[0])}
+    # Level 1: the product itself in float32.
+    return _MATMUL_N_BITS(x, values, scales, bits=bits, block_size=block, accuracy_level=1, **sizes)

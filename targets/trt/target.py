@@ -1,0 +1,159 @@
+"""What is particular to TensorRT."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...runtime.bundle.engines import Engine, EngineOptions, Facts, Option, Table, check_own
+from ...runtime.bundle.entries import is_digest
+from ...runtime.bundle.graphs import GraphSpec
+from ...runtime.documents import Fields
+from ...runtime.errors import UsageError
+from ..facts import BuildTarget
+from ..forms import Lowering, OnnxForm
+
+if TYPE_CHECKING:
+    from ..dialect import Dialect
+
+__all__ = ["Trt"]
+
+PER_STAGE = "per-stage"
+
+
+class Trt(BuildTarget):
+    """An engine with an optimisation profile per stage, its weights stored once."""
+
+    name = "trt"
+    suffix = ".engine"
+    joins_graphs = True
+    symbolic = True
+    holds_weights = True
+    computes_as_stored = True
+    packs_caches = True  # TensorRT orders outputs by chance, and no two engines would be the same
+    needs_device = True
+    loads_whole_files = True
+    evaluator = "ort"
+    build_options = (
+        Option(
+            "layout",
+            "--layout",
+            "TensorRT: one engine for all stages, weights stored once (the default), or one for each.",
+            choices=("shared", PER_STAGE),
+        ),
+        Option(
+            "compute_capabilities",
+            "--compute-capability",
+            "TensorRT: a GPU to build for, such as 8.9; may be given more than once. In place of the GPU that is here.",
+            metavar="X.Y",
+            many=True,
+        ),
+    )
+
+    def engine(self) -> tuple[str, str]:
+        """Distribution that builds here, and its version."""
+        from .library import building_library, installed_version
+
+        name = building_library()
+        return name, installed_version(name) or ""
+
+    def check_version(self, name: str, version: str) -> None:
+        """An engine is loaded by the library that built it, in the same version: TensorRT keeps no other compatible."""
+        from .library import MODULES, installed_version
+
+        if name not in MODULES:
+            raise UsageError(
+                f"built for {name} {version}, expected one of {' or '.join(MODULES)}: build the bundle again"
+            )
+        found = installed_version(name)
+        if found is None:
+            raise UsageError(
+                f"built for {name} {version}, which is not installed: pip install {name}=={version} cuda-bindings"
+            )
+        if found != version:
+            raise UsageError(
+                f"built for {name} {version}, found {found}: install {name}=={version}, or build the bundle again"
+            )
+
+    def check_engine_options(self, options: EngineOptions) -> None:
+        """Refuse what TensorRT does not have."""
+        if options.threads or any(options.own.values()):
+            raise UsageError(
+                "target 'trt' runs on a GPU: it has no threads, no prepacking and no execution providers; leave them out"
+            )
+        check_own(self.name, self.engine_options, options.own)
+
+    def resolve_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The GPUs to build for are those that are asked for, or the one that is here."""
+        from .library import capabilities_to_build
+
+        options = super().resolve_options(given)
+        capabilities = capabilities_to_build(options["compute_capabilities"])
+        return {"layout": options["layout"] or "shared", "compute_capabilities": list(capabilities)}
+
+    def separates_graphs(self, options: Mapping[str, Any]) -> bool:
+        """By the option `layout`."""
+        return bool(options["layout"] == PER_STAGE)
+
+    def open_engine(self, file: Path, spec: GraphSpec, facts: Facts, options: EngineOptions) -> Engine:
+        """A profile of an engine."""
+        from .session import TrtEngine
+
+        return TrtEngine(file, spec, facts)
+
+    def dialect(self) -> "Dialect":
+        """Types are the graph's own."""
+        from .dialect import TYPED
+
+        return TYPED
+
+    def write_program(
+        self, name: str, forms: Sequence[OnnxForm], folder: Path, options: Mapping[str, Any]
+    ) -> Iterator[Lowering]:
+        """Write NAME.engine, of one network, with a profile for each of its graphs."""
+        from .build import write_engine
+
+        (form,) = forms
+        return write_engine(form, folder / f"{name}{self.suffix}", options["compute_capabilities"])
+
+    def evaluable(self, form: OnnxForm) -> None:
+        """Weights are rounded as the engine stores them; all arithmetic is float32."""
+        from .evaluate import widen
+
+        widen(form.model)
+
+    def network_digest(self, facts: Facts) -> str:
+        """Of the network that the engine was built from."""
+        return str(facts.get("network"))
+
+    def check_facts(self, facts: Fields) -> None:
+        """What `check.check_engine` found, and where the engine runs."""
+        facts.get("library", "tensorrt or tensorrt-rtx", lambda v: v in ("tensorrt", "tensorrt-rtx"))
+        facts.get("compute_capabilities", "a list of compute capabilities such as 8.9", _are_capabilities)
+        facts.get("network", "64 hexadecimal digits", is_digest)
+        for name in ("attention", "fused_attention", "products", "weights_bytes"):
+            facts.integer(name, least=0)
+        if facts.document.get("activation_bytes") is not None:
+            facts.integer("activation_bytes", least=0)
+
+    def table(self, facts: Mapping[str, Facts]) -> Table:
+        """What was found of the engines when they were built."""
+        columns = ("graph", "compute capability", "attention fused", "products", "weight bytes", "activations MiB")
+        return Table("engines", columns, tuple(_row(name, found) for name, found in facts.items()))
+
+
+def _are_capabilities(value: Any) -> bool:
+    texts = isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
+    return texts and all(re.fullmatch(r"\d{1,2}\.\d", item) for item in value)
+
+
+def _row(name: str, found: Facts) -> tuple[str, ...]:
+    activations = found["activation_bytes"]
+    return (
+        name,
+        ", ".join(found["compute_capabilities"]),
+        f"{found['fused_attention']} of {found['attention']}",
+        str(found["products"]),
+        f"{found['weights_bytes']:,}",
+        "" if activations is None else f"{activations / 2**20:,.0f}",
+    )
