@@ -40,7 +40,7 @@ class Commands(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """As click's, with every refusal in one line."""
+        """Run as click's own groups do, with every refusal in one line."""
         try:
             return super().main(*args, **kwargs | {"standalone_mode": False})
         except PyrexportError as error:

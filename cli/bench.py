@@ -156,8 +156,9 @@ def _show(document: dict[str, Any]) -> None:
     chain = document["chain"]
     click.echo(
         f"chain {document['schedule']}: min {1000 * chain['min']:.1f} ms, median {1000 * chain['median']:.1f} ms, "
-        f"glue {100 * document['glue_share']:.2f} %; peak anonymous memory "
-        f"{document['peak_anonymous_bytes'] / 2**20:.0f} MiB, peak resident {document['peak_rss_bytes'] / 2**20:.0f} MiB"
+        f"glue {100 * document['glue_share']:.2f} %; "
+        f"peak anonymous memory {document['peak_anonymous_bytes'] / 2**20:.0f} MiB, "
+        f"peak resident {document['peak_rss_bytes'] / 2**20:.0f} MiB"
     )
     if "reference" in document:
         theirs = document["reference"]["chain"]

@@ -50,7 +50,7 @@ PATH = click.Path(path_type=Path)
 
 
 class ResolutionType(click.ParamType):  # type: ignore[type-arg]
-    """FRAMESxHEIGHTxWIDTH."""
+    """A resolution as FRAMESxHEIGHTxWIDTH."""
 
     name = "FxHxW"
 
@@ -59,7 +59,7 @@ class ResolutionType(click.ParamType):  # type: ignore[type-arg]
 
 
 def output_options(command: F) -> F:
-    """`--json` and `--quiet`."""
+    """The options `--json` and `--quiet`."""
     command = click.option("--quiet", is_flag=True, help="No progress bars.")(command)
     return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else there.")(
         command
@@ -102,7 +102,7 @@ def _click_option(option: Option) -> Callable[[Callable[..., Any]], Callable[...
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--threads`, and what the installed targets have beside it, as one argument `engine`."""
+    """The option `--threads`, and those that installed targets have beside it, as one argument `engine`."""
 
     @wraps(command)
     def wrapped(*arguments: Any, threads: int, own: Mapping[str, Any], **others: Any) -> Any:

@@ -149,7 +149,8 @@ def _inspect_config(source: Path, resolution: Resolution | None) -> dict[str, An
         }
     return {
         "model": str(source),
-        "assumed": "pyramidal, three stages, Haar, first frame apart, the paper's schedules (0-0-n: plain Wan), float32",
+        "assumed": "pyramidal, three stages, Haar, first frame apart, the paper's schedules (0-0-n: plain Wan), "
+        "float32",
         **costs,
         "parameters": parameters,
         "bytes": 4 * parameters,

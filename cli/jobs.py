@@ -26,9 +26,9 @@ class Job:
     prompt: str
     output: Path
     sheet: Path | None
-    """Of the contact sheet."""
+    """Path of the contact sheet."""
     latents: Path | None
-    """Of the latents, beside a video."""
+    """Path of the latents, beside a video."""
 
     @property
     def files(self) -> list[Path]:

@@ -99,7 +99,7 @@ def _run(
     quiet: bool,
     say: bool,
 ) -> dict[str, Any]:
-    """Do a job, unless all its files are there and may be kept: a run over a file of prompts goes on where it stopped."""
+    """Do a job, unless its files are all there and may be kept: a run over many prompts goes on where it stopped."""
     result: dict[str, Any] = {
         "prompt": job.prompt,
         "seed": seed,

@@ -62,7 +62,7 @@ def open_sampler(
         return
     if engine.own or resident:
         given = [f"--{name.replace('_', '-')}" for name in engine.own] + (["--resident"] if resident else [])
-        raise UsageError(f"{model} is a checkpoint, which PyTorch runs: {', '.join(given)}: for bundles, leave it out")
+        raise UsageError(f"{model} is a checkpoint, which PyTorch runs: leave out {', '.join(given)} (for bundles)")
     yield ReferenceSampler(resolve_checkpoint(model, resolution), engine.threads)
 
 

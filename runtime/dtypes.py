@@ -14,12 +14,12 @@ class Dtype:
     """A number type."""
 
     name: str
-    """As NumPy and PyTorch call it, and manifests write it."""
+    """Its name, as NumPy and PyTorch call it and manifests write it."""
     nbytes: int
     safetensors: str
-    """In the header of a safetensors file."""
+    """Its code in the header of a safetensors file."""
     onnx: str
-    """In an ONNX graph: `tensor(…)` of it is a type, its capitals a name of `onnx.TensorProto`."""
+    """Its name in an ONNX graph: `tensor(…)` of it is a type, its capitals a name of `onnx.TensorProto`."""
     storage: str
     """NumPy's type of the same size that holds its bits."""
 
@@ -39,7 +39,7 @@ DTYPES = {
         Dtype("bool", 1, "BOOL", "bool", "bool"),
     )
 }
-"""By name."""
+"""Every number type, by its name."""
 
 WEIGHT_DTYPES = ("float32", "float16", "bfloat16")
 """What the weights of a checkpoint may be stored in, and a bundle's matrices too."""

@@ -1,7 +1,7 @@
 """How weights are stored: schemes as data, and the recipe that says which layer has which.
 
-A recipe is asked for a scheme by the checkpoint's name of a layer. Tolerances of parity belong to schemes: a scheme says
-what its rounding may cost.
+A recipe is asked for a scheme by the checkpoint's name of a layer. Tolerances of parity belong to schemes: a scheme
+says what its rounding may cost.
 """
 
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ class Scheme:
     """How the values of a matrix are stored."""
 
     name: str
-    """As options and manifests write it."""
+    """Its name, as options and manifests write it."""
     dtype: str
     """What is stored: a floating-point type, or the bytes that hold blocks of integers."""
     tolerances: Mapping[str, float] = field(hash=False)
     """Largest relative L2 error by level of parity, and for `video` the least PSNR in dB."""
     bits: int = 0
-    """Of a value; 0 where values are floating-point numbers."""
+    """Bits of a value; 0 where values are floating-point numbers."""
     block: int = 0
     """Values along the input axis that share a scale."""
 
@@ -59,7 +59,8 @@ SCHEMES = {
         Scheme("int4", "uint8", {"text": 3e-1, "chain": 2e-1, "video": 20.0}, bits=4, block=32),
     )
 }
-"""By name. The block schemes are for text encoders: their tolerances say nothing of a stage or a decoder."""
+"""Every scheme, by its name. The block schemes are for text encoders: their tolerances say nothing of a stage or a
+decoder."""
 
 FLOAT_SCHEMES = tuple(name for name, scheme in SCHEMES.items() if scheme.is_float)
 """What every component can be stored in."""
@@ -74,7 +75,7 @@ class Recipe:
 
     default: Scheme
     layers: Mapping[str, Scheme] = field(default_factory=dict, hash=False)
-    """By the checkpoint's name of a layer, where it is not the default."""
+    """Schemes that are not the default, by the checkpoint's name of the layer."""
 
     def scheme(self, layer: str) -> Scheme:
         """The scheme of a layer, whose tensors are LAYER.weight and LAYER.bias."""

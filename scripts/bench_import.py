@@ -30,9 +30,8 @@ def main() -> None:
     for case in cases:
         extra = 1000 * (statistics.median(times[case]) - statistics.median(times[cases[0]]))
         least = 1000 * (min(times[case]) - min(times[cases[0]]))
-        print(
-            f"{case:32} median {1000 * statistics.median(times[case]):6.1f} ms, beyond numpy {extra:5.1f} (of minima {least:5.1f})"
-        )
+        median = 1000 * statistics.median(times[case])
+        print(f"{case:32} median {median:6.1f} ms, beyond numpy {extra:5.1f} (of minima {least:5.1f})")
 
 
 if __name__ == "__main__":

@@ -12,26 +12,30 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pyrexport.runtime.bundle.opening import is_bundle
+from pyrexport.runtime.bundle.opening import is_bundle, open_bundle
 
 CHILD = """
 import json, sys
 import numpy as np
 import pyrexport
+from pyrexport.runtime.bundle.graphs import stage_key
+from pyrexport.runtime.chain.plan import single_step
 with pyrexport.load(sys.argv[1], resident=True, threads=2) as pipeline:
-    text = np.zeros((pipeline.model.text_length, pipeline.bundle.manifest.config.text_dim), np.float32)
-    stages = pipeline.model.pyramid.stages[: int(sys.argv[2])]
+    model, manifest = pipeline.model, pipeline.bundle.manifest
+    conditions = {"text": np.zeros((model.text_length, model.transformer.text_dim), np.float32)}
+    stages = manifest.stages[: int(sys.argv[2])]
     def memory():
         lines = open("/proc/self/smaps_rollup").read().splitlines()
         fields = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines[1:] if line.endswith("kB")}
         return {"pss": fields["Pss"], "anonymous": fields["Anonymous"]}
     for stage in stages:
-        pipeline.open(f"stage{stage.index}")
+        pipeline.open(stage_key(stage.index))
     loaded = memory()
     for stage in stages:
-        pipeline.velocity(stage.index, np.zeros(stage.latent, np.float32), 500.0, text)
+        step = single_step(model.pyramid, stage, level=0.5)
+        pipeline.velocity(step, np.zeros(stage.latent, np.float32), conditions)
     print(json.dumps({**memory(), "loaded": loaded, "torch": "torch" in sys.modules,
-                      "weights": pipeline.bundle.manifest.weight_bytes, "stages": pipeline.model.pyramid.depth}))
+                      "weights": manifest.weight_bytes, "stages": model.pyramid.depth}))
 """
 
 
@@ -47,22 +51,16 @@ def main(bundle: str) -> None:
     """Print both cases and their ratio."""
     one = measure(bundle, 1)
     every = measure(bundle, one["stages"])
-    file = sum(size for name, size in manifest_files(bundle).items() if name.endswith((".bin", ".pte")))
+    files = open_bundle(Path(bundle)).manifest.files
+    file = sum(entry.nbytes for name, entry in files.items() if name.endswith((".bin", ".pte")))
     print(f"{platform.platform()}, Python {platform.python_version()}")
     print(f"weights {one['weights']:,} bytes, files that hold them {file:,} bytes, ratio {file / one['weights']:.5f}")
     for name, found in (("stage 0 alone", one), (f"all {one['stages']} stages", every)):
         for when, memory in (("loaded", found["loaded"]), ("after a forward", found)):
-            print(
-                f"{name:14} {when:16} PSS {memory['pss'] / 2**20:8.1f} MiB, anonymous {memory['anonymous'] / 2**20:8.1f} "
-                f"MiB = {memory['anonymous'] / found['weights']:.3f} of the weights"
-            )
+            pss, anonymous = memory["pss"] / 2**20, memory["anonymous"] / 2**20
+            share = f"{memory['anonymous'] / found['weights']:.3f} of the weights"
+            print(f"{name:14} {when:16} PSS {pss:8.1f} MiB, anonymous {anonymous:8.1f} MiB = {share}")
     print(f"ratio of PSS {every['pss'] / one['pss']:.3f}")
-
-
-def manifest_files(bundle: str) -> dict[str, int]:
-    """Sizes of a bundle's files."""
-    with open(f"{bundle}/manifest.json", encoding="utf-8") as file:
-        return {name: entry["bytes"] for name, entry in json.load(file)["files"].items()}
 
 
 if __name__ == "__main__":

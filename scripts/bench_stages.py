@@ -3,7 +3,8 @@
     python scripts/bench_stages.py [--preset wan2.1-1.3b] [--blocks 2] [--stage 1] [--threads 2] [--runs 3]
 
 Each contender is a process of its own that waits while the others run. Share is of the fastest float32 (or bfloat16)
-matrix product (2048 x 2048; 512 x 512 in bfloat16) that PyTorch reaches here on the same threads. Memory is the peak of anonymous memory.
+matrix product (2048 x 2048; 512 x 512 in bfloat16) that PyTorch reaches here on the same threads. Memory is the peak
+of anonymous memory.
 """
 
 import json
@@ -37,6 +38,8 @@ for provider in onnxruntime.get_available_providers():
     if provider not in ("CPUExecutionProvider", "AzureExecutionProvider"):
         CONTENDERS |= {f"ort {name}, {provider}": (provider, name) for name in ("fp32", "fp16")}
 BASELINE = "torch eager fp32"
+LEVEL = 0.5
+"""Natural level that stages are evaluated at."""
 SLOW = 0.1
 """A contender in bfloat16 is left out where its matrix products reach less than this share of float32's."""
 
@@ -89,7 +92,7 @@ def child(kind: str, precision: str, model: str, stage: str, threads: str) -> No
 
 def answer_lines(measure: Callable[[], float]) -> None:
     """Measure once, then once for each line of standard input; seconds and peak memory go to standard output."""
-    from pyrexport.runtime.proof.measure import MemoryWatch
+    from pyrexport.runtime.proof.memory import MemoryWatch
 
     with MemoryWatch() as memory:
         while True:
@@ -101,13 +104,17 @@ def answer_lines(measure: Callable[[], float]) -> None:
 def _ort(kind: str, bundle: str, stage: int, threads: int) -> Any:
     import numpy as np
     import pyrexport
+    from pyrexport.runtime.bundle.graphs import stage_key
+    from pyrexport.runtime.chain.plan import single_step
 
-    provider = "" if kind in ("ort", "prepacked", "executorch") else kind
-    pipeline = pyrexport.load(bundle, threads=threads, prepack=kind == "prepacked", provider=provider)
-    latent = np.random.default_rng(0).standard_normal(pipeline.model.pyramid.stages[stage].latent).astype(np.float32)
-    text = np.zeros((pipeline.model.text_length, pipeline.bundle.manifest.config.text_dim), np.float32)
-    pipeline.open(f"stage{stage}")
-    return lambda: pipeline.velocity(stage, latent, 500.0, text)
+    own: dict[str, dict[str, Any]] = {"ort": {}, "executorch": {}, "prepacked": {"prepack": True}}
+    pipeline = pyrexport.load(bundle, threads=threads, **own.get(kind, {"provider": kind}))
+    model, place = pipeline.model, pipeline.bundle.manifest.stages[stage]
+    step = single_step(model.pyramid, place, LEVEL)
+    latent = np.random.default_rng(0).standard_normal(place.latent).astype(np.float32)
+    conditions = {"text": np.zeros((model.text_length, model.transformer.text_dim), np.float32)}
+    pipeline.open(stage_key(stage))
+    return lambda: pipeline.velocity(step, latent, conditions)
 
 
 def _torch(kind: str, precision: str, checkpoint: str, stage: int, threads: int) -> Any:
@@ -117,16 +124,17 @@ def _torch(kind: str, precision: str, checkpoint: str, stage: int, threads: int)
 
     torch.set_num_threads(threads)
     opened = read_checkpoint(Path(checkpoint))
-    dtype = getattr(torch, precision)
+    model, place, dtype = opened.model, opened.model.stages(opened.resolution)[stage], getattr(torch, precision)
     module: Any = load_transformer(opened)[stage].to(dtype)
     if kind == "compile":
         module = torch.compile(module)
-    latent = torch.randn(1, *opened.model.pyramid.stages[stage].latent, dtype=dtype)
-    text = torch.zeros(1, opened.model.text_length, opened.config.text_dim, dtype=dtype)
+    latent = torch.randn(1, *place.latent, dtype=dtype)
+    text = torch.zeros(1, model.text_length, model.transformer.text_dim, dtype=dtype)
+    timestep = torch.tensor([model.pyramid.kind.timestep(LEVEL)])
 
     def forward() -> None:
         with torch.no_grad():
-            module(latent, torch.tensor([500.0]), text)
+            module(latent, timestep, text)
 
     return forward
 
@@ -155,14 +163,17 @@ def _model(kind: str, precision: str) -> str:
 
 def _build(folder: Path, preset: str, blocks: int, wanted: set[str]) -> dict[str, str]:
     models = {name: str(folder / name) for name in wanted | {"checkpoint"}}
-    make = [sys.executable, str(Path(__file__).with_name("make_random_checkpoint.py")), models["checkpoint"]]
-    options = ["--preset", preset, "--blocks", str(blocks), "--dtype", "float32", "--no-text-encoder", "--no-vae"]
-    subprocess.run([*make, *options, "--quiet"], check=True)
+    options = ["--blocks", str(blocks), "--dtype", "float32", "--no-text-encoder", "--no-vae", "--quiet"]
+    run_pyrexport("init", "--random", preset, "-o", models["checkpoint"], *options)
     for name in wanted - {"checkpoint"}:
         how = ["--target", "ort", "--precision", name] if name != "executorch" else ["--target", name, "--no-run"]
-        build = [sys.executable, "-m", "pyrexport.cli", "build", models["checkpoint"], "-o", models[name], *how]
-        subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
+        run_pyrexport("build", models["checkpoint"], "-o", models[name], *how)
     return models
+
+
+def run_pyrexport(*arguments: str) -> None:
+    """Run a command of pyrexport, for what it makes."""
+    subprocess.run([sys.executable, "-m", "pyrexport.cli", *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
 def show(rows: list[dict[str, Any]], title: str) -> None:
@@ -172,9 +183,14 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
         table.add_column(column, justify="right" if column else "left")
     for row in rows:
         table.add_row(
-            row["name"], f"{row['min']:.3f}", f"{row['median']:.3f}", f"{row['ratio']:.3f}", f"{row['gflops']:.0f}",
-            f"{row['share']:.0%}", f"{row['anonymous'] / 2**20:,.0f}",
-        )  # fmt: skip
+            row["name"],
+            f"{row['min']:.3f}",
+            f"{row['median']:.3f}",
+            f"{row['ratio']:.3f}",
+            f"{row['gflops']:.0f}",
+            f"{row['share']:.0%}",
+            f"{row['anonymous'] / 2**20:,.0f}",
+        )
     Console(width=110).print(table)
 
 
@@ -189,7 +205,6 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
 def main(preset: str, blocks: int, stage: int, threads: int, runs: int, only: tuple[str, ...], as_json: bool) -> None:
     """Measure every contender that runs here."""
     from pyrexport.runtime.model.checkpoint import read_checkpoint
-    from pyrexport.runtime.model.families.wan import flops_per_forward
 
     peaks = matmul_peak(threads)
     wanted = [name for name in CONTENDERS if name in only or not only]
@@ -202,26 +217,26 @@ def main(preset: str, blocks: int, stage: int, threads: int, runs: int, only: tu
     with tempfile.TemporaryDirectory() as folder:
         models = _build(Path(folder), preset, blocks, {_model(*CONTENDERS[name]) for name in wanted})
         opened = read_checkpoint(Path(models["checkpoint"]))
-        place = opened.model.pyramid.stages[stage]
-        flop = flops_per_forward(opened.config, place.tokens, opened.model.text_length, place.patch_size)
+        model, place = opened.model, opened.model.stages(opened.resolution)[stage]
+        flop = model.family.flops(model.transformer, place.tokens, model.text_length, place.patch_size)
         contenders = {}
         for name in wanted:
             kind, precision = CONTENDERS[name]
-            model = models[_model(kind, precision)]
-            contenders[name] = Contender(__file__, kind, precision, model, str(stage), str(threads))
+            path = models[_model(kind, precision)]
+            contenders[name] = Contender(__file__, kind, precision, path, str(stage), str(threads))
         for _ in range(runs):
             for contender in contenders.values():
                 contender.run()
         for contender in contenders.values():
             contender.close()
     least = {name: min(contender.seconds) for name, contender in contenders.items()}
-    baseline = least.get(BASELINE, next(iter(least.values())))
+    baseline = BASELINE if BASELINE in least else next(iter(least))
     rows = [
         {
             "name": name,
             "min": least[name],
             "median": statistics.median(contender.seconds),
-            "ratio": least[name] / baseline,
+            "ratio": least[name] / least[baseline],
             "gflops": flop / least[name] / 1e9,
             "share": flop / least[name] / peaks["bfloat16" if CONTENDERS[name][1] == "bfloat16" else "float32"],
             "anonymous": contender.last["anonymous"],
@@ -241,9 +256,7 @@ def main(preset: str, blocks: int, stage: int, threads: int, runs: int, only: tu
         f"{preset}, {blocks} blocks, stage {stage}: {place.tokens:,} tokens, {flop / 1e12:.3f} TFLOP, {threads} threads"
     )
     show(rows, title)
-    click.echo(
-        f"ratio to {BASELINE if BASELINE in least else next(iter(least))}; matmul peak {peaks['float32'] / 1e9:.0f} GFLOP/s in float32; {versions}"
-    )
+    click.echo(f"ratio to {baseline}; matmul peak {peaks['float32'] / 1e9:.0f} GFLOP/s in float32; {versions}")
 
 
 if __name__ == "__main__":

@@ -8,16 +8,14 @@ At Wan's real width, random weights. Each contender is a process of its own that
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from importlib.metadata import version
-from pathlib import Path
 
 import click
 import numpy as np
-from bench_stages import Contender, answer_lines
+from bench_stages import Contender, answer_lines, run_pyrexport
 from pyrexport.runtime.bundle.tiles import parse_tile
 from pyrexport.runtime.errors import UsageError
 from rich.console import Console
@@ -55,9 +53,9 @@ def child(kind: str, model: str, tile: str, threads: str) -> None:
 
         answer_lines(decode)
         return
-    import pyrexport
+    from pyrexport import load
 
-    with pyrexport.load(model, threads=int(threads), prepack="prepacked" in kind, resident=True) as pipeline:
+    with load(model, threads=int(threads), prepack="prepacked" in kind, resident=True) as pipeline:
 
         def run() -> float:
             marks = [time.perf_counter() for _ in pipeline.decode_tile(latent)]
@@ -78,10 +76,9 @@ def main(tile: str, threads: int, runs: int) -> None:
         raise click.UsageError(str(error)) from None
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, bundle = f"{folder}/checkpoint", f"{folder}/bundle"
-        make = [sys.executable, str(Path(__file__).with_name("make_random_checkpoint.py")), checkpoint]
-        subprocess.run([*make, "--preset", "wan2.1-1.3b", "--blocks", "1", "--no-text-encoder", "--quiet"], check=True)
-        build = [sys.executable, "-m", "pyrexport.cli", "build", checkpoint, "--target", "ort", "-o", bundle]
-        subprocess.run([*build, "--vae-tile", tile, "--quiet"], check=True, stdout=subprocess.DEVNULL)
+        random = ["--random", "wan2.1-1.3b", "--blocks", "1", "--no-text-encoder"]
+        run_pyrexport("init", *random, "-o", checkpoint, "--quiet")
+        run_pyrexport("build", checkpoint, "--target", "ort", "-o", bundle, "--vae-tile", tile, "--quiet")
         contenders = {
             kind: Contender(__file__, kind, checkpoint if kind == "diffusers" else bundle, tile, str(threads))
             for kind in CONTENDERS
@@ -98,9 +95,12 @@ def main(tile: str, threads: int, runs: int) -> None:
     least = {kind: min(contender.seconds) for kind, contender in contenders.items()}
     for kind, contender in contenders.items():
         table.add_row(
-            kind, f"{least[kind]:.3f}", f"{statistics.median(contender.seconds):.3f}",
-            f"{least[kind] / least['diffusers']:.3f}", f"{contender.last['anonymous'] / 2**20:,.0f}",
-        )  # fmt: skip
+            kind,
+            f"{least[kind]:.3f}",
+            f"{statistics.median(contender.seconds):.3f}",
+            f"{least[kind] / least['diffusers']:.3f}",
+            f"{contender.last['anonymous'] / 2**20:,.0f}",
+        )
     Console(width=100).print(table)
     click.echo(f"{platform.platform()}; {json.dumps(versions)}")
 

@@ -18,15 +18,18 @@ from typing import Any
 import click
 import numpy as np
 from numpy.typing import NDArray
+from pyrexport.runtime.bundle.graphs import STAGE, GraphKey, decoder_key, stage_key, text_key
+from pyrexport.runtime.chain.plan import StepPlan, single_step
 from pyrexport.runtime.model.safetensors import TensorEntry
 from pyrexport.runtime.pipeline.pipeline import Pipeline, load
-from pyrexport.runtime.proof.measure import MemoryWatch, predicted_peaks
-from pyrexport.runtime.proof.parity import distance
+from pyrexport.runtime.proof.memory import MemoryWatch, predicted_peaks
+from pyrexport.runtime.proof.metrics import distance
 from rich.console import Console
 from rich.table import Table
 
 PROMPT = "a red circle moving left"
 LEVEL = 0.7
+"""Natural level that stages are evaluated at."""
 LATENT_FRAMES = 3
 
 Arrays = dict[str, NDArray[Any]]
@@ -37,38 +40,43 @@ def noise(*shape: int) -> NDArray[np.float32]:
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
+def step_of(pipeline: Pipeline, part: str) -> StepPlan:
+    """One evaluation of the stage that a part is."""
+    manifest = pipeline.bundle.manifest
+    index = next(key.stage for key in manifest.graphs if key.name == part)
+    return single_step(pipeline.model.pyramid, manifest.stages[index], LEVEL)
+
+
 def inputs_of(pipeline: Pipeline, part: str) -> Arrays:
     """What a part is given: read from the bundle, which the reference opens for this alone."""
-    manifest = pipeline.bundle.manifest
+    manifest, model = pipeline.bundle.manifest, pipeline.model
     if part == "text":
         embeddings, mask = pipeline.embed(PROMPT)
         return {"embeddings": embeddings, "mask": mask}
     if part == "vae":
-        assert manifest.vae is not None
-        return {"latent": noise(manifest.config.in_channels, LATENT_FRAMES, *manifest.vae.tiles.tile)}
-    latent = pipeline.model.pyramid.stages[int(part.removeprefix("stage"))].latent
-    return {"latent": noise(*latent), "text": noise(pipeline.model.text_length, manifest.config.text_dim)}
+        assert manifest.decoder is not None
+        return {"latent": noise(model.pyramid.geometry.channels, LATENT_FRAMES, *manifest.decoder.tiles.tile)}
+    latent = step_of(pipeline, part).stage.latent
+    return {"latent": noise(*latent), "text": noise(model.text_length, model.transformer.text_dim)}
 
 
 def reference(part: str, bundle: str, checkpoint: str) -> Arrays:
     """The part in PyTorch, by output's name."""
     import torch
-    from pyrexport.export.families.wan.modules import load_transformer
     from pyrexport.export.reference.reference import Reference
     from pyrexport.runtime.model.checkpoint import read_checkpoint
 
     with load(bundle) as pipeline:
         inputs = inputs_of(pipeline, part)
-        resolution = pipeline.model.pyramid.resolution
+        step = None if part in ("text", "vae") else step_of(pipeline, part)
+        resolution = pipeline.bundle.manifest.resolution
     opened = read_checkpoint(Path(checkpoint), resolution=resolution)
+    if step is not None:
+        return {"velocity": Reference(opened).velocity(step, inputs["latent"], {"text": inputs["text"]})}
+    if part == "vae":
+        return {"frames": Reference(opened).decode_float(inputs["latent"])}
     with torch.no_grad():
-        if part == "text":
-            return _reference_text(opened, **{name: torch.from_numpy(value) for name, value in inputs.items()})
-        if part == "vae":
-            return {"frames": Reference(opened).decode_float(inputs["latent"])}
-        latent, text = (torch.from_numpy(value)[None] for value in inputs.values())
-        module = load_transformer(opened)[int(part.removeprefix("stage"))]
-        return {"velocity": module(latent, torch.tensor([1000 * LEVEL]), text)[0].numpy()}
+        return _reference_text(opened, **{name: torch.from_numpy(value) for name, value in inputs.items()})
 
 
 def _reference_text(checkpoint: Any, embeddings: Any, mask: Any) -> Arrays:
@@ -108,34 +116,35 @@ def candidate(part: str, bundle: str, threads: int) -> tuple[Arrays, dict[str, f
     with MemoryWatch() as memory, load(bundle, threads=threads) as pipeline:
         inputs = inputs_of(pipeline, part)
         start = time.perf_counter()
-        if part == "text":
-            graph = f"text_{inputs['mask'].shape[1]}"
-            outputs = pipeline.run(graph, inputs)
-        elif part == "vae":
-            graph = "vae_next"
-            outputs = {"frames": np.concatenate(list(pipeline.decode_tile(inputs["latent"])))}
-        else:
-            graph = part
-            velocity = pipeline.velocity(
-                int(part.removeprefix("stage")), inputs["latent"], 1000 * LEVEL, inputs["text"]
-            )
-            outputs = {"velocity": velocity}
-        seconds = time.perf_counter() - start - pipeline.timings.load
-        manifest = pipeline.bundle.manifest
-        planned = predicted_peaks({graph: manifest.graphs[graph].memory}, None, 0).get(graph, 0)
+        key, outputs = _evaluate(pipeline, part, inputs)
         load_seconds = pipeline.timings.load
+        seconds = time.perf_counter() - start - load_seconds
+        entry = pipeline.bundle.manifest.graphs[key]
+        planned = predicted_peaks({key: entry.memory}, None, 0, pipeline.target.process_bytes).get(key.name, 0)
     figures = {"seconds": seconds, "load": load_seconds, "anonymous": memory.anonymous, "planned": planned}
     if part == "text":
-        outputs |= _text_blocks(bundle, graph, inputs, threads)
+        outputs |= _text_blocks(Path(bundle) / entry.file, inputs, threads)
     return outputs, figures
 
 
-def _text_blocks(bundle: str, graph: str, inputs: Arrays, threads: int) -> Arrays:
+def _evaluate(pipeline: Pipeline, part: str, inputs: Arrays) -> tuple[GraphKey, Arrays]:
+    """The graph that a part needs most memory for, and the part's outputs by name."""
+    if part == "text":
+        key = text_key(inputs["mask"].shape[1])
+        return key, pipeline.run(key, inputs)
+    if part == "vae":
+        return decoder_key(first=False), {"frames": np.concatenate(list(pipeline.decode_tile(inputs["latent"])))}
+    step = step_of(pipeline, part)
+    velocity = pipeline.velocity(step, inputs["latent"], {"text": inputs["text"]})
+    return stage_key(step.stage.index), {"velocity": velocity}
+
+
+def _text_blocks(file: Path, inputs: Arrays, threads: int) -> Arrays:
     """The output of every block: the sum that follows its last product, made an output of the graph."""
     import onnx_ir as ir
     import onnxruntime as ort
 
-    model = ir.load(Path(bundle) / f"{graph}.onnx")
+    model = ir.load(file)
     names = {}
     for name, weight in model.graph.initializers.items():
         block, _, rest = name.removeprefix("blocks.").partition(".")
@@ -148,7 +157,7 @@ def _text_blocks(bundle: str, graph: str, inputs: Arrays, threads: int) -> Array
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     for key, value in (
-        ("session.model_external_initializers_file_folder_path", str(Path(bundle).resolve())),
+        ("session.model_external_initializers_file_folder_path", str(file.parent.resolve())),
         ("session.disable_prepacking", "1"),
         ("optimization.disable_specified_optimizers", "ConstantFolding"),
     ):
@@ -179,8 +188,9 @@ def child(side: str, part: str, bundle: str, checkpoint: str, threads: str, file
 def main(bundle: str, checkpoint: str, parts: tuple[str, ...], threads: int, as_json: bool) -> None:
     """Compare parts of BUNDLE with CHECKPOINT."""
     with load(bundle) as pipeline:
-        known = [name for name in pipeline.bundle.manifest.graphs if name.startswith("stage")]
-        known += ["text"] * bool(pipeline.bundle.manifest.text) + ["vae"] * bool(pipeline.bundle.manifest.vae)
+        manifest = pipeline.bundle.manifest
+        known = [key.name for key in manifest.graphs if key.role == STAGE]
+        known += ["text"] * bool(manifest.text) + ["vae"] * bool(manifest.decoder)
     for part in parts:
         if part not in known:
             raise click.UsageError(f"{bundle} has no part '{part}': expected one of {', '.join(known)}")
@@ -206,9 +216,13 @@ def main(bundle: str, checkpoint: str, parts: tuple[str, ...], threads: int, as_
         for name, error in row["relative_l2"].items():
             table.add_row(f"{row['part']} {name}", f"{error:.2e}")
         table.add_row(
-            row["part"], "", f"{row['seconds']:.2f}", f"{row['load']:.2f}",
-            f"{row['anonymous'] / 2**20:,.0f}", f"{row['planned'] / 2**20:,.0f}",
-        )  # fmt: skip
+            row["part"],
+            "",
+            f"{row['seconds']:.2f}",
+            f"{row['load']:.2f}",
+            f"{row['anonymous'] / 2**20:,.0f}",
+            f"{row['planned'] / 2**20:,.0f}",
+        )
     Console(width=100).print(table)
 
 

@@ -12,28 +12,34 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import click
 import numpy as np
 import pyrexport
 from pyrexport.export.bundle.build import build
-from pyrexport.export.families.wan.names import to_diffusers
+from pyrexport.export.families import modules_of
+from pyrexport.export.weights.names import to_diffusers
+from pyrexport.runtime.bundle.graphs import GraphKey, stage_key
 from pyrexport.runtime.bundle.opening import is_bundle, open_bundle
+from pyrexport.runtime.chain.plan import single_step
 from pyrexport.runtime.chain.pyramid import Resolution
 from pyrexport.runtime.errors import CheckFailed, UsageError
 from pyrexport.runtime.model.checkpoint import Checkpoint, read_checkpoint
 from pyrexport.runtime.pipeline.pipeline import Pipeline
-from pyrexport.runtime.proof.parity import TOLERANCES, distance
+from pyrexport.runtime.proof.metrics import distance
+from pyrexport.runtime.proof.tolerances import tolerances_of
 from pyrexport.targets.trt import library
 from pyrexport.targets.trt.cuda import Cuda
 from rich.console import Console
 from rich.table import Table
 
 LEVEL = 0.7
+"""Natural level that stages are evaluated at."""
 RUNS = 5
+"""Runs that a latency is the least and the median of, after those to warm up."""
 
 
 class Steps:
@@ -65,7 +71,7 @@ class Steps:
 
 
 def machine() -> dict[str, Any]:
-    """What is here."""
+    """The GPU, its driver and memory, and the versions of libraries that are here."""
     versions = {
         name: library.installed_version(name) for name in ("tensorrt", "tensorrt-rtx", "torch", "onnxruntime-gpu")
     }
@@ -84,7 +90,7 @@ def memory(cuda: Cuda) -> tuple[int, int]:
 
 
 def unlisted_capability() -> dict[str, Any]:
-    """What TensorRT for RTX itself says of this GPU, listed or not: a product of two matrices, built for what is here."""
+    """What TensorRT for RTX itself says of this GPU, listed or not: a product of two matrices is built for it."""
     trt: Any = library.import_library("tensorrt-rtx")
     lines: list[str] = []
 
@@ -117,20 +123,20 @@ def unlisted_capability() -> dict[str, Any]:
     }
 
 
-def inputs_of(pipeline: Pipeline, graph: str) -> dict[str, Any]:
+def inputs_of(pipeline: Pipeline, key: GraphKey) -> dict[str, Any]:
     """Noise of a graph's shapes."""
     rng = np.random.default_rng(0)
-    specs = pipeline.bundle.manifest.graphs[graph].inputs
-    return {name: rng.standard_normal(spec["shape"]).astype(spec["dtype"]) for name, spec in specs.items()}
+    tensors = pipeline.bundle.manifest.graphs[key].spec.inputs
+    return {tensor.name: rng.standard_normal(tensor.shape).astype(tensor.dtype) for tensor in tensors}
 
 
-def latency(pipeline: Pipeline, graph: str) -> dict[str, float]:
+def latency(pipeline: Pipeline, key: GraphKey) -> dict[str, float]:
     """Milliseconds of a run, copies of inputs and outputs included."""
-    inputs, seconds = inputs_of(pipeline, graph), []
-    pipeline.run(graph, inputs)
+    inputs, seconds = inputs_of(pipeline, key), []
+    pipeline.run(key, inputs)
     for _ in range(RUNS):
         start = time.perf_counter()
-        pipeline.run(graph, inputs)
+        pipeline.run(key, inputs)
         seconds.append(time.perf_counter() - start)
     return {"least_ms": 1e3 * min(seconds), "median_ms": 1e3 * statistics.median(seconds)}
 
@@ -141,25 +147,25 @@ class Torch:
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Load all stages, which share their weights."""
         import torch
-        from pyrexport.export.families.wan.modules import load_transformer
 
         if not torch.cuda.is_available():
             raise UsageError("this PyTorch sees no GPU")
         torch.backends.cuda.matmul.allow_tf32 = False
         self.torch: Any = torch
-        self.checkpoint, self.stages = checkpoint, load_transformer(checkpoint)
+        self.checkpoint, self.resolution = checkpoint, checkpoint.resolution
+        self.stages = modules_of(checkpoint.model.family).load_transformer(checkpoint)
 
     def tensors(self, stage: int, dtype: str) -> list[Any]:
         """Latent, timestep and text of the level that is compared; the same values as the engine's."""
         model = self.checkpoint.model
         rng = np.random.default_rng(0)
-        latent = rng.standard_normal((1, *model.pyramid.stages[stage].latent))
-        text = rng.standard_normal((1, model.text_length, self.checkpoint.config.text_dim))
+        latent = rng.standard_normal((1, *model.stages(self.resolution)[stage].latent))
+        text = rng.standard_normal((1, model.text_length, model.transformer.text_dim))
         kind = getattr(self.torch, dtype)
         return [self.torch.tensor(value, device="cuda", dtype=kind) for value in (latent, [1000 * LEVEL], text)]
 
     def velocity(self, stage: int) -> Any:
-        """In float32."""
+        """The stage's velocity in float32."""
         with self.torch.inference_mode():
             out = self.stages[stage].cuda().float()(*self.tensors(stage, "float32"))
         return out.cpu().numpy()
@@ -183,11 +189,12 @@ class Torch:
 
 def stage_parity(pipeline: Pipeline, torch: Torch, stage: int) -> dict[str, Any]:
     """Relative L2 of a stage's velocity against PyTorch in float32 on the same GPU."""
-    _, _, text = torch.tensors(stage, "float32")
-    latent = torch.tensors(stage, "float32")[0][0].cpu().numpy()
-    found = pipeline.velocity(stage, latent, 1000 * LEVEL, text[0].cpu().numpy())
+    manifest = pipeline.bundle.manifest
+    latent, _, text = (tensor[0].cpu().numpy() for tensor in torch.tensors(stage, "float32"))
+    step = single_step(pipeline.model.pyramid, manifest.stages[stage], LEVEL)
+    found = pipeline.velocity(step, latent, {"text": text})
     error = distance(found, torch.velocity(stage)[0]).relative_l2
-    tolerance = TOLERANCES[pipeline.bundle.manifest.storage]["stages"]
+    tolerance = tolerances_of(manifest)["stages"]
     return {"relative_l2": error, "tolerance": tolerance, "passed": error <= tolerance}
 
 
@@ -202,34 +209,30 @@ def check_bundle(steps: Steps, name: str, folder: Path, torch: Torch | None) -> 
     if pipeline is None:
         return
     steps.results.pop(f"{name}: open")
-    stages = list(reversed(pipeline.model.pyramid.stages))
+    stages = list(reversed(range(pipeline.model.pyramid.depth)))
     with pipeline:
         for stage in stages:
-            graph = f"stage{stage.index}"
-            steps.attempt(f"{name}: {graph}", 10, lambda graph=graph: latency(pipeline, graph))
+            key = stage_key(stage)
+            steps.attempt(f"{name}: {key.name}", 10, lambda key=key: latency(pipeline, key))
         # The engine allocates for its largest profile when it is loaded, and nothing while it runs.
         steps.results[f"{name}: device memory, all stages open"] = {"result": before - memory(cuda)[0]}
         for stage in stages if torch is not None else []:
-            parity = lambda stage=stage: stage_parity(pipeline, torch, stage.index)  # noqa: E731
-            steps.attempt(f"{name}: stage{stage.index} parity", 20, parity)
+            parity = lambda stage=stage: stage_parity(pipeline, torch, stage)  # noqa: E731
+            steps.attempt(f"{name}: {stage_key(stage).name} parity", 20, parity)
 
 
 def build_all(steps: Steps, checkpoint: Path, precision: str, folder: Path) -> dict[str, Path]:
     """A bundle for each library that is here."""
-    bundles, known = {}, dict(library.MODULES)
-    for name, module in known.items():
-        if library.installed_version(name) is None:
+    bundles, installed = {}, {name: library.installed_version(name) for name in library.MODULES}
+    for name, version in installed.items():
+        if version is None:
             steps.results[f"{name}: build"] = {"skipped": "not installed"}
             continue
-        library.MODULES.clear()
-        library.MODULES[name] = module
-        with suppress(KeyError):
-            out = folder / name
-            build_one = lambda out=out: str(build(checkpoint, out, target="trt", precision=precision))  # noqa: E731
+        out, alone = folder / name, {name: version}
+        build_one = lambda out=out: str(build(checkpoint, out, target="trt", precision=precision))  # noqa: E731
+        with patch.object(library, "installed_version", alone.get):  # where both are here, the target takes the first
             if steps.attempt(f"{name}: build", 60, build_one) is not None:
                 bundles[name] = out
-    library.MODULES.clear()
-    library.MODULES.update(known)
     return bundles
 
 
@@ -256,13 +259,13 @@ def show(results: dict[str, Any]) -> None:
 def main(
     model: Path, reference: Path | None, precision: str, minutes: float, json_file: Path | None, quiet: bool
 ) -> None:
-    """Check MODEL, a bundle or a checkpoint, on this GPU. Exit code 1 if a stage was not run, or is out of tolerance."""
+    """Check MODEL, a bundle or a checkpoint, on this GPU. Exit code 1 if a stage did not run or is out of tolerance."""
     steps = Steps(minutes, json_file, quiet)
     steps.attempt("machine", 0, machine)
     steps.attempt("tensorrt-rtx on this GPU", 5, unlisted_capability)
     with tempfile.TemporaryDirectory() as folder:
         source = reference if is_bundle(model) else model
-        resolution = open_bundle(model).manifest.model.pyramid.resolution if is_bundle(model) else None
+        resolution = open_bundle(model).manifest.resolution if is_bundle(model) else None
         bundles = {"bundle": model} if is_bundle(model) else build_all(steps, model, precision, Path(folder))
         torch = None
         if source is not None:
@@ -272,10 +275,10 @@ def main(
             check_bundle(steps, name, bundle, torch)
         if torch is not None:
             for compiled in (False, True):
-                for stage in reversed(torch.checkpoint.model.pyramid.stages):
-                    kind = "torch.compile max-autotune bf16" if compiled else "torch eager bf16"
-                    run = lambda stage=stage, compiled=compiled: torch.latency(stage.index, compiled=compiled)  # noqa: E731
-                    steps.attempt(f"{kind}: stage{stage.index}", 120 if compiled else 10, run)
+                kind = "torch.compile max-autotune bf16" if compiled else "torch eager bf16"
+                for stage in reversed(range(torch.checkpoint.model.pyramid.depth)):
+                    run = lambda stage=stage, compiled=compiled: torch.latency(stage, compiled=compiled)  # noqa: E731
+                    steps.attempt(f"{kind}: {stage_key(stage).name}", 120 if compiled else 10, run)
     if json_file is not None:
         json_file.write_text(json.dumps(steps.results, indent=1, default=str))
     show(steps.results)

@@ -18,19 +18,8 @@ from pyrexport.runtime.bundle.opening import open_bundle
 
 def build(checkpoint: Path, output: Path) -> subprocess.Popen[bytes]:
     """A build in a process group of its own."""
-    command = [
-        sys.executable,
-        "-m",
-        "pyrexport.cli",
-        "build",
-        str(checkpoint),
-        "--target",
-        "ort",
-        "-o",
-        str(output),
-        "--quiet",
-    ]
-    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "pyrexport.cli", "build", str(checkpoint), "--target", "ort", "-o", str(output)]
+    return subprocess.Popen([*command, "--quiet"], start_new_session=True, stdout=subprocess.DEVNULL)
 
 
 def kill_once(checkpoint: Path, output: Path, after: float) -> str:
@@ -69,10 +58,8 @@ def main(checkpoint: Path, times: int, seed: int) -> None:
         for index in range(times):
             shutil.rmtree(output)
             after = chance.uniform(0.3, 1.0) * whole
-            print(
-                f"{index + 1}/{times}: killed after {after:.2f} s of {whole:.2f}: {kill_once(checkpoint, output, after)}",
-                flush=True,
-            )
+            found = kill_once(checkpoint, output, after)
+            print(f"{index + 1}/{times}: killed after {after:.2f} s of {whole:.2f}: {found}", flush=True)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,13 @@ import pyrexport
 from moving_shapes import COLOURS, DIRECTIONS, FRAMES, SCENES, SIZE, Scene, prompts
 from numpy.typing import NDArray
 from pyrexport.runtime.bundle.opening import is_bundle
+from pyrexport.runtime.chain.plan import plan
 from pyrexport.runtime.chain.pyramid import Resolution
 from pyrexport.runtime.chain.sampler import sample
 from pyrexport.runtime.errors import PyrexportError
-from pyrexport.runtime.model.description import ModelDescription
-from pyrexport.runtime.pipeline.video import check_output, contact_sheet, write_png
+from pyrexport.runtime.files import check_output
+from pyrexport.runtime.model.description import Model
+from pyrexport.runtime.pipeline.video import contact_sheet, write_png
 from rich.progress import track
 
 ATTRIBUTES = ("colour", "direction", "shape")
@@ -61,9 +63,9 @@ def _direction(masks: NDArray[np.bool_]) -> str:
 
 
 def _shape(masks: NDArray[np.bool_]) -> str:
-    """By the share of its box that a shape fills: a triangle its lower half more than its upper one, a square nearly all.
+    """By the share of its box that a shape fills: a square nearly all, a triangle its lower half above all.
 
-    A decoder rounds corners off, which moves a square from 1 towards 0.86 and a triangle's halves from 0.5 apart to 0.3.
+    A decoder rounds corners off: a square goes from 1 towards 0.86, and a triangle's halves from 0.5 apart to 0.3.
     """
     fillings, leanings = [], []
     for mask in masks:
@@ -96,8 +98,8 @@ Sampler = Callable[[str, str | None, float | None, int], NDArray[np.uint8]]
 
 
 @contextmanager
-def opened(model: Path) -> Iterator[tuple[ModelDescription, Sampler]]:
-    """A bundle, or a checkpoint sampled by the PyTorch reference."""
+def opened(model: Path) -> Iterator[tuple[Model, Resolution, Sampler]]:
+    """A bundle, or a checkpoint sampled by the PyTorch reference: its model, its resolution, and what samples it."""
     if is_bundle(model):
         with pyrexport.load(model, resident=True) as pipeline:
 
@@ -106,22 +108,22 @@ def opened(model: Path) -> Iterator[tuple[ModelDescription, Sampler]]:
                 assert frames is not None
                 return frames
 
-            yield pipeline.model, run
+            yield pipeline.model, pipeline.bundle.manifest.resolution, run
         return
     from pyrexport.export.reference.reference import Reference
     from pyrexport.runtime.model.checkpoint import read_checkpoint
 
     checkpoint = read_checkpoint(model)
-    reference = Reference(checkpoint)
-    encode = cache(lambda prompt: reference.encode([prompt])[0])
+    reference, pyramid = Reference(checkpoint), checkpoint.model.pyramid
+    encode = cache(lambda prompt: {"text": reference.encode([prompt])[0]})
 
     def refer(prompt: str, schedule: str | None, guidance_scale: float | None, seed: int) -> NDArray[np.uint8]:
-        plan = checkpoint.model.schedule(schedule, guidance_scale=guidance_scale)
-        negative = encode(checkpoint.model.negative_prompt)
-        latent = sample(checkpoint.model.pyramid, reference, encode(prompt), plan, negative_text=negative, seed=seed)
+        chosen = checkpoint.model.schedule(schedule, guidance_scale=guidance_scale)
+        steps, negative = plan(pyramid, checkpoint.resolution, chosen), encode(checkpoint.model.negative_prompt)
+        latent = sample(steps, pyramid.taps, reference, encode(prompt), negative=negative, seed=seed)
         return reference.decode(latent)
 
-    yield checkpoint.model, refer
+    yield checkpoint.model, checkpoint.resolution, refer
 
 
 @click.command()
@@ -153,20 +155,25 @@ def main(
 
 
 def score(
-    model: Path, schedules: tuple[str, ...], guidance_scale: float | None, seeds: list[int], every: int, sheet: Path | None
-) -> None:  # fmt: skip
+    folder: Path,
+    names: tuple[str, ...],
+    guidance_scale: float | None,
+    seeds: list[int],
+    every: int,
+    sheet: Path | None,
+) -> None:
     """Print a line of scores per schedule."""
     words, scenes = prompts()[::every], list(SCENES[::every])
-    with opened(model) as (description, clip_of):
-        if description.pyramid.resolution != Resolution(FRAMES, SIZE, SIZE):
-            raise click.UsageError(f"{model} is not the demonstration: its clips are {description.pyramid.resolution}")
-        plans = [description.schedule(name, guidance_scale=guidance_scale) for name in schedules or (None,)]
-        for name, plan in zip(schedules or (None,), plans, strict=True):
-            result: dict[str, object] = {"schedule": plan.name, "guidance_scale": plan.guidance_scale}
+    with opened(folder) as (model, resolution, clip_of):
+        if resolution != Resolution(FRAMES, SIZE, SIZE):
+            raise click.UsageError(f"{folder} is not the demonstration: its clips are {resolution}")
+        schedules = [model.schedule(name, guidance_scale=guidance_scale) for name in names or (None,)]
+        for name, schedule in zip(names or (None,), schedules, strict=True):
+            result: dict[str, object] = {"schedule": schedule.name, "guidance_scale": schedule.guidance_scale}
             for seed in seeds:
                 clips = [
                     clip_of(prompt, name, guidance_scale, 1000 * seed + i)
-                    for i, prompt in enumerate(track(words, f"{plan.name}, seed {seed}"))
+                    for i, prompt in enumerate(track(words, f"{schedule.name}, seed {seed}"))
                 ]
                 result[f"seed {seed}"] = scores(clips, scenes)
                 if sheet is not None:

@@ -14,14 +14,16 @@ import numpy as np
 import pyrexport
 import torch
 from click.testing import CliRunner
-from make_random_checkpoint import main as write_checkpoint
 from moving_shapes import draw, render
 from numpy.typing import NDArray
 from pyrexport.cli import main as pyrexport_command
+from pyrexport.export.init.random import RandomModel, write_random
+from pyrexport.runtime.chain.pyramid import Resolution
 from pyrexport.runtime.errors import UsageError
-from pyrexport.runtime.pipeline.pipeline import frames_from
-from pyrexport.runtime.pipeline.video import check_output, write_png
-from pyrexport.runtime.proof.parity import psnr
+from pyrexport.runtime.files import check_output
+from pyrexport.runtime.pipeline.decoder import frames_from
+from pyrexport.runtime.pipeline.video import write_png
+from pyrexport.runtime.proof.metrics import psnr
 from train_shapes_vae import encode_clips, load_vae
 
 VAE = Path(__file__).resolve().parent.parent / "tests" / "data" / "moving-shapes" / "vae"
@@ -31,8 +33,8 @@ FRAMES, TILE = 5, "16x16"
 def decode_both(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Frames [T, H, W, 3] decoded whole and in tiles, by bundles that are built into a folder."""
     checkpoint = folder / "checkpoint"
-    options = ["--kind", "plain", "--no-text-encoder", "--no-vae", "--resolution", f"{FRAMES}x128x256", "--quiet"]
-    CliRunner().invoke(write_checkpoint, [str(checkpoint), *options], catch_exceptions=False)
+    size = Resolution(FRAMES, 128, 256)
+    write_random(checkpoint, RandomModel("tiny", kind="plain", text_encoder=False, vae=False, resolution=size))
     shutil.copytree(VAE, checkpoint / "vae")
     scenes = np.array([25, 71])
     clips = render(scenes, torch.from_numpy(draw(np.random.default_rng(1), scenes)))

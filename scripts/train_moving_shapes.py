@@ -7,13 +7,11 @@ is drawn from the seed and the step, so that a run that was killed goes on at th
 --parts CHECKPOINT` trains a PPF twin with the VAE and the text encoder of another checkpoint.
 """
 
-import json
 import math
 import os
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,68 +22,34 @@ import click
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from make_random_checkpoint import PPF_PATCHES, make_tokenizer, model_index, write_json, write_tokenizer
-from moving_shapes import FRAMES, PHRASINGS, SCENES, SIZE
+from flow import downsample, training_pair, upsample
+from moving_shapes import PHRASINGS, SCENES
 from pyrexport.export.families.wan.modules import StageTransformer
+from pyrexport.export.init.tokenizer import make_tokenizer
 from pyrexport.runtime.bundle.opening import file_digest
-from pyrexport.runtime.chain.flow import training_pair
-from pyrexport.runtime.chain.pyramid import Resolution
-from pyrexport.runtime.chain.resample import downsample, upsample
-from pyrexport.runtime.model.description import ModelDescription, describe_model
-from pyrexport.runtime.model.families.wan import WanConfig
+from pyrexport.runtime.model.description import Model
 from safetensors.torch import load_file, save_file
+from shapes_checkpoint import CONFIG, RESOLUTION, TEXT_LENGTH, UMT5, Components, describe, write_checkpoint
 from tokenizers import Tokenizer
 from torch import nn
 from train_shapes_vae import clips_of, encode_clips, load_vae, train_vae
-from training_loop import Loop, claim_run, random_of
+from training_loop import Job, Loop, claim_run, random_of
 from transformers import UMT5Config, UMT5EncoderModel
 
-CONFIG = WanConfig(num_attention_heads=4, attention_head_dim=64, ffn_dim=1024, num_layers=4, text_dim=128, freq_dim=256)
-UMT5 = {
-    "d_model": 128,
-    "d_ff": 256,
-    "d_kv": 32,
-    "num_heads": 4,
-    "num_layers": 2,
-    "vocab_size": 256,
-    "dropout_rate": 0.0,
-}
-TEXT_LENGTH = 32
 DROP_PROMPT = 0.1
 
 
-def description(kind: str) -> ModelDescription:
-    """The `pyramid.json` of the checkpoint."""
-    schedules = {
-        name: {"steps": list(map(int, name.split("-"))), "shift": 5.0, "guidance_scale": guidance}
-        for name, guidance in (("2-2-1", 1.0), ("10-10-10", 1.0), ("8-6-6", 3.0))
-    }
-    document = {
-        "format": 1,
-        "kind": kind,
-        "stages": 3,
-        "resolution": asdict(Resolution(FRAMES, SIZE, SIZE)),
-        "text_length": TEXT_LENGTH,
-        "schedules": schedules,
-        "default_schedule": "8-6-6",
-        "patch_sizes": PPF_PATCHES[:3] if kind == "ppf" else None,
-    }
-    return describe_model(document, CONFIG, "the demonstration's pyramid.json")
-
-
 @torch.no_grad()
-def make_pool(
-    run: Path, vae: AutoencoderKLWan, device: str, seed: int, count: int, trained: bool
-) -> dict[str, torch.Tensor]:
+def make_pool(job: Job, vae: AutoencoderKLWan, count: int, *, trained: bool) -> dict[str, torch.Tensor]:
     """Normalised latents of a pool of clips, with their scenes and the statistics, cached in one file.
 
     A VAE that was trained before brings its own statistics.
     """
-    file = run / "pool.safetensors"
+    file = job.run / "pool.safetensors"
     if not file.is_file():
         scenes, latents = [], []
         for start in range(0, count, 8):
-            batch_scenes, video = clips_of(random_of(seed, "pool", start), min(8, count - start), device)
+            batch_scenes, video = clips_of(random_of(job.seed, "pool", start), min(8, count - start), job.device)
             scenes.append(torch.from_numpy(batch_scenes))
             latents.append(encode_clips(vae, video).mode().cpu())
             if start % 320 == 0:
@@ -104,31 +68,27 @@ def make_pool(
     return load_file(file)
 
 
-def stage_latents(model: ModelDescription, x0: np.ndarray, device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def stage_latents(model: Model, x0: np.ndarray, device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Per stage, finest first: clean latents [N, C, T, H, W] and their low-pass part R↑(R↓(x0))."""
     pyramid, out = model.pyramid, []
-    for _ in pyramid.stages:
+    for stage in model.stages(RESOLUTION):
         coarse, low = [], []
-        for group in pyramid.groups:
+        for group in stage.groups:
             part, axes = x0[:, :, group.frames], [axis + 1 for axis in group.axes]
             coarse.append(downsample(part, pyramid.taps, axes) if len(out) + 1 < pyramid.depth else part)
             low.append(upsample(coarse[-1], pyramid.taps, axes) if len(out) + 1 < pyramid.depth else part)
-        out.append(
-            (
-                torch.from_numpy(x0).half().to(device),
-                torch.from_numpy(np.concatenate(low, 2)).half().to(device),
-            )
-        )
+        pair = x0, np.concatenate(low, 2)
+        out.append(tuple(torch.from_numpy(values).half().to(device) for values in pair))
         x0 = np.concatenate(coarse, 2)
     return out
 
 
-def make_stages(model: ModelDescription) -> tuple[list[StageTransformer], dict[str, nn.Parameter]]:
+def make_stages(model: Model) -> tuple[list[StageTransformer], dict[str, nn.Parameter]]:
     """A module per stage, and all parameters by their names in the checkpoint."""
     pyramid = model.pyramid
     config = asdict(CONFIG)
     whole = WanTransformer3DModel(**config | {"patch_size": pyramid.patch_sizes[0]})
-    if pyramid.kind != "ppf":
+    if not pyramid.kind.own_patch_layers:
         stage = StageTransformer(whole, torch.zeros(CONFIG.width)).requires_grad_(True)
         return [stage] * pyramid.depth, dict(whole.named_parameters()) | {
             "first_frame_embedding": stage.first_frame_embedding
@@ -162,11 +122,11 @@ def batches(
     scenes: torch.Tensor,
     batch: int,
     random: np.random.Generator,
-    model: ModelDescription,
+    model: Model,
 ) -> Iterator[tuple[int, Any, Any, torch.Tensor, torch.Tensor]]:
     """Per stage: index, input, target, natural levels [B] and prompts [B]."""
     device = stages[0][0].device
-    for stage, (x0, low) in zip(model.pyramid.stages, stages, strict=True):
+    for stage, (x0, low) in zip(model.stages(RESOLUTION), stages, strict=True):
         # A coarse stage has an eighth of the tokens, and decides what moves where: it gets more samples.
         count = batch * 4**stage.index
         pick = torch.from_numpy(random.integers(len(x0), size=count)).to(device)
@@ -177,7 +137,7 @@ def batches(
         clean, low_pass = x0[pick].float(), low[pick].float()
         pairs = [
             training_pair(g, stage, clean[:, :, g.frames], low_pass[:, :, g.frames], noise[:, :, g.frames], shaped)
-            for g in model.pyramid.groups
+            for g in stage.groups
         ]
         phrase = torch.from_numpy(random.integers(len(PHRASINGS), size=count)).to(device)
         prompt = scenes[pick] * len(PHRASINGS) + phrase
@@ -191,89 +151,65 @@ def batches(
         )
 
 
-def train_transformer(
-    run: Path, model: ModelDescription, pool: dict[str, torch.Tensor], tokenizer: Tokenizer, encoder: UMT5EncoderModel,
-    frozen: bool, device: str, seed: int, steps: int, batch: int, deadline: float,
-) -> dict[str, dict[str, torch.Tensor]] | None:  # fmt: skip
-    """The transformer and, unless it is frozen, the text encoder: averaged weights by component, when all steps are taken."""
+@dataclass(frozen=True)
+class Text:
+    """What makes embeddings of prompts."""
+
+    tokenizer: Tokenizer
+    encoder: UMT5EncoderModel
+    frozen: bool
+    """It was trained before, and is left as it is."""
+
+
+def open_text(parts: Path | None, seed: int) -> Text:
+    """The tokenizer and the text encoder of another checkpoint, or new ones."""
+    if parts is not None:
+        encoder = UMT5EncoderModel.from_pretrained(parts / "text_encoder", torch_dtype=torch.float32)
+        tokenizer = Tokenizer.from_file(str(parts / "tokenizer" / "tokenizer.json"))
+        return Text(tokenizer, encoder.requires_grad_(False), frozen=True)
     torch.manual_seed(seed)
+    encoder = UMT5EncoderModel(UMT5Config(**UMT5, feed_forward_proj="gated-gelu", tie_word_embeddings=False))
+    corpus = [scene.prompt(i) for scene in SCENES for i in range(len(PHRASINGS))]
+    return Text(make_tokenizer(corpus, UMT5["vocab_size"]), encoder, frozen=False)
+
+
+def train_transformer(
+    job: Job, model: Model, pool: dict[str, torch.Tensor], text: Text
+) -> dict[str, dict[str, torch.Tensor]] | None:
+    """The transformer and the text encoder: averaged weights by component, when all steps are taken."""
+    torch.manual_seed(job.seed)
     modules, named = make_stages(model)
     for module in modules:
-        module.to(device).train()
-    encoder.to(device)
+        module.to(job.device).train()
+    encoder = text.encoder.to(job.device)
     parameters = {f"transformer/{name}": p for name, p in named.items()}
-    if not frozen:
+    if not text.frozen:
         parameters |= {f"text_encoder/{name}": p for name, p in encoder.named_parameters()}
-    latents = stage_latents(model, pool["latents"].float().numpy(), device)
-    scenes = pool["scenes"].to(device)
-    ids, mask = tokens_of(tokenizer, device)
-    loop = Loop(run / "transformer.pt", parameters, steps, 1e-3, deadline)
+    latents = stage_latents(model, pool["latents"].float().numpy(), job.device)
+    scenes = pool["scenes"].to(job.device)
+    ids, mask = tokens_of(text.tokenizer, job.device)
+    loop = Loop(job.run / "transformer.pt", parameters, job.steps, 1e-3, job.deadline)
 
     def loss_of(step: int) -> torch.Tensor:
-        random = random_of(seed, "transformer", step)
+        random = random_of(job.seed, "transformer", step)
         torch.manual_seed(int(random.integers(2**62)))
         losses = []
-        for index, x, target, level, prompt in batches(latents, scenes, batch, random, model):
+        for index, x, target, level, prompt in batches(latents, scenes, job.batch, random, model):
             unique, where = torch.unique(prompt, return_inverse=True)
             # On CPUs without 16-bit arithmetic, bfloat16 is a hundred times slower than float32.
             with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):
-                text = encoder(ids[unique], mask[unique]).last_hidden_state * mask[unique][..., None]
-                velocity = modules[index](x, 1000 * level, text[where]).float()
+                embedded = encoder(ids[unique], mask[unique]).last_hidden_state * mask[unique][..., None]
+                velocity = modules[index](x, 1000 * level, embedded[where]).float()
             losses.append(nn.functional.mse_loss(velocity, target) / target.var().detach())
         return torch.stack(losses).mean()
 
-    if not loop.run(loss_of, run / "log.jsonl"):
+    if not loop.run(loss_of, job.run / "log.jsonl"):
         return None
     out: dict[str, dict[str, torch.Tensor]] = {"transformer": {}, "text_encoder": {}}
     for name, tensor in loop.average.items():
-        part, _, leaf = name.partition("/")
-        out[part][leaf] = tensor
-    return out
-
-
-def write_checkpoint(
-    out: Path, model: ModelDescription, parts: Mapping[str, Mapping[str, torch.Tensor]], vae: AutoencoderKLWan,
-    pool: Mapping[str, torch.Tensor], tokenizer: Tokenizer, umt5: UMT5Config,
-) -> None:  # fmt: skip
-    """The checkpoint folder, weights in float16, written beside and renamed."""
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
-    partial.chmod(0o755)
-
-    def weights(folder: str, stem: str, tensors: Mapping[str, torch.Tensor]) -> None:
-        (partial / folder).mkdir(parents=True)
-        half = {name: tensor.detach().half().contiguous().cpu() for name, tensor in tensors.items()}
-        save_file(half, partial / folder / f"{stem}.safetensors", metadata={"format": "pt"})
-
-    weights("transformer", "diffusion_pytorch_model", parts["transformer"])
-    weights("text_encoder", "model", parts["text_encoder"])
-    weights("vae", "diffusion_pytorch_model", vae.state_dict())
-    head = {
-        "_class_name": "WanTransformer3DModel",
-        "_diffusers_version": "0.39.0",
-        "qk_norm": "rms_norm_across_heads",
-    }
-    write_json(partial / "transformer" / "config.json", head | asdict(CONFIG))
-    vae.save_config(partial / "vae")
-    config = json.loads((partial / "vae" / "config.json").read_text())
-    config.pop("_name_or_path", None)  # where the VAE was read from
-    write_json(
-        partial / "vae" / "config.json",
-        config | {f"latents_{k}": [float(v) for v in pool[k]] for k in ("mean", "std")},
-    )
-    write_json(partial / "text_encoder" / "config.json", umt5.to_dict() | {"architectures": ["UMT5EncoderModel"]})
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    write_tokenizer(partial / "tokenizer", tokenizer)
-    write_json(
-        partial / "scheduler" / "scheduler_config.json",
-        {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 5.0},
-    )
-    write_json(
-        partial / "model_index.json",
-        model_index(["transformer", "vae", "text_encoder", "tokenizer", "scheduler"]),
-    )
-    write_json(partial / "pyramid.json", model.to_json())
-    partial.replace(out)
+        component, _, leaf = name.partition("/")
+        out[component][leaf] = tensor
+    return out | ({"text_encoder": dict(encoder.named_parameters())} if text.frozen else {})
 
 
 def check_request(output: Path, parts: Path | None, vae_of: Path | None, device: str) -> None:
@@ -301,6 +237,24 @@ def check_request(output: Path, parts: Path | None, vae_of: Path | None, device:
 def digest_of(folder: Path) -> str:
     """What a folder's weights are, wherever it lies."""
     return "".join(file_digest(file)[:16] for file in sorted(folder.rglob("*.safetensors")))
+
+
+def train(
+    job: Job, model: Model, pool_size: int, parts: Path | None, vae_of: Path | None, vae_job: Job
+) -> Components | None:
+    """All components, each trained or taken from elsewhere; None when time was up before."""
+    given = vae_of or (parts and parts / "vae")
+    vae = load_vae(given, job.device) if given else train_vae(vae_job)
+    if vae is None:
+        return None
+    text = open_text(parts, job.seed)
+    pool = make_pool(job, vae, pool_size, trained=given is not None)
+    trained = train_transformer(job, model, pool, text)
+    if trained is None:
+        return None
+    return Components(
+        **trained, umt5=text.encoder.config, tokenizer=text.tokenizer, vae=vae, mean=pool["mean"], std=pool["std"]
+    )
 
 
 @click.command()
@@ -342,45 +296,41 @@ def digest_of(folder: Path) -> str:
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def main(
-    run: Path, output: Path, kind: str, parts: Path | None, vae_of: Path | None, device: str, vae_steps: int, vae_batch: int, pool_size: int,
-    steps: int, batch: int, minutes: float, seed: int,
-) -> None:  # fmt: skip
+    run: Path,
+    output: Path,
+    kind: str,
+    parts: Path | None,
+    vae_of: Path | None,
+    device: str,
+    vae_steps: int,
+    vae_batch: int,
+    pool_size: int,
+    steps: int,
+    batch: int,
+    minutes: float,
+    seed: int,
+) -> None:
     """Train into RUN (again, to go on), and write the CHECKPOINT when done."""
     check_request(output, parts, vae_of, device)
     settings = {
-        "kind": kind, "seed": seed, "vae_steps": vae_steps, "vae_batch": vae_batch, "pool": pool_size, "steps": steps,
-        "batch": batch, "parts": parts and digest_of(parts), "vae": vae_of and digest_of(vae_of),
-    }  # fmt: skip
+        "kind": kind,
+        "seed": seed,
+        "vae_steps": vae_steps,
+        "vae_batch": vae_batch,
+        "pool": pool_size,
+        "steps": steps,
+        "batch": batch,
+        "parts": parts and digest_of(parts),
+        "vae": vae_of and digest_of(vae_of),
+    }
     claim_run(run, settings)
-    deadline = time.monotonic() + 60 * minutes
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    model = description(kind)
-    given = vae_of or (parts and parts / "vae")
-    vae = load_vae(given, device) if given else train_vae(run, device, seed, vae_steps, vae_batch, deadline)
-    if vae is None:
+    job = Job(run, device, seed, steps, batch, time.monotonic() + 60 * minutes)
+    components = train(job, describe(kind), pool_size, parts, vae_of, replace(job, steps=vae_steps, batch=vae_batch))
+    if components is None:
         print("time is up: run again to go on", flush=True)
         return
-    if parts is not None:
-        encoder = UMT5EncoderModel.from_pretrained(parts / "text_encoder", torch_dtype=torch.float32).requires_grad_(
-            False
-        )
-        tokenizer = Tokenizer.from_file(str(parts / "tokenizer" / "tokenizer.json"))
-    else:
-        torch.manual_seed(seed)
-        encoder = UMT5EncoderModel(UMT5Config(**UMT5, feed_forward_proj="gated-gelu", tie_word_embeddings=False))
-        tokenizer = make_tokenizer(
-            [scene.prompt(i) for scene in SCENES for i in range(len(PHRASINGS))], UMT5["vocab_size"]
-        )
-    pool = make_pool(run, vae, device, seed, pool_size, trained=given is not None)
-    trained = train_transformer(
-        run, model, pool, tokenizer, encoder, parts is not None, device, seed, steps, batch, deadline
-    )
-    if trained is None:
-        print("time is up: run again to go on", flush=True)
-        return
-    if parts is not None:
-        trained["text_encoder"] = dict(encoder.named_parameters())
-    write_checkpoint(output, model, trained, vae, pool, tokenizer, encoder.config)
+    write_checkpoint(output, describe(kind), components)
     print(f"wrote {output}", flush=True)
 
 

@@ -11,7 +11,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, WanRMS
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from moving_shapes import FRAMES, SCENES, SIZE, crop, draw, render
 from torch import nn
-from training_loop import Loop, random_of
+from training_loop import Job, Loop, random_of
 
 VAE = {"base_dim": 8}
 KL_WEIGHT = 3e-4
@@ -27,9 +27,10 @@ def clips_of(random: np.random.Generator, count: int, device: str, size: int = S
 
 
 def over_whole_clips(vae: AutoencoderKLWan) -> AutoencoderKLWan:
-    """Let `encode_clips` and `decode_clips` run the VAE's layers over all frames at once: diffusers goes chunk by chunk.
+    """Let `encode_clips` and `decode_clips` run the VAE's layers over all frames at once.
 
-    The same numbers, three times faster on CPU: fewer and larger convolutions, and a norm without `vector_norm`.
+    Diffusers goes chunk by chunk. This gives the same numbers, three times faster on CPU: convolutions are fewer and
+    larger, and the norm does without `vector_norm`.
     """
     for module in vae.modules():
         if isinstance(module, WanResample):
@@ -81,22 +82,22 @@ def initialise(vae: AutoencoderKLWan) -> None:
     vae.quant_conv.bias[channels:] = -6
 
 
-def train_vae(run: Path, device: str, seed: int, steps: int, batch: int, deadline: float) -> AutoencoderKLWan | None:
+def train_vae(job: Job) -> AutoencoderKLWan | None:
     """The VAE: single images, then whole clips, both through a window, then clips in full.
 
     Crops of a few frames leave later frames to drift.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(job.seed)
     vae = AutoencoderKLWan(**VAE)
     initialise(vae)
-    over_whole_clips(vae.to(device))
-    loop = Loop(run / "vae.pt", dict(vae.named_parameters()), steps, 1e-3, deadline)
+    over_whole_clips(vae.to(job.device))
+    loop = Loop(job.run / "vae.pt", dict(vae.named_parameters()), job.steps, 1e-3, job.deadline)
 
     def loss_of(step: int) -> torch.Tensor:
-        random = random_of(seed, "vae", step)
-        images = step < 0.3 * steps
-        size = SIZE // 2 if step < 0.985 * steps else SIZE
-        _, video = clips_of(random, 4 * batch if images else batch, device, size)
+        random = random_of(job.seed, "vae", step)
+        images = step < 0.3 * job.steps
+        size = SIZE // 2 if step < 0.985 * job.steps else SIZE
+        _, video = clips_of(random, 4 * job.batch if images else job.batch, job.device, size)
         if images:
             at = int(random.integers(FRAMES))
             video = video[:, :, at : at + 1]
@@ -106,7 +107,7 @@ def train_vae(run: Path, device: str, seed: int, steps: int, batch: int, deadlin
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
         return error.abs().mean() + (error**2).mean() + KL_WEIGHT * kl
 
-    if not loop.run(loss_of, run / "log.jsonl"):
+    if not loop.run(loss_of, job.run / "log.jsonl"):
         return None
     return round_to_half(vae.eval().requires_grad_(False))
 

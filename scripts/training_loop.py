@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,19 @@ import torch
 from torch import nn
 
 EMA = 0.999
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training: where it keeps what it has done, and how much there is to do."""
+
+    run: Path
+    device: str
+    seed: int
+    steps: int
+    batch: int
+    deadline: float
+    """When to stop, by `time.monotonic`."""
 
 
 def random_of(seed: int, purpose: str, step: int) -> np.random.Generator:
@@ -90,17 +104,9 @@ class Loop:
                 mean = torch.stack(self.losses).mean().item()
                 self.losses.clear()
                 pace = (time.monotonic() - start) / (self.step - first)
-                line = {
-                    "part": name,
-                    "step": self.step,
-                    "of": self.steps,
-                    "loss": mean,
-                    "seconds_per_step": pace,
-                }
-                print(
-                    f"{name} {self.step}/{self.steps} loss {mean:.5f}, {pace:.3f} s a step, {pace * (self.steps - self.step) / 60:.0f} min left",
-                    flush=True,
-                )
+                line = {"part": name, "step": self.step, "of": self.steps, "loss": mean, "seconds_per_step": pace}
+                left = f"{pace * (self.steps - self.step) / 60:.0f} min left"
+                print(f"{name} {self.step}/{self.steps} loss {mean:.5f}, {pace:.3f} s a step, {left}", flush=True)
                 with log.open("a") as out:
                     out.write(json.dumps(line) + "\n")
             if time.monotonic() - saved > save_every:

@@ -1,7 +1,7 @@
 """How graphs are written: the building blocks that engines want in different words.
 
-`Dialect` itself writes them in plain operators that every exporter translates. A target's own dialect replaces those for
-which its engine has something better; all are the same functions up to the order of float32 sums.
+`Dialect` itself writes them in plain operators that every exporter translates. A target's own dialect replaces those
+for which its engine has something better; all are the same functions up to the order of float32 sums.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,14 +18,14 @@ Tensor = torch.Tensor
 
 
 class Dialect:
-    """Makes building blocks."""
+    """Makes the building blocks of graphs."""
 
     opset: int = 23
-    """Of the ONNX standard."""
+    """Version of the ONNX standard's operators."""
     operators: Mapping[Any, Callable[..., Any]] = {}
     """What custom operators of PyTorch become in an ONNX graph."""
     domains: Mapping[str, int] = {}
-    """Versions of other domains that these are of."""
+    """Versions of the other domains that these are of."""
     transposed: bool = True
     """Matrices are stored as [in, out], in place of the checkpoint's [out, in]."""
     precise: bool = False
@@ -33,18 +33,18 @@ class Dialect:
     folds: bool = False
     """The compiler stores what depends on no input, however large it is."""
     feed_forward_bytes: int | None = None
-    """Of the feed-forward's hidden activation, which is made in pieces of tokens: in one, stage 0 of Wan2.1-1.3B at
-    81x448x832 would take 1.1 GB. None: in one."""
+    """Most that the feed-forward's hidden activation takes, which is made in pieces of tokens: in one, stage 0 of
+    Wan2.1-1.3B at 81x448x832 would take 1.1 GB. None: in one."""
     most_pieces: int = 1
-    """That it is made in, however large they become."""
+    """Most pieces that it is made in, however large they become."""
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """x […, in] by a matrix as `transposed` says."""
+        """Product of x […, in] and a matrix, which is stored as `transposed` says."""
         y = torch.matmul(x, weight.float())
         return y if bias is None else y + bias
 
     def block_product(self, x: Tensor, values: Tensor, scales: Tensor, scheme: Scheme) -> Tensor:
-        """x […, in] by a matrix [out, in] in blocks [out, in / block, bytes of a block], with a scale for each."""
+        """Product of x […, in] and a matrix in blocks [out, in / block, bytes of a block], with a scale for each."""
         weight = expand_blocks(values, scales, scheme.bits)[:, : x.shape[-1]]
         return nn.functional.linear(x, weight)
 
@@ -83,7 +83,7 @@ class Dialect:
         return _Buckets(buckets)
 
     def gelu(self, x: Tensor) -> Tensor:
-        """The tanh form."""
+        """GELU in its tanh form."""
         return nn.functional.gelu(x, approximate="tanh")
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
@@ -94,12 +94,16 @@ class Dialect:
         return out
 
     def doubling(self) -> Callable[[Tensor], Tensor]:
-        """[n, C, H, W] to [n, C, 2H, 2W], nearest."""
+        """Nearest-neighbour resize of [n, C, H, W] to [n, C, 2H, 2W]."""
         return lambda x: nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
+
+    def finish(self, model: Any) -> None:
+        """Change an exported `onnx_ir.Model` last of all, as the engine's order of evaluation asks for."""
+        return
 
 
 def by_heads(x: Tensor, heads: int) -> Tensor:
-    """[1, N, heads·size] to [heads, N, size]."""
+    """x [1, N, heads·size] as [heads, N, size]."""
     return x.reshape(x.shape[1], heads, -1).transpose(0, 1)
 
 

@@ -1,8 +1,8 @@
 """What a target states about itself for those who build, and the methods that building needs.
 
 A target is one object: an instance of a subclass of `BuildTarget`, named by an entry point of the group
-`pyrexport.targets`. Facts have defaults, so that a target says only what is particular to it. Its module imports nothing
-heavy: the methods do.
+`pyrexport.targets`. Facts have defaults, so that a target says only what is particular to it. Its module imports
+nothing heavy: the methods do.
 """
 
 from abc import abstractmethod
@@ -29,13 +29,13 @@ class BuildTarget(Target):
     """A target that bundles can be built for."""
 
     form: type[OnnxForm] | type[TorchForm] = OnnxForm
-    """What it takes."""
+    """The form in which it takes graphs."""
     suffix: str
-    """Of its files."""
+    """Suffix of its files."""
     schemes: tuple[str, ...] = FLOAT_SCHEMES
-    """That it can store, of `quantisation.SCHEMES`."""
+    """Schemes that it can store, of `quantisation.SCHEMES`."""
     cache_schemes: tuple[str, ...] = ("fp32",)
-    """That it can keep the decoder's caches in."""
+    """Schemes that it can keep the decoder's caches in."""
     joins_graphs: bool = False
     """Graphs that are alike share a file: all stages, the text encoder's lengths, and the decoder's graphs."""
     symbolic: bool = False
@@ -97,12 +97,8 @@ class BuildTarget(Target):
         return None
 
     def plan_memory(self, form: OnnxForm) -> int:
-        """What a run of a graph will take, in bytes, without weights.
-
-        Raises:
-            UsageError: the target cannot tell before it is built.
-        """
-        raise UsageError(f"target '{self.name}' is measured when it is built, not planned: read `inspect BUNDLE` then")
+        """What a run of a graph will take, in bytes, without weights; asked where `plans_memory` says so."""
+        raise NotImplementedError
 
     def network_digest(self, facts: Facts) -> str:
         """What `digest.network_digest` said of the network that a graph's engine was built from."""

@@ -45,7 +45,7 @@ class TorchForm:
     weights: Path
     """The file that they are in: the bundle's own, or one that is gone when the bundle is done."""
     graphs: tuple[GraphSpec, ...]
-    """One."""
+    """The one graph that it is."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Lowering:
     """What a target found out about a graph when it wrote it."""
 
     line: str = ""
-    """For people; empty: nothing to say."""
+    """What people are told; empty: there is nothing to say."""
     facts: Facts = field(default_factory=dict)
-    """As JSON, for the manifest: a session is given them."""
+    """Facts for the manifest, as JSON: a session is given them."""
     memory: int | None = None
     """What a run will take, in bytes, without weights; None where that is not known."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,7 +22,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="pyrexport-tests-")
 
 Make = Callable[..., Path]
-LONGEST = ("test_trt.py", "test_parity.py", "test_executorch.py", "test_bundle.py", "test_readme.py")
+LONGEST = (
+    "test_build.py",
+    "test_session.py",
+    "test_networks.py",
+    "test_parity.py",
+    "test_interruption.py",
+    "test_onnx.py",
+    "test_memory.py",
+    "test_readme.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -77,7 +87,7 @@ def build(checkpoint: Path, out: Path, *options: str) -> None:
 
 @pytest.fixture(scope="session")
 def make_bundle(shared: Make, make_checkpoint: Make) -> Make:
-    """`make_bundle("--kind", "ppf", precision="bf16")`: a bundle of a tiny checkpoint, at 17x64x64; options of `build`."""
+    """`make_bundle("--kind", "ppf", precision="bf16")`: a bundle of a tiny checkpoint, with options of `build`."""
 
     def make(*arguments: str, **options: str) -> Path:
         given = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
@@ -93,6 +103,14 @@ def make_bundle(shared: Make, make_checkpoint: Make) -> Make:
 def bundle(make_bundle: Make) -> Path:
     """A bundle of the tiny pyramidal checkpoint. Not to be changed: copy it."""
     return make_bundle()
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    """A copy of that bundle, to be changed."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle, folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -54,12 +54,12 @@ class Blueprint:
 
     @property
     def nbytes(self) -> int:
-        """Of all weights files."""
+        """Bytes of all weights files."""
         return sum(places.nbytes for places in self.files.values())
 
     @property
     def weight_bytes(self) -> int:
-        """Of all weights, without padding."""
+        """Bytes of all weights, without padding."""
         return sum(places.weight_bytes for places in self.files.values())
 
     def file_of(self, program: str) -> str:
@@ -92,7 +92,7 @@ def text_lengths(checkpoint: Checkpoint) -> tuple[int, ...]:
 
 
 def _table(checkpoint: Checkpoint, options: BuildOptions) -> Source | None:
-    """As the text encoder's matrices are stored, or as it is in the checkpoint where these are quantised."""
+    """The text encoder's embeddings, stored as its matrices are, or as in the checkpoint where these are quantised."""
     if not checkpoint.text_encoder:
         return None
     entry, scheme = checkpoint.text_encoder[TABLE], options.recipe("text_encoder").default

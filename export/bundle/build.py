@@ -8,7 +8,7 @@ from typing import Any
 from ...runtime.bundle.graphs import GraphKey
 from ...runtime.bundle.manifest import MANIFEST_FILE
 from ...runtime.chain.pyramid import Resolution
-from ...runtime.errors import CheckFailed
+from ...runtime.errors import CheckFailed, UsageError
 from ...runtime.files import write_whole
 from ...runtime.model.checkpoint import Checkpoint, read_checkpoint
 from ...runtime.reporter import Reporter
@@ -47,13 +47,13 @@ def build(
         output: folder of the bundle.
         target: an installed target.
         precision: "fp32", "fp16" or "bf16".
-        text_precision: of the text encoder, also "int8" or "int4"; None: the same.
+        text_precision: the text encoder's, also "int8" or "int4"; None: the same.
         vae_tile: "auto", "none" or "HEIGHTxWIDTH" in latent pixels; see `choose_tile`.
         vae_caches: "fp32" or "fp16".
         resolution: "FRAMESxHEIGHTxWIDTH", in place of the checkpoint's own.
         force: replace a bundle that is there.
         run_graphs: let a target that lowers graphs run each one before it is called done.
-        target_options: the target's own, such as `compute_capabilities=["8.9"]`: see `BuildTarget.build_options`.
+        target_options: its own options, such as `compute_capabilities=["8.9"]`: see `BuildTarget.build_options`.
 
     Raises:
         UsageError: the checkpoint, the target or the output does not fit.
@@ -112,7 +112,7 @@ def build_bundle(
 
 
 def _write(folder: Path, blueprint: Blueprint, reporter: Reporter, *, run_graphs: bool) -> None:
-    """All files of a bundle, the manifest last."""
+    """Write all files of a bundle, the manifest last."""
     clean(folder, blueprint)
     write_tokenizer(folder, blueprint)
     journal = Journal(folder, blueprint)
@@ -140,7 +140,14 @@ def plan_memory(
         target: to build for.
         options: see `build_bundle`.
         reporter: told about progress.
+
+    Raises:
+        UsageError: the target cannot tell before it is built.
     """
+    if not target.plans_memory:
+        raise UsageError(
+            f"target '{target.name}' is measured when it is built, not planned: read `inspect BUNDLE` then"
+        )
     modules_of(checkpoint.model.family).check_components(checkpoint)
     reporter, blueprint = reporter or Reporter(), draw(checkpoint, target, options)
     places, found = blueprint.files[blueprint.weights_file], {}

@@ -18,10 +18,10 @@ from .output import STATE_FILE
 __all__ = ["Identities", "Journal", "fingerprint"]
 
 PACKAGES = ("pyrexport", "torch", "onnxscript")
-"""Whose versions decide what a graph becomes."""
+"""Packages whose versions decide what a graph becomes."""
 
 FIELDS = {"weights": {"inputs", "sha256"}, "program": {"inputs", "sha256", "graphs"}}
-"""Of each kind of entry: what it was made from, what it became, and what was found out about its graphs."""
+"""Fields of each kind of entry: what it was made from, what it became, and what was found out about its graphs."""
 
 
 def fingerprint(lines: Iterable[str]) -> str:

@@ -23,7 +23,7 @@ ACTIVATIONS = 1.3
 """Most that a decoder's step holds beside its old and new caches, by the bytes of its caches in float32."""
 
 LEAST_CHOSEN = 16
-"""Height and width of the smallest tile that is chosen: it overlaps its neighbours by 4 latent pixels, 32 of the video."""
+"""Height and width of the smallest tile that is chosen: its overlaps are 4 latent pixels wide, 32 of the video."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class BuildRequest:
     """What a user asks for."""
 
     precision: str = "fp32"
-    """Of the stored matrices: a name of `FLOAT_SCHEMES`."""
+    """Scheme of the stored matrices: a name of `FLOAT_SCHEMES`."""
     text_precision: str | None = None
-    """Of the text encoder's, a name of `SCHEMES`; None: the same, where UMT5 computes in it."""
+    """Scheme of the text encoder's matrices: a name of `SCHEMES`; None: the same, where UMT5 computes in it."""
     vae_tile: str = "auto"
-    """"auto", "none", or "HEIGHTxWIDTH" in latent pixels."""
+    """How frames are cut: "auto", "none", or "HEIGHTxWIDTH" in latent pixels."""
     vae_caches: str = "fp32"
-    """A name of `CACHE_SCHEMES`."""
+    """Scheme of the decoder's caches: a name of `CACHE_SCHEMES`."""
     target: Mapping[str, Any] = field(default_factory=dict)
     """The target's own options that were given, by name."""
 
@@ -50,7 +50,7 @@ class BuildOptions:
     precision: str
     text_precision: str
     vae_tile: tuple[int, int] | None
-    """Height and width in latent pixels; None: frames are decoded whole."""
+    """Height and width of a tile in latent pixels; None: frames are decoded whole."""
     vae_caches: str
     target: Mapping[str, Any]
     """A value for each of the target's own options, as JSON."""

@@ -13,8 +13,8 @@ from ...runtime.files import is_partial, sync_folder
 
 __all__ = ["STATE_FILE", "check_replaceable", "locked", "partial_of", "swap"]
 
-STATE_FILE = "parts.json"
-"""In a folder that a build is working on: what is finished. A folder without it is somebody else's."""
+STATE_FILE = "journal.json"
+"""What is finished in a folder that a build is working on. A folder without it is somebody else's."""
 
 
 def check_replaceable(output: Path, force: bool) -> None:
@@ -59,7 +59,7 @@ def partial_of(output: Path) -> Path:
 
 
 def _is_ours(partial: Path) -> bool:
-    """Whether a build left the folder, killed at any instant: before its first state, amid its parts, or at the end."""
+    """Whether a build left the folder, killed at any instant: before its first state, amid its work, or at the end."""
     if partial.is_symlink() or not partial.is_dir():
         return False
     names = {path.name for path in partial.iterdir()}

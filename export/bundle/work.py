@@ -45,8 +45,8 @@ def make_room(folder: Path, blueprint: Blueprint, *, lowers: bool) -> None:
     """Make the weights files at their size; refuse a disk that is too small for them.
 
     Args:
-        folder: of the build.
-        blueprint: of the bundle.
+        folder: the build's folder.
+        blueprint: the bundle's blueprint.
         lowers: programs are still to be written; where they hold their weights, room is needed for these twice.
 
     Raises:

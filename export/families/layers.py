@@ -31,7 +31,7 @@ class WeightSpace:
         return self._make(name, Cast("float32"), *reshaped)
 
     def matrix(self, layer: str, *, precise: bool = False) -> nn.Parameter:
-        """LAYER.weight [out, …] as a matrix, [in, out] or [out, in] as the dialect's engine multiplies without a copy."""
+        """LAYER.weight [out, …] as a matrix, [in, out] or [out, in], as its engine takes it without a copy."""
         dtype = "float32" if precise and self.dialect.precise else self.recipe.scheme(layer).dtype
         turned: tuple[Step, ...] = (Transpose(),) if self.dialect.transposed else ()
         return self._make(f"{layer}.weight", Cast(dtype), Matrix(), *turned)
@@ -61,7 +61,7 @@ class Linear(nn.Module):
         self.bias = space.vector(f"{layer}.bias") if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[…, in] to […, out]."""
+        """The product and the bias: x […, in] to […, out]."""
         return self.product(x, self.weight, self.bias)
 
 
@@ -76,7 +76,7 @@ class BlockLinear(nn.Module):
         self.bias = space.vector(f"{layer}.bias") if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[…, in] to […, out]."""
+        """The product and the bias: x […, in] to […, out]."""
         y = self.product(x, self.values, self.scales, self.scheme)
         return y if self.bias is None else y + self.bias
 

@@ -12,11 +12,11 @@ from ...runtime.model.schedules import PAPER_SCHEDULES
 __all__ = ["PPF_PATCHES", "model_index", "pyramid_document", "write_json"]
 
 PPF_PATCHES = [[1, 2, 2], [2, 4, 4], [4, 8, 8], [8, 16, 16]]
-"""Of PPF's stages, finest first (supplement A3, continued by its pattern)."""
+"""Patch sizes of PPF's stages, finest first (supplement A3, continued by its pattern)."""
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """One JSON document, indented."""
+    """Write one JSON document, indented."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
 

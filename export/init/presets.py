@@ -35,4 +35,4 @@ RESOLUTIONS = {
     "wan2.1-14b": Resolution(81, 448, 832),
 }
 PRESETS = tuple(TRANSFORMERS)
-"""By name: a tiny model, and those of Wan2.1."""
+"""Names of the sizes: a tiny model, and those of Wan2.1."""

@@ -48,11 +48,11 @@ class RandomModel:
     stages: int = 3
     wavelet: str = "haar"
     resolution: Resolution | None = None
-    """In place of the preset's."""
+    """What it is sampled at, in place of the preset's."""
     text_encoder: bool = True
     vae: bool = True
     dtype: str | None = None
-    """Of the transformer, in place of the preset's."""
+    """Number type of the transformer, in place of the preset's."""
     shard_bytes: int = 10_000_000_000
     seed: int = 0
 
@@ -66,7 +66,7 @@ def write_random(out: Path, model: RandomModel, *, force: bool = False, reporter
     """Write a random checkpoint.
 
     Args:
-        out: its folder.
+        out: the checkpoint's folder.
         model: what to write.
         force: replace a checkpoint that is there.
         reporter: told about progress.
@@ -150,7 +150,7 @@ def _shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _write_vae(folder: Path, model: RandomModel, writer: RandomWriter) -> None:
-    """Wan's own, or one of base width 8 and half its blocks."""
+    """Write Wan's own VAE, or one of base width 8 and half its blocks."""
     with init_empty_weights():
         autoencoder = AutoencoderKLWan(**({"base_dim": 8, "num_res_blocks": 1} if model.tiny else {}))
     writer.write(folder, "diffusion_pytorch_model", _shapes(autoencoder), dtype="float32", blocks=8)
@@ -158,7 +158,7 @@ def _write_vae(folder: Path, model: RandomModel, writer: RandomWriter) -> None:
 
 
 def _write_text(folder: Path, model: RandomModel, writer: RandomWriter) -> None:
-    """UMT5-XXL or a tiny one, and a tokenizer."""
+    """Write UMT5-XXL's encoder or a tiny one, and a tokenizer."""
     sizes = UMT5["tiny" if model.tiny else "xxl"]
     config = UMT5Config(**sizes, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
     with init_empty_weights():

@@ -34,7 +34,7 @@ def make_tokenizer(corpus: list[str], vocab_size: int) -> Tokenizer:
 
 
 def _put_in_order(tokenizer: Tokenizer, specials: int) -> None:
-    """By score, then by name: the trainer goes by a hash table, which is another one in each process.
+    """Order the pieces by score, then by name: the trainer's order is that of a hash table, another in each process.
 
     Single characters that it only keeps for completeness get scores a ten-thousandth apart, just above the lowest: they
     share these in their own order.
@@ -50,7 +50,7 @@ def _put_in_order(tokenizer: Tokenizer, specials: int) -> None:
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    """The tokenizer's files as transformers reads them."""
+    """Write the tokenizer's files as transformers reads them."""
     folder.mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     write_json(

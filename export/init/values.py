@@ -67,14 +67,14 @@ class RandomWriter:
     reporter: Reporter
 
     def write(self, folder: Path, stem: str, tensors: Shapes, *, dtype: str, blocks: int) -> None:
-        """One safetensors file, or shards with an index.
+        """Write one safetensors file, or shards with an index.
 
         Args:
-            folder: to be made.
-            stem: of the files' names.
+            folder: the folder, which is made.
+            stem: what the files' names begin with.
             tensors: shapes, by name.
             dtype: a name of `TORCH_DTYPES`.
-            blocks: that add up on the residual stream.
+            blocks: how many add up on the residual stream.
         """
         groups = self._shards(tensors, DTYPES[dtype].nbytes)
         folder.mkdir(parents=True)

@@ -26,10 +26,10 @@ def make_forms(
 
     Args:
         kind: `OnnxForm` or `TorchForm`.
-        name: of the program.
-        graphs: that it holds; those that share a module become one form.
-        dialect: that they are written in.
-        places: of their weights.
+        name: the program's name.
+        graphs: the graphs that it holds; those that share a module become one form.
+        dialect: the dialect that they are written in.
+        places: where their weights lie.
         weights: the file that these are in.
 
     Raises:

@@ -17,9 +17,9 @@ class GraphModule:
 
     spec: GraphSpec
     module: nn.Module
-    """Whose parameters have sources. Graphs that differ in their shapes alone may share it."""
+    """What computes it; its parameters have sources. Graphs that differ in their shapes alone may share it."""
     symbols: Mapping[str, Mapping[int, Any]] = field(default_factory=dict)
     """`torch.export.Dim` of the axes in which graphs of the same module differ, by input."""
     layers: Sequence[nn.Module] = ()
-    """Of the module, that are of one class with the same settings, and whose first input and only output are shaped
-    alike: exported once where their parameters are alike too."""
+    """Layers of the module that are of one class with the same settings, and whose first input and only output are
+    shaped alike: they are exported once where their parameters are alike too."""

@@ -27,7 +27,7 @@ class OnnxExport:
 
     model: ir.Model
     sources: Mapping[str, Source]
-    """By the initializer's name, which is that of the module's parameter."""
+    """The source of each, by the initializer's name, which is that of the module's parameter."""
 
 
 def export_onnx(graph: GraphModule, dialect: Dialect, name: str) -> OnnxExport:
@@ -36,9 +36,9 @@ def export_onnx(graph: GraphModule, dialect: Dialect, name: str) -> OnnxExport:
     Constants (positions, tables) stay in the model.
 
     Args:
-        graph: to be made.
-        dialect: that its module is written in.
-        name: of the model.
+        graph: the graph to be made.
+        dialect: the dialect that its module is written in.
+        name: the model's name.
     """
     sources = sources_of(graph.module)
     with _quiet():
@@ -46,6 +46,7 @@ def export_onnx(graph: GraphModule, dialect: Dialect, name: str) -> OnnxExport:
     model.opset_imports.update(dialect.domains)
     anonymise(model, name)
     simplify(model, sources)
+    dialect.finish(model)
     kept = {path: source for path, source in sources.items() if path in model.graph.initializers}
     return OnnxExport(model, kept)
 

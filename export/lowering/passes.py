@@ -1,4 +1,4 @@
-"""What is done to an exported ONNX model before a target gets it: shapes folded, detours dropped, provenance removed."""
+"""What is done to an exported ONNX model before a target gets it: shapes folded, detours and provenance dropped."""
 
 from collections.abc import Mapping
 
@@ -61,15 +61,3 @@ def simplify(model: ir.Model, sources: Mapping[str, Source]) -> None:
         model.graph.inputs.remove(value)
         if value.uses():
             model.graph.initializers[value.name or ""] = value
-    _expand_late(model.graph)
-
-
-def _expand_late(graph: ir.Graph) -> None:
-    """Put the casts of 16-bit weights first: of two inputs ONNX Runtime evaluates the one that stands later first.
-
-    Where they stand beside their products, all weights are expanded before the first block is evaluated.
-    """
-    casts = [node for node in graph if node.op_type == "Cast" and node.inputs[0] and node.inputs[0].is_initializer()]
-    if casts:
-        graph.remove(casts)
-        graph.insert_before(graph[0], casts)

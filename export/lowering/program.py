@@ -1,4 +1,4 @@
-"""From a graph's module to a `torch.export` program: traced without values, its weights mapped from a file afterwards."""
+"""From a graph's module to a `torch.export` program: traced without values, its weights mapped from a file after."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,8 +26,8 @@ def export_program(
     """Trace a graph's module; no value is read, and the module is left as it was.
 
     Args:
-        module: whose parameters have sources.
-        inputs: of fixed shapes, or of the largest.
+        module: a module whose parameters have sources.
+        inputs: what it takes: the fixed shapes, or the largest ones.
         symbols: `torch.export.Dim` of the axes that vary, by input.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), _fake_parameters(module):

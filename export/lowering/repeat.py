@@ -1,8 +1,8 @@
 """Layers that are alike are exported once: thirty blocks are one block, thirty times.
 
-While the whole module is traced, each of them is one operator. One is exported by itself, as the ONNX function that these
-operators call; inlined, the graph is what the exporter would have made of all of them, but for a few operators that compute
-sizes where these are symbolic.
+While the whole module is traced, each of them is one operator. One is exported by itself, as the ONNX function that
+these operators call; inlined, the graph is what the exporter would have made of all of them, but for a few operators
+that compute sizes where these are symbolic.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -74,7 +74,7 @@ def _call(module: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
 
 
 def are_alike(layers: Sequence[nn.Module]) -> bool:
-    """Whether there are several, whose parameters have the same names, shapes and dtypes, and that hold nothing else."""
+    """Whether there are several, and their parameters have the same names, shapes and dtypes and are all they hold."""
     kinds = {tuple((name, tuple(p.shape), p.dtype) for name, p in each.named_parameters()) for each in layers}
     return len(layers) > 1 and len(kinds) == 1 and not any(True for each in layers for _ in each.buffers())
 
@@ -103,7 +103,7 @@ def _hint(size: Any) -> int:
 
 
 def add_function(model: ir.Model, layer_model: ir.Model, module: nn.Module) -> None:
-    """Give a model the function that its calls name: the graph of a layer's model, its weights inputs like the others."""
+    """Give a model the function that its calls name: the graph of a layer's model, with its weights as inputs too."""
     graph = layer_model.graph
     for name in dict(module.named_parameters()):
         value = graph.initializers.pop(name, None) or ir.Value(name=name)

@@ -33,7 +33,7 @@ class _Networks(Target):
         self.name, self.folder, self.evaluator = f"networks on {evaluator.name}", folder, evaluator
 
     def check_version(self, name: str, version: str) -> None:
-        """Any: they were made just now."""
+        """Accept any version: the networks were made just now."""
 
     def open_engine(self, file: Path, spec: GraphSpec, facts: Facts, options: EngineOptions) -> Engine:
         """The network of a graph."""
@@ -46,10 +46,10 @@ def graph_pipeline(
     """A bundle whose graphs are evaluated from its networks, in place of its engines.
 
     Args:
-        bundle: of a target that has an evaluator.
-        checkpoint: that it was built from.
-        folder: an empty one that the networks and their weights are written to.
-        options: of the evaluator.
+        bundle: a bundle of a target that has an evaluator.
+        checkpoint: the checkpoint that it was built from.
+        folder: an empty folder that the networks and their weights are written to.
+        options: how the evaluator opens graphs.
         reporter: told about progress.
 
     Raises:
@@ -88,9 +88,9 @@ def _write_network(bundle: Bundle, target: BuildTarget, blueprint: Blueprint, pr
         expected = target.network_digest(bundle.manifest.graphs[spec.key].facts)
         if expected != found:
             raise CheckFailed(
-                f"the network of {spec.name}, made again, is not the one that {bundle.folder} was built from: expected "
-                f"SHA-256 {expected[:16]}…, found {found[:16]}…: another checkpoint, or another version of pyrexport or "
-                "torch"
+                f"the network of {spec.name}, made again, is not the one that {bundle.folder} was built from: "
+                f"expected SHA-256 {expected[:16]}…, found {found[:16]}…: "
+                "another checkpoint, or another version of pyrexport or torch"
             )
     target.evaluable(form)
     for spec in form.graphs:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,10 @@ PROBES = (0.0, 0.5, 0.9)
 """Where in its stage each probe lies: 0 at the noisiest level, 1 at the cleanest."""
 
 PHRASE = "a red circle moving left"
-"""Repeated to make prompts of every length."""
+"""Words that are repeated to make prompts of every length."""
 
 VAE_FRAMES = 3
-"""Latent frames that the `vae` level decodes in float32: the first, the second, and one whose caches are all its own."""
+"""Latent frames that the `vae` level decodes in float32: the first, the second, and one with all caches its own."""
 
 Tensors = dict[str, NDArray[Any]]
 Advance = Callable[[], None]
@@ -51,11 +52,11 @@ def record_trace(
 
     Args:
         checkpoint: what to record.
-        path: of the trace.
+        path: the trace's file.
         prompts: one run each per seed. Without a text encoder each is embedded as noise drawn from its position.
-        seeds: of the runs.
-        schedule: of the runs.
-        negative_prompt: for a guided schedule.
+        seeds: the seeds of the runs.
+        schedule: the schedule of the runs.
+        negative_prompt: what a guided schedule leads away from.
         decode: also decode the runs to frames, where the checkpoint has a VAE.
         vae_tile: height and width in latent pixels of the corner that the VAE is recorded on; None: all of the frame.
         advance: called after each evaluation of the reference.
@@ -63,38 +64,56 @@ def record_trace(
     Raises:
         UsageError: the tile is larger than the frame.
     """
-    frame = checkpoint.model.stages(checkpoint.resolution)[0].latent[2:]
-    if vae_tile is not None and (vae_tile[0] > frame[0] or vae_tile[1] > frame[1]):
-        raise UsageError(f"a tile lies within the frame of {list(frame)} latent pixels, found {list(vae_tile)}")
+    tile = _tile(checkpoint, vae_tile)
     reference, decode = Reference(checkpoint), decode and bool(checkpoint.vae)
     text = _embeddings(reference, [*prompts, negative_prompt])
     tensors: Tensors = {"text.negative": text[-1]}
     probes = _record_probes(tensors, reference, text[0], advance)
     texts = _record_texts(tensors, reference)
-    steps, runs = plan(checkpoint.model.pyramid, checkpoint.resolution, schedule), list[Run]()
+    runs, latents = _record_runs(tensors, reference, list(prompts), text, seeds, schedule, advance)
+    for index, latent in enumerate(latents if decode else ()):
+        tensors[f"run.{index}.frames"] = reference.decode(latent)
+    if checkpoint.vae:
+        tensors["vae.latent"] = np.ascontiguousarray(latents[0][:, :VAE_FRAMES, : tile[0], : tile[1]])
+        tensors["vae.frames"] = reference.decode_float(tensors["vae.latent"])
+    described = {"negative_prompt": negative_prompt, "texts": texts, "probes": [probe.to_json() for probe in probes]}
+    _save(path, checkpoint, tensors, {**described, "runs": [replace(run, decoded=decode).to_json() for run in runs]})
+
+
+def _save(path: Path, checkpoint: Checkpoint, tensors: Tensors, described: dict[str, Any]) -> None:
+    model = {**checkpoint.model.to_json(), "resolution": str(checkpoint.resolution)}
+    document = {"format": FORMAT, "model": model, **described}
+    arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    with written_beside(path) as partial:
+        save_file(arrays, partial, metadata={"trace": json.dumps(document)})
+
+
+def _tile(checkpoint: Checkpoint, asked: tuple[int, int] | None) -> tuple[int, int]:
+    _, _, height, width = checkpoint.model.stages(checkpoint.resolution)[0].latent
+    if asked is not None and (asked[0] > height or asked[1] > width):
+        raise UsageError(f"a tile lies within the frame of {[height, width]} latent pixels, found {list(asked)}")
+    return asked or (height, width)
+
+
+def _record_runs(
+    tensors: Tensors,
+    reference: Reference,
+    prompts: Sequence[str],
+    text: NDArray[np.float32],
+    seeds: Sequence[int],
+    schedule: Schedule,
+    advance: Advance,
+) -> tuple[list[Run], list[NDArray[np.float32]]]:
+    """A run per seed and prompt, with its latent; the last of the embeddings is the negative prompt's."""
+    checkpoint, runs, latents = reference.checkpoint, list[Run](), list[NDArray[np.float32]]()
+    steps = plan(checkpoint.model.pyramid, checkpoint.resolution, schedule)
     for seed in seeds:
         for prompt, embeddings in zip(prompts, text[:-1], strict=True):
             name = f"run.{len(runs)}"
             tensors[f"text.{len(runs)}"] = embeddings
-            latent = _record_run(tensors, name, reference, steps, (embeddings, text[-1]), seed, advance)
-            if decode:
-                tensors[f"{name}.frames"] = reference.decode(latent)
-            if not runs and checkpoint.vae:
-                height, width = vae_tile or latent.shape[2:]
-                tensors["vae.latent"] = np.ascontiguousarray(latent[:, :VAE_FRAMES, :height, :width])
-                tensors["vae.frames"] = reference.decode_float(tensors["vae.latent"])
-            runs.append(Run(prompt, seed, schedule, decode))
-    document = {
-        "format": FORMAT,
-        "model": {**checkpoint.model.to_json(), "resolution": str(checkpoint.resolution)},
-        "negative_prompt": negative_prompt,
-        "texts": texts,
-        "probes": [probe.to_json() for probe in probes],
-        "runs": [run.to_json() for run in runs],
-    }
-    with written_beside(path) as partial:
-        arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        save_file(arrays, partial, metadata={"trace": json.dumps(document)})
+            latents.append(_record_run(tensors, name, reference, steps, (embeddings, text[-1]), seed, advance))
+            runs.append(Run(prompt, seed, schedule, decoded=False))
+    return runs, latents
 
 
 def _record_probes(tensors: Tensors, reference: Reference, text: NDArray[np.float32], advance: Advance) -> list[Probe]:

@@ -6,7 +6,7 @@ __all__ = ["to_diffusers"]
 
 
 def to_diffusers(names: list[str]) -> Mapping[str, str]:
-    """From each name to diffusers' name: itself, unless they are Wan's own, which diffusers' conversion renames."""
+    """Diffusers' name of each name: itself, unless they are Wan's own, which diffusers' conversion renames."""
     if not any(".self_attn." in name for name in names):
         return {name: name for name in names}
     from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers

@@ -31,7 +31,7 @@ class Places:
         return list(dict.fromkeys(source.component for source in self.of))
 
     def component(self, name: str) -> dict[Source, Placement]:
-        """Those of one component."""
+        """The places of one component's weights."""
         return {source: place for source, place in self.of.items() if source.component == name}
 
     def lines(self) -> list[str]:

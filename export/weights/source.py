@@ -19,12 +19,12 @@ class Source:
 
     component: str
     tensor: str
-    """By diffusers' name."""
+    """The tensor's name, as diffusers calls it."""
     given: Stored
-    """In the checkpoint."""
+    """The tensor as the checkpoint holds it."""
     steps: tuple[Step, ...] = ()
     output: int = 0
-    """Of what the last step gives."""
+    """Which of the tensors that the last step gives it is."""
 
     @classmethod
     def of(cls, component: str, name: str, entry: TensorEntry, steps: tuple[Step, ...], output: int = 0) -> "Source":

@@ -30,12 +30,12 @@ class Stored:
 
     @property
     def nbytes(self) -> int:
-        """Its size."""
+        """Bytes that it takes."""
         return math.prod(self.shape) * TORCH_DTYPES[self.dtype].itemsize
 
 
 class Step(Protocol):
-    """One step. Only the last one of a source may give several tensors."""
+    """One step. Only the last one of a source may give several tensors, or turn rows into columns."""
 
     @property
     def turns(self) -> bool:
@@ -53,32 +53,32 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class _Straight:
-    """Rows stay rows."""
+    """A step in which rows stay rows."""
 
     @property
     def turns(self) -> bool:
-        """They don't become columns."""
+        """No row becomes a column."""
         return False
 
 
 @dataclass(frozen=True)
 class Cast(_Straight):
-    """Another number type."""
+    """The same values in another number type."""
 
     dtype: str
 
     def shape(self, given: Stored) -> tuple[Stored, ...]:
-        """The same shape."""
+        """The same shape, of the other type."""
         return (Stored(given.shape, self.dtype),)
 
     def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
-        """Rounded to nearest."""
+        """The values of the rows, each rounded to the nearest."""
         return (rows.to(TORCH_DTYPES[self.dtype]),)
 
 
 @dataclass(frozen=True)
 class Reshape(_Straight):
-    """Another shape of the same values in the same order."""
+    """The same values, in the same order, in another shape."""
 
     to: tuple[int, ...]
 
@@ -87,20 +87,20 @@ class Reshape(_Straight):
         return (Stored(self.to, given.dtype),)
 
     def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
-        """As they are: the order of values is that of the file."""
+        """The rows as they are: the order of values is that of the file."""
         return (rows,)
 
 
 @dataclass(frozen=True)
 class Matrix(_Straight):
-    """[out, …] as a matrix [out, in]."""
+    """A tensor [out, …] as a matrix [out, in]."""
 
     def shape(self, given: Stored) -> tuple[Stored, ...]:
-        """[out, in]."""
+        """A matrix [out, in]."""
         return (Stored((given.shape[0], math.prod(given.shape[1:])), given.dtype),)
 
     def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
-        """Flat rows."""
+        """The rows, flattened."""
         return (rows.reshape(len(rows), -1),)
 
 
@@ -114,12 +114,12 @@ class Transpose:
         return True
 
     def shape(self, given: Stored) -> tuple[Stored, ...]:
-        """[in, out]."""
+        """A matrix [in, out]."""
         out, into = given.shape
         return (Stored((into, out), given.dtype),)
 
     def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
-        """Columns, contiguous (strides too, of one row)."""
+        """The rows as columns, contiguous (strides too, of one row)."""
         return (rows.T.clone(memory_format=torch.contiguous_format),)
 
 
@@ -130,7 +130,7 @@ class Tap(_Straight):
     index: int
 
     def shape(self, given: Stored) -> tuple[Stored, ...]:
-        """[out, in, kh, kw]."""
+        """A kernel [out, in, kh, kw]."""
         return (Stored((*given.shape[:2], *given.shape[3:]), given.dtype),)
 
     def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
@@ -142,7 +142,7 @@ class Tap(_Straight):
 class Quantise(_Straight):
     """A matrix [out, in] as blocks [out, in / block, bytes of a block] and scales [out · in / block].
 
-    By ONNX Runtime's own block quantiser, symmetric around half the range.
+    They are made by ONNX Runtime's own block quantiser, symmetric around half the range.
     """
 
     scheme: Scheme
@@ -152,7 +152,7 @@ class Quantise(_Straight):
         return -(-into // self.scheme.block), self.scheme.block * self.scheme.bits // 8
 
     def shape(self, given: Stored) -> tuple[Stored, ...]:
-        """Values, then scales."""
+        """Blocks of values, then their scales."""
         out, into = given.shape
         blocks, size = self._blocks(into)
         return Stored((out, blocks, size), "uint8"), Stored((out * blocks,), "float32")

@@ -26,10 +26,10 @@ def write_component(
     """Write one component's weights at their places in an existing file.
 
     Args:
-        tensors: of the component, in the checkpoint.
-        places: of the file.
-        component: whose weights are written.
-        file: that is as large as its places say.
+        tensors: the component's tensors in the checkpoint.
+        places: where weights lie in the file.
+        component: the component whose weights are written.
+        file: a file as large as its places say.
         advance: told the bytes as they are written.
 
     Raises:
@@ -63,7 +63,7 @@ def _write(
     """Stream one tensor through its steps, some rows along its first axis at a time."""
     rows = entry.shape[0] if entry.shape else 1
     row = entry.elements // max(rows, 1)
-    turned = any(step.turns for step in steps)
+    turned = bool(steps) and steps[-1].turns
     at_once = max(1, CHUNK // max(row * 4, 1))
     for start in range(0, rows, at_once):
         count = min(at_once, rows - start)

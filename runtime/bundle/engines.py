@@ -48,7 +48,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Free it."""
+        """Free what it holds."""
         ...
 
 
@@ -57,20 +57,20 @@ class Option:
     """An option that only one target has; its default, an empty value, means that it was not given."""
 
     name: str
-    """In Python."""
+    """The option's name in Python."""
     flag: str
-    """On the command line."""
+    """The option's name on the command line."""
     help: str
     metavar: str = ""
     choices: tuple[str, ...] = ()
     many: bool = False
-    """May be given more than once; the value is a tuple of strings."""
+    """It may be given more than once; its value is a tuple of strings."""
     switch: bool = False
-    """Takes no value: True where it is given."""
+    """It takes no value: True where it is given."""
 
     @property
     def default(self) -> Any:
-        """Where it is not given."""
+        """The value where it is not given."""
         return () if self.many else False if self.switch else ""
 
     def check(self, value: Any) -> Any:
@@ -96,10 +96,10 @@ def check_own(target: str, known: Sequence[Option], given: Mapping[str, Any]) ->
         UsageError: a value is given to an option that the target does not have, or is none that it takes.
     """
     names = {option.name: option for option in known}
-    for name, value in given.items():
-        if name not in names and value:
-            flag = f"--{name.replace('_', '-')}"
-            raise UsageError(f"target '{target}' has no option {name} ({flag}): leave it out")
+    for name in given:
+        if name not in names:
+            own = f"it has {', '.join(names)}" if names else "it has none of its own"
+            raise UsageError(f"target '{target}' has no option '{name}': {own}; leave it out")
     return {name: option.check(given.get(name, option.default)) for name, option in names.items()}
 
 
@@ -108,7 +108,7 @@ class EngineOptions:
     """How engines are opened."""
 
     threads: int = 0
-    """Of one operator; 0: the engine's own choice."""
+    """Threads of one operator; 0: the engine's own choice."""
     own: Mapping[str, Any] = field(default_factory=dict)
     """The target's own options that were given, by name."""
 
@@ -130,13 +130,13 @@ class Target(ABC):
 
     name: str
     needs_device: bool = False
-    """Its graphs run on a device, which may not be where they are built: a session comes before anything that takes long."""
+    """Graphs run on a device, which may not be where they are built: open a session before anything that takes long."""
     loads_whole_files: bool = False
     """Graphs of one file are loaded together: one that is open costs the others nothing, and all stay open."""
     process_bytes: int = 40 * 2**20
     """Anonymous memory of a process with an engine that is open, before it runs."""
     engine_options: tuple[Option, ...] = ()
-    """Its own, beside threads."""
+    """Options of its engine, beside threads."""
 
     @abstractmethod
     def check_version(self, name: str, version: str) -> None:

@@ -60,8 +60,8 @@ class GraphEntry:
     spec: GraphSpec
     file: str
     memory: int | None
-    """Bytes: of inputs, activations and outputs as planned when it was built, mapped weights not counted; or of a run
-    then, with the weights that the engine packed. None where neither was done."""
+    """Bytes of inputs, activations and outputs as planned when it was built, mapped weights not counted; or those that
+    a run took then, with the weights that the engine packed. None where neither was done."""
     facts: Facts
     """What the target found out about it when it was built, and needs to open it."""
 

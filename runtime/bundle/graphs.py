@@ -62,17 +62,17 @@ class GraphKey:
 
     role: str
     stage: int = 0
-    """Of the graph of a stage."""
+    """Index of the stage that a stage's graph is of."""
     expert: int = 0
-    """Of the model's networks, the one that it is."""
+    """Index of the network that it is, of a model that has several."""
     resolution: Resolution | None = None
-    """None: the first one of the bundle."""
+    """What it is made for; None: the first resolution of the bundle."""
     length: int = 0
-    """Of a text encoder's graph, in tokens."""
+    """Tokens that a text encoder's graph takes."""
 
     @property
     def name(self) -> str:
-        """In files, manifests and tables."""
+        """Its name in files, manifests and tables."""
         own = {STAGE: f"stage{self.stage}", TEXT: f"text_{self.length}"}.get(self.role, self.role)
         return (
             own + (f"_expert{self.expert}" if self.expert else "") + (f"_{self.resolution}" if self.resolution else "")
@@ -123,7 +123,7 @@ class Decoder:
     """How frames are decoded."""
 
     tiles: Tiles
-    """One as large as the frame where it is decoded whole."""
+    """How a frame is cut: into one tile as large as itself where it is decoded whole."""
     caches: str
     """Dtype of what is kept from frame to frame."""
     packed: bool = False
@@ -141,8 +141,8 @@ def graph_specs(
     """Every graph of a model at a resolution, stages from the finest on.
 
     Args:
-        model: that the graphs are of.
-        resolution: of the stages.
+        model: the model that the graphs are of.
+        resolution: what the stages sample at.
         lengths: static lengths of the text encoder's graphs; none where there is no text encoder.
         decoder: how frames are decoded, where they are.
     """

@@ -84,7 +84,7 @@ class Manifest:
     provenance: Mapping[str, Any]
     parity: Mapping[str, Any] | None = None
     graph_parity: Mapping[str, Any] | None = None
-    """Of the networks that engines were built from, evaluated without their device."""
+    """Parity of the networks that engines were built from, evaluated without their device."""
 
     @property
     def resolution(self) -> Resolution:

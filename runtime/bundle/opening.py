@@ -39,7 +39,7 @@ def open_bundle(folder: Path, *, verify: bool = False, advance: Callable[[int], 
     A file is hashed in full when it is first seen, and recognised by its size and times later on.
 
     Args:
-        folder: of the bundle.
+        folder: the bundle's folder.
         verify: hash every file again.
         advance: told the bytes as they are hashed.
 

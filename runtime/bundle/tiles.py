@@ -12,7 +12,7 @@ from ..errors import UsageError
 __all__ = ["SMALLEST_TILE", "Tiles", "decode_tiled", "parse_tile"]
 
 SMALLEST_TILE = 4
-"""Latent pixels: a quarter of it overlaps."""
+"""Height and width of the smallest tile, in latent pixels: a quarter of it overlaps."""
 
 Array = NDArray[np.float32]
 
@@ -21,8 +21,9 @@ Array = NDArray[np.float32]
 class Tiles:
     """Tiles of one size over a latent frame.
 
-    The last tile of an axis is shifted back so that all have one size; neighbours overlap by a quarter of a tile or more.
-    The decoder's attention sees a tile alone, so that a tiled frame is close to an untiled one and not equal to it.
+    The last tile of an axis is shifted back so that all have one size; neighbours overlap by a quarter of a tile or
+    more. The decoder's attention sees a tile alone, so that a tiled frame is close to an untiled one and not equal to
+    it.
     """
 
     frame: tuple[int, int]
@@ -104,7 +105,7 @@ def decode_tiled(tiles: Tiles, latent: Array, decode: Callable[[Array], Iterator
     """Decode a latent tile by tile; a frame is given when its last tile is decoded.
 
     Args:
-        tiles: over the latent's frames.
+        tiles: where tiles lie on the latent's frames.
         latent: [C, T, H, W].
         decode: a tile [C, T, h, w] to frames [n, 3, 8h, 8w], a few at a time, always in the same pieces.
 

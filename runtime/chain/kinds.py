@@ -66,4 +66,4 @@ KINDS: Mapping[str, Kind] = {
         ),
     )
 }
-"""By name."""
+"""Every kind, by its name."""

@@ -13,10 +13,10 @@ class StepPlan:
     """One step of a run."""
 
     index: int
-    """In the run, from 0."""
+    """Number of the step in the run, from 0."""
     stage: Stage
     position: int
-    """Within the stage, from 0."""
+    """Number of the step within its stage, from 0."""
     timestep: float
     """What the network is conditioned on."""
     level: float
@@ -30,7 +30,7 @@ class StepPlan:
     changes_stage: bool
     """The latent goes on to the next finer stage after it."""
     expert: int = 0
-    """Of the model's networks, the one that evaluates it."""
+    """Index of the network that evaluates it, of a model that has several."""
 
     @property
     def guided(self) -> bool:

@@ -31,7 +31,7 @@ class Resolution:
 
     @classmethod
     def parse(cls, text: str) -> "Resolution":
-        """From "81x448x832".
+        """Read a resolution such as "81x448x832".
 
         Raises:
             UsageError: the text is not three positive numbers.
@@ -97,7 +97,7 @@ class Stage:
     noisy: float
     """Natural level at which the stage starts."""
     groups: tuple[FrameGroup, ...]
-    """In the order in which they are renoised: first frame, then the rest."""
+    """Its frame groups in the order in which they are renoised: first frame, then the rest."""
 
     @property
     def tokens(self) -> int:
@@ -117,7 +117,7 @@ class Pyramid:
     clean_levels: tuple[float, ...]
     """ς_c of each stage, finest first."""
     patch_sizes: tuple[Patch, ...]
-    """Per stage, finest first."""
+    """Patch size of each stage, finest first."""
     taps: Taps
     axes: str = "THW"
     """Axes halved from one stage to the next; empty for PPF and plain models."""

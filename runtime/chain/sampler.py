@@ -29,7 +29,7 @@ class Denoiser(Protocol):
         """d x / d σ of the stage's own global level, per frame group.
 
         Args:
-            step: whose stage, expert and timestep are evaluated.
+            step: the step whose stage, expert and timestep are evaluated.
             latent: [C, T, H, W], float32.
             conditions: see `Conditions`.
 
@@ -45,9 +45,9 @@ class Step:
 
     plan: StepPlan
     velocity: Latent
-    """After guidance."""
+    """The step's velocity, after guidance."""
     latent: Latent
-    """After the step."""
+    """The latent after the step."""
 
 
 def initial_latent(steps: Sequence[StepPlan], noise: np.random.Generator) -> Latent:
@@ -112,12 +112,12 @@ def sample(
     """Run the chain.
 
     Args:
-        steps: of the run; see `plan`.
-        taps: of the pyramid's wavelet.
-        denoiser: evaluates a stage.
-        conditions: of the prompt.
+        steps: the plan of the run; see `plan`.
+        taps: low-pass taps of the pyramid's wavelet.
+        denoiser: what evaluates a stage.
+        conditions: what the prompt conditions a stage on.
         negative: those of the negative prompt; needed when a step is guided.
-        seed: of all noise in the run.
+        seed: the seed of all noise in the run.
         latents: initial latent in place of the first draw, which is made all the same: the noise of the
             transitions depends on the seed alone.
         callback: called after each step.

@@ -30,4 +30,4 @@ def euler(step: StepPlan, latent: Latent, velocity: Latent, noise: np.random.Gen
 
 
 SOLVERS: Mapping[str, Callable[[], Solver]] = {"euler": lambda: euler}
-"""By name, what makes the solver of a run."""
+"""What makes the solver of a run, by the solver's name."""

@@ -17,7 +17,7 @@ from .safetensors import TensorEntry, read_tensors
 __all__ = ["Checkpoint", "check_tensors", "read_checkpoint"]
 
 Rename = Callable[[list[str]], Mapping[str, str]]
-"""From names found to diffusers' names: original Wan names are converted by diffusers, which is not imported here."""
+"""Maps names that were found to diffusers' names: diffusers converts original Wan names, and is not imported here."""
 
 Tensors = Mapping[str, TensorEntry]
 
@@ -31,7 +31,7 @@ class Checkpoint:
     resolution: Resolution
     """What it is sampled at unless another is asked for."""
     transformer: Tensors
-    """By diffusers' name."""
+    """The transformer's tensors, by diffusers' name."""
     vae: Tensors = field(default_factory=dict)
     vae_config: Mapping[str, Any] | None = None
     text_encoder: Tensors = field(default_factory=dict)
@@ -127,10 +127,10 @@ def check_tensors(
     """Compare the tensors of a component with those that it should have.
 
     Args:
-        folder: of the component.
-        found: by name.
-        expected: shapes, by name.
-        what: they should be the tensors of.
+        folder: the component's folder, for errors.
+        found: the tensors that are there, by name.
+        expected: the shapes that they should have, by name.
+        what: the module that they should be the tensors of, for errors.
         optional: names that may be missing.
 
     Raises:

@@ -34,7 +34,7 @@ class Model:
     default_schedule: str
     negative_prompt: str
     decoder: DecoderConfig | None = None
-    """Of the VAE, where there is one."""
+    """Configuration of the VAE's decoder, where there is one."""
 
     def stages(self, resolution: Resolution) -> tuple[Stage, ...]:
         """The stages at a resolution, finest first.
@@ -61,7 +61,7 @@ class Model:
         """The schedule to sample with.
 
         Args:
-            name: of a schedule of the model, or steps such as "10-10-10", which are spaced with the default
+            name: a schedule of the model, or steps such as "10-10-10", which are spaced with the default
                 schedule's shift, guidance and solver; the default schedule if None.
             guidance_scale: replaces the schedule's own.
             levels: explicit natural levels per stage, coarsest first, in place of a named schedule.

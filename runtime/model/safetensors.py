@@ -25,12 +25,12 @@ class TensorEntry:
 
     file: Path
     name: str
-    """In the file; a reader may know the tensor by another one."""
+    """Its name in the file; a reader may know the tensor by another one."""
     dtype: str
     """Its name in `dtypes.DTYPES`."""
     shape: tuple[int, ...]
     offset: int
-    """Of the first byte, from the start of the file."""
+    """Place of its first byte, from the start of the file."""
 
     @property
     def elements(self) -> int:
@@ -39,7 +39,7 @@ class TensorEntry:
 
     @property
     def nbytes(self) -> int:
-        """Size in the file."""
+        """Bytes that it takes in the file."""
         return self.elements * DTYPES[self.dtype].nbytes
 
 

@@ -60,10 +60,10 @@ class ScheduleEntry:
 
     def to_json(self) -> dict[str, Any]:
         """The document that `from_json` reads."""
-        how: dict[str, Any] = {"steps": list(self.steps), "shift": self.shift}
-        if self.levels:
-            how = {"levels": [list(group) for group in self.levels]}
-        return how | {"guidance_scale": self.guidance_scale, "solver": self.solver}
+        levels = {"levels": [list(group) for group in self.levels]}
+        how = levels if self.levels else {"steps": list(self.steps)}
+        # The default schedule's shift spaces steps that have no schedule, whether it has levels itself or not.
+        return {**how, "shift": self.shift, "guidance_scale": self.guidance_scale, "solver": self.solver}
 
     def schedule(self, name: str, pyramid: Pyramid) -> Schedule:
         """The levels for a pyramid.

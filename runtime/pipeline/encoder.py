@@ -22,7 +22,7 @@ class TextEncoder:
     """The text encoder of a bundle; its tokenizer is read when it is first needed."""
 
     def __init__(self, graphs: OpenGraphs) -> None:
-        """Of a bundle whose graphs can be opened."""
+        """Take the graphs of a bundle; nothing is read yet."""
         self.graphs = graphs
         self._tokenizer: Tokenizer | None = None
 

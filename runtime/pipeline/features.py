@@ -1,4 +1,4 @@
-"""Sinusoidal features of a timestep, made on the host: inside a reduced-precision graph a timestep would lose its digits."""
+"""Sinusoidal features of a timestep, made on the host: a graph of reduced precision would lose its digits."""
 
 from collections.abc import Sequence
 

@@ -18,7 +18,7 @@ class OpenGraphs:
     """Opens engines when they are first needed, and closes the others unless it is resident."""
 
     def __init__(self, bundle: Bundle, target: Target, options: EngineOptions, *, resident: bool) -> None:
-        """Nothing is open yet."""
+        """Take a bundle and its target; no graph is opened yet."""
         self.bundle, self.target, self.options, self.resident = bundle, target, options, resident
         self.timings = Timings()
         self._engines: dict[GraphKey, Engine] = {}

@@ -1,4 +1,4 @@
-"""A bundle as a pipeline: prompts to embeddings, noise to latents, latents to frames, with one engine open at a time."""
+"""A bundle as a pipeline: prompts to embeddings, noise to latents, latents to frames, one engine open at a time."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -59,7 +59,7 @@ class Pipeline:
 
     @property
     def timings(self) -> Timings:
-        """Of the call that began last."""
+        """Where the time of the call that began last went."""
         return self.graphs.timings
 
     def __enter__(self) -> "Pipeline":
@@ -130,13 +130,12 @@ class Pipeline:
 
         Args:
             prompt: what to show; or give `prompt_embeds`.
-            negative_prompt: in place of the model's own; used by guided schedules.
-            schedule: by name, or steps per stage such as "10-10-10".
+            negative_prompt: what not to show, in place of the model's own; used by guided schedules.
+            schedule: a schedule's name, or steps per stage such as "10-10-10".
             levels: explicit natural levels per stage, coarsest first.
-            guidance_scale: in place of the schedule's own.
-            seed: of all noise in the run.
-            prompt_embeds: [text length, text width], float32.
-            negative_prompt_embeds: [text length, text width], float32.
+            guidance_scale: the scale of guidance, in place of the schedule's own.
+            seed: the seed of all noise in the run.
+            prompt_embeds, negative_prompt_embeds: [text length, text width], float32, in place of the prompts.
             latents: initial latent at the coarsest stage's shape.
             output_type: "np" for frames, "latent" for latents alone.
             callback: called after each step.
@@ -151,13 +150,9 @@ class Pipeline:
         self.graphs.timings = Timings()
         chosen = self.model.schedule(schedule, levels=levels, guidance_scale=guidance_scale)
         conditions = self._conditions(prompt, prompt_embeds, "prompt")
-        negative = None
-        if chosen.guided:
-            if negative_prompt is None and negative_prompt_embeds is None:
-                negative_prompt = self.model.negative_prompt
-            negative = self._conditions(negative_prompt, negative_prompt_embeds, "negative_prompt")
+        negative = self._negative(negative_prompt, negative_prompt_embeds) if chosen.guided else None
         x = self._denoise(chosen, conditions, negative, seed, latents, callback)
-        frames = self._frames(x, on_frames) if output_type == "np" else None
+        frames = _frames(self.decode(x), on_frames) if output_type == "np" else None
         self.timings.total = time.perf_counter() - start
         return Sample(x, frames, self.timings)
 
@@ -169,6 +164,11 @@ class Pipeline:
                 raise UsageError(f"{name} is one string, found {type(prompt).__name__}: call once for each video")
             return {"text": self.encode(prompt)}
         return {"text": floats(embeds, (self.model.text_length, self.model.transformer.text_dim), f"{name}_embeds")}
+
+    def _negative(self, prompt: str | None, embeds: Array | None) -> Conditions:
+        """Those of the negative prompt: the model's own, where none is given."""
+        own = self.model.negative_prompt if prompt is None and embeds is None else prompt
+        return self._conditions(own, embeds, "negative_prompt")
 
     def _denoise(
         self,
@@ -192,13 +192,15 @@ class Pipeline:
         require_finite(x, "the latents of this run")
         return x
 
-    def _frames(self, latent: Array, on_frames: Callable[[NDArray[np.uint8]], None] | None) -> NDArray[np.uint8] | None:
-        pieces = (frames_from(video) for video in self.decode(latent))
-        if on_frames is None:
-            return np.concatenate(list(pieces))
-        for piece in pieces:
-            on_frames(piece)
-        return None
+
+def _frames(video: Iterator[Array], on_frames: Callable[[NDArray[np.uint8]], None] | None) -> NDArray[np.uint8] | None:
+    """All frames of a video, or None where they are given away as they come."""
+    pieces = (frames_from(frames) for frames in video)
+    if on_frames is None:
+        return np.concatenate(list(pieces))
+    for piece in pieces:
+        on_frames(piece)
+    return None
 
 
 def load(
@@ -212,9 +214,9 @@ def load(
     Args:
         bundle: its folder.
         resident: keep all engines open, in place of one at a time.
-        threads: of one operator; 0: the engine's choice.
+        threads: threads of one operator; 0: the engine's choice.
         verify: hash every file again.
-        target_options: the bundle's target's own, such as `prepack=True`: see `Target.engine_options`.
+        target_options: the options of the bundle's target, such as `prepack=True`: see `Target.engine_options`.
 
     Raises:
         UsageError: it is not a bundle, its engine is not installed or too old, or does not have such an option.

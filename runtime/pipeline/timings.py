@@ -10,17 +10,17 @@ class Timings:
     """Seconds spent, by what they were spent on."""
 
     load: float = 0.0
-    """Opening engines."""
+    """Spent on opening engines."""
     engine: dict[str, float] = field(default_factory=dict)
-    """Inside each graph."""
+    """Spent inside each graph, by its name."""
     denoise: float = 0.0
     """From the first to the last step of the chain, engines and opening included."""
     total: float = 0.0
-    """Of the whole call."""
+    """Spent on the whole call."""
     chain_engines: float = 0.0
-    """Inside engines during the chain."""
+    """Spent inside engines during the chain."""
     chain_load: float = 0.0
-    """Opening engines during the chain."""
+    """Spent on opening engines during the chain."""
 
     @property
     def glue(self) -> float:

@@ -40,7 +40,7 @@ class VideoWriter(Protocol):
 
 
 def save_array(path: Path, array: NDArray[Any]) -> None:
-    """One array as .npy."""
+    """Write one array as .npy."""
     with written_beside(path) as partial:
         np.save(partial, array)
 
@@ -117,7 +117,7 @@ def contact_sheet(clips: Sequence[Frames], columns: int = 6) -> Frames:
 
 
 def write_png(path: Path, image: Frames) -> None:
-    """An image [H, W, 3], uint8, as PNG."""
+    """Write an image [H, W, 3], uint8, as PNG."""
     height, width, _ = image.shape
     rows = np.concatenate([np.zeros((height, 1), np.uint8), image.reshape(height, width * 3)], axis=1)
 

@@ -31,15 +31,15 @@ def measure_bundle(
     """Sample a bundle several times on noise embeddings, engines resident.
 
     Args:
-        folder: of the bundle.
+        folder: the bundle's folder.
         runs: how many are counted, after one to warm up.
         engine: how graphs are opened.
-        schedule: in place of the default.
+        schedule: a schedule's name, in place of the default.
         between: called after each run, so that another program can take its turn.
         advance: called after each run.
 
     Returns:
-        Seconds per graph (`min`, `median` of a call, `load`), of the chain, the share of the glue in it, and peak memory.
+        Seconds per graph (`min`, `median` of a call, `load`) and of the chain, the glue's share of it, and peak memory.
     """
     with MemoryWatch() as memory, load(folder, resident=True, threads=engine.threads, **engine.own) as pipeline:
         loads = _load_all(pipeline)

@@ -15,9 +15,9 @@ def predicted_peaks(
     """Peak of anonymous memory of a process that runs each graph, and of one that samples, engines one at a time.
 
     Args:
-        memory: of each graph, as its target plans or measured it; None where it is not known.
+        memory: bytes that each graph takes, as its target plans or measured them; None where they are not known.
         decoder: how frames are decoded, where they are.
-        frames: of the video.
+        frames: how many the video has.
         process_bytes: see `Target.process_bytes`.
 
     Returns:
@@ -36,7 +36,7 @@ def predicted_peaks(
 
 
 class MemoryWatch:
-    """Peak anonymous memory of this process, sampled every 20 ms, and its peak resident memory, mapped files included."""
+    """Peak anonymous memory of this process, sampled every 20 ms, and its peak resident memory with mapped files."""
 
     def __init__(self) -> None:
         """Not yet watching: use it as a context manager."""
@@ -63,12 +63,12 @@ class MemoryWatch:
         return self._field("VmHWM")
 
     def __enter__(self) -> "MemoryWatch":
-        """Begin."""
+        """Begin to watch."""
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End."""
+        """Look once more, and stop watching."""
         self.anonymous = max(self.anonymous, self._field("RssAnon"))
         self._stop.set()
         self._thread.join()

@@ -23,7 +23,7 @@ class Distance:
     cosine: float
 
     def to_json(self) -> dict[str, float]:
-        """As numbers; what is not finite becomes the largest number, so that JSON stays JSON."""
+        """The distances as numbers; what is not finite becomes the largest number, so that JSON stays JSON."""
         return {name: finite(value) for name, value in vars(self).items()}
 
 

@@ -30,7 +30,7 @@ def check_parity(pipeline: Pipeline, trace: Trace, *, advance: Advance = lambda 
 
     Args:
         pipeline: an open bundle.
-        trace: of the checkpoint that it was built from.
+        trace: a trace of the checkpoint that the bundle was built from.
         advance: told the level of each evaluation.
 
     Returns:

@@ -11,10 +11,10 @@ TEXT_LEVELS = ("text", "chain", "video")
 """What the text encoder's rounding reaches: the chain runs free from the bundle's own embeddings."""
 
 TILED = {"video": 30.0}
-"""Of a video that is decoded in tiles: the decoder's attention sees a tile alone, which no graph can mend."""
+"""Tolerance of a video that is decoded in tiles: the decoder's attention sees a tile alone, which no graph can mend."""
 
 HALF_CACHES = {"vae": 3e-3, "video": 40.0}
-"""Where the decoder's caches are kept in 11 bits."""
+"""Tolerances where the decoder's caches are kept in 11 bits."""
 
 
 def tolerances_of(manifest: Manifest) -> dict[str, float]:

@@ -24,37 +24,38 @@ class Portable(Dialect):
     most_pieces = 16  # every operator of every piece is lowered by itself
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """As a linear layer."""
+        """The product as a linear layer."""
         return nn.functional.linear(x, weight.float(), bias)
 
     def layer_norm(self, width: int, eps: float) -> Callable[..., Tensor]:
-        """From matrix products and elementwise operators."""
+        """A norm of matrix products and elementwise operators."""
         return _LayerNorm(width, eps)
 
     def rms_norm(self, width: int, eps: float) -> Callable[..., Tensor]:
-        """From matrix products and elementwise operators."""
+        """A norm of matrix products and elementwise operators."""
         return _RMSNorm(width, eps)
 
     def channel_mean(self, channels: int) -> Callable[[Tensor], Tensor]:
-        """As a convolution of one output channel."""
+        """The mean as a convolution of one output channel."""
         return _ChannelMean(channels)
 
     def rotation(self, heads: int, size: int) -> Callable[..., Tensor]:
-        """As matrix products."""
+        """The rotation as matrix products."""
         return _Rotation(heads, size)
 
     def bucket_bias(self, buckets: Tensor, count: int) -> Callable[[Tensor, int], Tensor]:
-        """Rows of the table by a matrix product."""
+        """The bias as rows of the table, taken by a matrix product."""
         return _OneHot(buckets, count)
 
     def gelu(self, x: Tensor) -> Tensor:
-        """From a sigmoid."""
-        # XNNPACK has one GELU, with erf, and takes the tanh form for it. (1 + tanh(u)) / 2 is sigmoid(2u), in fewer passes.
+        """GELU in its tanh form, from a sigmoid."""
+        # XNNPACK has one GELU, with erf, and takes the tanh form for it. (1 + tanh(u)) / 2 is sigmoid(2u), in fewer
+        # passes.
         twice = 2 * math.sqrt(2 / math.pi)
         return x * torch.sigmoid(x * (twice + (twice * 0.044715) * (x * x)))
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-        """Scores in pieces where they would be large."""
+        """Attention whose scores are made in pieces where they would be large."""
         q, k, v = (by_heads(x, heads) for x in (query, key, value))
         q, k = q * q.shape[2] ** -0.5, k.transpose(1, 2)
         tokens, row = q.shape[1], 4 * k.shape[2]
@@ -66,7 +67,7 @@ class Portable(Dialect):
         return out.transpose(0, 1).reshape(query.shape)
 
     def doubling(self) -> Callable[[Tensor], Tensor]:
-        """Every pixel times a square of ones."""
+        """The resize as every pixel times a square of ones."""
         return _Doubling()
 
 
@@ -112,7 +113,7 @@ class _RMSNorm(nn.Module):
 
 
 class _ChannelMean(nn.Module):
-    """A convolution of one output channel."""
+    """Mean over the channels, kept, as a convolution of one output channel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -123,7 +124,7 @@ class _ChannelMean(nn.Module):
 
 
 class _Doubling(nn.Module):
-    """Every pixel times a square of ones."""
+    """Twice the size: every pixel times a square of ones."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -69,9 +69,9 @@ def weights_stay_in_file(file: Path, places: Iterable[Placement], mapped: Iterab
     """While ExecuTorch lowers programs, don't copy tensors that are mapped from a file.
 
     Args:
-        file: of the weights.
-        places: of them in it.
-        mapped: tensors over it.
+        file: the file of the weights.
+        places: where they lie in it.
+        mapped: tensors that are mapped from it.
     """
     regions = {}
     for place in places:
@@ -112,7 +112,8 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 class _WholePartitioner(XnnpackPartitioner):
     """Delegates a method as a whole where XNNPACK has all of it.
 
-    The general search keeps, for each node, the set of all nodes after it: over 20 GB for the 16,000 nodes of a stage 0.
+    The general search keeps, for each node, the set of all nodes after it: over 20 GB for the 16,000 nodes of a
+    stage 0.
     """
 
     def generate_partitions(self, ep: ExportedProgram) -> list[Partition]:

@@ -149,7 +149,7 @@ class _Shim:
 
 @contextlib.contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """For libraries that report on the machine while they are loaded."""
+    """While it lasts, nothing reaches stderr: some libraries report on the machine while they are loaded."""
     sys.stderr.flush()
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:

@@ -44,7 +44,7 @@ class Executorch(BuildTarget):
         return ExecutorchEngine(file, spec, options)
 
     def dialect(self) -> "Dialect":
-        """What XNNPACK takes as one piece."""
+        """Building blocks that XNNPACK takes as one piece."""
         from .dialect import PORTABLE
 
         return PORTABLE

@@ -1,12 +1,14 @@
 """Building blocks for ONNX Runtime, which has an operator for each; its own ones are of the domain com.microsoft."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from ...runtime.quantisation import Scheme
 from ..dialect import Dialect, attention, expand_blocks
 from .operators import multi_head_attention, quantised_matmul, rotary
+from .passes import expand_late
 
 __all__ = ["FUSED"]
 
@@ -28,7 +30,7 @@ def _(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
 
 @torch.library.custom_op("pyrexport::quantised_product", mutates_args=())
 def quantised_product(x: Tensor, values: Tensor, scales: Tensor, bits: int, block: int) -> Tensor:
-    """x [..., in] times a matrix in blocks: the engine never holds it in float32 as a whole."""
+    """Product of x [..., in] and a matrix in blocks, which the engine never holds in float32 as a whole."""
     return x @ expand_blocks(values, scales, bits)[:, : x.shape[-1]].T
 
 
@@ -50,16 +52,20 @@ class Fused(Dialect):
     most_pieces = 1024
 
     def block_product(self, x: Tensor, values: Tensor, scales: Tensor, scheme: Scheme) -> Tensor:
-        """As one operator."""
+        """The product as one operator."""
         return quantised_product(x, values, scales, scheme.bits, scheme.block)
 
     def rotation(self, heads: int, size: int) -> Callable[..., Tensor]:
-        """As one operator."""
+        """The rotation as one operator."""
         return lambda x, cos, sin: rotary_embedding(x, cos, sin, heads)
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-        """As one operator that never holds the scores."""
+        """Attention as one operator that never holds the scores."""
         return attention(query, key, value, heads)
+
+    def finish(self, model: Any) -> None:
+        """Weights of 16 bits are expanded block by block."""
+        expand_late(model.graph)
 
 
 FUSED = Fused()

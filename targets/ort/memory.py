@@ -36,7 +36,7 @@ def peak_bytes(model: ir.Model) -> int:
 
 @dataclass
 class _Buffer:
-    """What one tensor after another of the same shape lives in, from the first one's node to the last one's last use."""
+    """What tensors of one shape live in, one after another, from the first one's node to the last one's last use."""
 
     size: int
     first: int
@@ -78,9 +78,13 @@ def _buffers(order: list[ir.Node], graph: ir.Graph) -> list[_Buffer]:
 
 
 def _in_place(
-    node: ir.Node, index: int, output: ir.Value, of: dict[ir.Value, _Buffer], last: dict[ir.Value, int],
+    node: ir.Node,
+    index: int,
+    output: ir.Value,
+    of: dict[ir.Value, _Buffer],
+    last: dict[ir.Value, int],
     owners: dict[ir.Value, ir.Value],
-) -> _Buffer | None:  # fmt: skip
+) -> _Buffer | None:
     """The buffer of an input that ends here, where the operator can write over it."""
     if node.op_type not in IN_PLACE:
         return None

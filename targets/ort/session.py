@@ -19,7 +19,7 @@ from ...runtime.errors import CheckFailed, UsageError
 __all__ = ["OrtEngine", "check_provider"]
 
 CPU = "CPUExecutionProvider"
-"""Also what evaluates the operators that another provider leaves."""
+"""The provider of the CPU, which also evaluates the operators that another provider leaves."""
 
 
 MMAP_THRESHOLD = 4 * 2**20
@@ -30,8 +30,8 @@ MMAP_THRESHOLD = 4 * 2**20
 def _give_buffers_back() -> None:
     """Have glibc map large buffers, in this process, unless its user chose a size.
 
-    It would come to keep those below 32 MiB in a heap, where one small buffer that stays pins the gap of a large one: at
-    4,004 tokens and 30 blocks a run took twice what its graph needs.
+    It would come to keep those below 32 MiB in a heap, where one small buffer that stays pins the gap of a large one:
+    at 4,004 tokens and 30 blocks a run took twice what its graph needs.
     """
     if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
@@ -74,7 +74,7 @@ def _settings(options: EngineOptions) -> ort.SessionOptions:
 
 
 class OrtEngine:
-    """One graph. Weights stay mapped from the file, shared by all graphs and processes, unless prepacking is asked for."""
+    """One graph. Its weights stay mapped from the file, shared by graphs and processes, unless it is prepacked."""
 
     def __init__(self, file: Path, spec: GraphSpec, options: EngineOptions, model: bytes | None = None) -> None:
         """Load a graph: that of the file, or a model whose external data lie beside it.

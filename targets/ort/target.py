@@ -61,7 +61,7 @@ class Ort(BuildTarget):
         return OrtEngine(folder / f"{spec.name}.onnx", spec, options, model)
 
     def dialect(self) -> "Dialect":
-        """One operator for each building block."""
+        """Building blocks of one operator each."""
         from .dialect import FUSED
 
         return FUSED
@@ -75,7 +75,7 @@ class Ort(BuildTarget):
         return write_graph(name, forms, folder)
 
     def plan_memory(self, form: OnnxForm) -> int:
-        """By following a run on paper."""
+        """What a run takes, found by following it on paper."""
         from .memory import peak_bytes
 
         return peak_bytes(form.model)

@@ -20,7 +20,7 @@ def write_engine(form: OnnxForm, file: Path, capabilities: Sequence[str]) -> Ite
 
     Args:
         form: the network.
-        file: of the engine.
+        file: the engine's file.
         capabilities: compute capabilities of the GPUs to build for, such as "8.9".
 
     Yields:

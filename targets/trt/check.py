@@ -109,8 +109,8 @@ def _check_attention(form: OnnxForm, log: BuildLog) -> tuple[int, int]:
     for node, count in zip(attention, counts, strict=True):
         if count < len(form.graphs) and _is_short(node):
             raise CheckFailed(
-                f"{form.name}: attention '{node.name}' is fused in {count} of {len(form.graphs)} profiles: TensorRT has "
-                "no such kernel for every head size (16, 24, 64, 80 and 128 have one, 8 and 256 have none); "
+                f"{form.name}: attention '{node.name}' is fused in {count} of {len(form.graphs)} profiles: TensorRT "
+                "has no such kernel for every head size (16, 24, 64, 80 and 128 have one, 8 and 256 have none); "
                 "--precision fp32 builds it unfused"
             )
     return len(attention), sum(count >= len(form.graphs) for count in counts)

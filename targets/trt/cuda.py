@@ -31,8 +31,8 @@ class Cuda:
         name = status.name
         if name in ("cudaErrorInsufficientDriver", "cudaErrorStubLibrary"):
             raise UsageError(
-                f"no NVIDIA driver is here, or it is older than CUDA {self._needed()} ({name}): sample on a machine with one; "
-                "`parity --graph` compares without a GPU"
+                f"no NVIDIA driver is here, or it is older than CUDA {self._needed()} ({name}): "
+                "sample on a machine with one; `parity --graph` compares without a GPU"
             )
         if name == "cudaErrorNoDevice" or (name == "cudaSuccess" and not count):
             raise UsageError("the NVIDIA driver finds no GPU here (cudaErrorNoDevice): sample on a machine with one")

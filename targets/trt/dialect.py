@@ -26,24 +26,24 @@ def standard_attention(query: Any, key: Any, value: Any, heads: int) -> Any:
 
 
 class Typed(Dialect):
-    """Types are those of the weights, or float32."""
+    """Building blocks whose types are those of the weights, or float32."""
 
     operators = {torch.ops.pyrexport.attention.default: standard_attention}  # noqa: RUF012
     precise = True
     folds = True
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """In the type of the weight."""
+        """The product in the type of the weight."""
         y = torch.matmul(x.to(weight.dtype), weight)
         return y if bias is None else y + bias.to(weight.dtype)
 
     def convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
-        """In the type of the kernel, its output in float32."""
+        """The convolution in the type of the kernel, its output in float32."""
         own = None if bias is None else bias.to(weight.dtype)
         return nn.functional.conv2d(x.to(weight.dtype), weight, own, padding=padding).float()
 
     def layer_norm(self, width: int, eps: float) -> Callable[..., Tensor]:
-        """In float32."""
+        """The norm in float32."""
 
         def norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
             return nn.functional.layer_norm(x.float(), (width,), weight, bias, eps)
@@ -51,20 +51,20 @@ class Typed(Dialect):
         return norm
 
     def rms_norm(self, width: int, eps: float) -> Callable[..., Tensor]:
-        """In float32."""
+        """The norm in float32."""
         return lambda x, weight: nn.functional.rms_norm(x.float(), (width,), weight, eps)
 
     def channel_mean(self, channels: int) -> Callable[[Tensor], Tensor]:
-        """As a sum."""
+        """The mean as a sum that is divided."""
         # TensorRT takes a mean for a part of a layer norm, in an order of chance: no two engines would be the same.
         return lambda x: x.sum(dim=1, keepdim=True) * (1 / channels)
 
     def bucket_bias(self, buckets: Tensor, count: int) -> Callable[[Tensor, int], Tensor]:
-        """A corner of the longest length's buckets."""
+        """The bias of a corner of the longest length's buckets."""
         return _Buckets(buckets)
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-        """As one operator, in the type of the values."""
+        """Attention as one operator, in the type of the values."""
         return attention(query.to(value.dtype), key.to(value.dtype), value, heads)
 
 

@@ -41,7 +41,8 @@ def building_library() -> str:
     if installed_version("tensorrt-rtx"):
         return "tensorrt-rtx"
     raise UsageError(
-        "target 'trt' needs tensorrt-rtx, which builds without a GPU, or tensorrt and a GPU: pip install 'pyrexport[export,trt]'"
+        "target 'trt' needs tensorrt-rtx, which builds without a GPU, or tensorrt and a GPU: "
+        "pip install 'pyrexport[export,trt]'"
     )
 
 
@@ -49,8 +50,8 @@ def capabilities_to_build(asked: tuple[str, ...]) -> tuple[str, ...]:
     """Compute capabilities that an engine is built for.
 
     Raises:
-        UsageError: one is malformed or not known to the library, TensorRT is asked for another than the GPU that is here, or
-            nothing is asked and no GPU is here.
+        UsageError: one is malformed or not known to the library, TensorRT is asked for another than the GPU that is
+            here, or nothing is asked and no GPU is here.
     """
     here = _gpu()
     library = building_library()
@@ -65,7 +66,8 @@ def capabilities_to_build(asked: tuple[str, ...]) -> tuple[str, ...]:
     unknown = next((capability for capability in wanted if capability not in known), None)
     if unknown is not None:
         raise UsageError(
-            f"{library} {installed_version(library)} builds here for compute capability {' or '.join(known)}, found '{unknown}'"
+            f"{library} {installed_version(library)} builds here for compute capability {' or '.join(known)}, "
+            f"found '{unknown}'"
             + ("; for another, build with tensorrt on a machine with that GPU" if library == "tensorrt-rtx" else "")
         )
     return wanted
@@ -91,7 +93,8 @@ def import_library(distribution: str) -> ModuleType:
         return import_module(MODULES[distribution])
     except ImportError as error:
         raise UsageError(
-            f"{distribution} is missing or does not load ({error}): pip install {distribution} in the version of the bundle"
+            f"{distribution} is missing or does not load ({error}): "
+            f"pip install {distribution} in the version of the bundle"
         ) from error
 
 

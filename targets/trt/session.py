@@ -176,9 +176,13 @@ class _Program:
         )
 
     def execute(
-        self, name: str, profile: int, addresses: Mapping[str, int],
-        inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]],
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        profile: int,
+        addresses: Mapping[str, int],
+        inputs: Mapping[str, NDArray[Any]],
+        outputs: Mapping[str, NDArray[Any]],
+    ) -> None:
         """Copy in, run, copy out, and wait; on an error wait as well, so that no copy outlives its array."""
         handle = int(self.stream)
         self.cuda.call("cudaSetDevice", 0)  # of this thread

@@ -79,7 +79,8 @@ class Trt(BuildTarget):
         """Refuse what TensorRT does not have."""
         if options.threads or any(options.own.values()):
             raise UsageError(
-                "target 'trt' runs on a GPU: it has no threads, no prepacking and no execution providers; leave them out"
+                "target 'trt' runs on a GPU: it has no threads, no prepacking and no execution providers; "
+                "leave them out"
             )
         check_own(self.name, self.engine_options, options.own)
 
@@ -92,7 +93,7 @@ class Trt(BuildTarget):
         return {"layout": options["layout"] or "shared", "compute_capabilities": list(capabilities)}
 
     def separates_graphs(self, options: Mapping[str, Any]) -> bool:
-        """By the option `layout`."""
+        """Whether the option `layout` asks for it."""
         return bool(options["layout"] == PER_STAGE)
 
     def open_engine(self, file: Path, spec: GraphSpec, facts: Facts, options: EngineOptions) -> Engine:
@@ -102,7 +103,7 @@ class Trt(BuildTarget):
         return TrtEngine(file, spec, facts)
 
     def dialect(self) -> "Dialect":
-        """Types are the graph's own."""
+        """Building blocks whose types are the graph's own."""
         from .dialect import TYPED
 
         return TYPED
@@ -123,11 +124,11 @@ class Trt(BuildTarget):
         widen(form.model)
 
     def network_digest(self, facts: Facts) -> str:
-        """Of the network that the engine was built from."""
+        """Digest of the network that the engine was built from."""
         return str(facts.get("network"))
 
     def check_facts(self, facts: Fields) -> None:
-        """What `check.check_engine` found, and where the engine runs."""
+        """Check what `check.check_engine` found, and where the engine runs."""
         facts.get("library", "tensorrt or tensorrt-rtx", lambda v: v in ("tensorrt", "tensorrt-rtx"))
         facts.get("compute_capabilities", "a list of compute capabilities such as 8.9", _are_capabilities)
         facts.get("network", "64 hexadecimal digits", is_digest)

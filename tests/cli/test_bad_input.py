@@ -180,7 +180,14 @@ def test_a_shard_outside_the_folder(make_checkpoint, refused, tmp_path):
             ["sample", "{tiny}", "--prompt", "a", "-o", "{out}/a.npy", "--save-latents", "{out}/b.npy"],
             "holds the latents",
         ),
-        (["sample", "{tiny}", "--prompt", "a", "-o", "{out}/a.mp4", "--resident"], "are for bundles"),
+        (
+            ["sample", "{tiny}", "--prompt", "a", "-o", "{out}/a.mp4", "--resident"],
+            "leave out --resident (for bundles)",
+        ),
+        (
+            ["sample", "{tiny}", "--prompt", "a", "-o", "{out}/a.mp4", "--prepack", "--resident"],
+            "leave out --prepack, --resident",
+        ),
         (
             ["parity", "--record", "{out}/t", "--reference", "{tiny}", "--vae-tile", "99x99", "--quiet"],
             "within the frame",
@@ -210,7 +217,8 @@ def test_arguments_that_cannot_be(tiny, refused, tmp_path, arguments, words):
     [
         ("tokenizer/tokenizer.json", "{}", "cannot read this tokenizer"),
         ("text_encoder/config.json", {"num_heads": 0}, "no text_encoder can be built"),
-        ("vae/config.json", {"base_dim": "x"}, "no vae can be built"),
+        ("vae/config.json", {"dropout": "x"}, "no vae can be built"),
+        ("vae/config.json", {"base_dim": "x"}, "field 'base_dim': expected a whole number"),
         ("vae/config.json", {"latents_std": [0.0] * 16}, "above 0"),
         ("transformer/config.json", {"attention_head_dim": 1, "num_attention_heads": 64}, "attention_head_dim is even"),
         ("transformer/config.json", {"num_layers": 2**31 - 1}, "at most 1000 blocks"),

@@ -17,26 +17,27 @@ SHAPES = DATA / "moving-shapes"
 
 
 def test_it_is_whole_small_and_what_it_was() -> None:
-    """Every file and no other has its hash; all of them are under 16 MB; weights are stored in 16 bits."""
+    """Every file and no other has its hash, they are 16 MB at most, and weights are stored in 16 bits."""
     listed = dict(reversed(line.split()) for line in (DATA / "SHA256SUMS").read_text().splitlines())
     files = {path.relative_to(DATA).as_posix(): path for path in SHAPES.rglob("*") if path.is_file()}
     assert {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()} == listed
     assert sum(path.stat().st_size for path in files.values()) <= 16_000_000
     components = read_checkpoint(SHAPES).components
     assert set(components) == {"transformer", "text_encoder", "vae"}
-    assert {tensor.dtype for tensors in components.values() for tensor in tensors.values()} == {"F16"}
+    assert {tensor.dtype for tensors in components.values() for tensor in tensors.values()} == {"float16"}
 
 
-def test_its_stages() -> None:
-    """17 frames of 128x128: latents of 5x16x16, and the tokens that the pyramid makes of them."""
-    pyramid = read_checkpoint(SHAPES).model.pyramid
-    assert pyramid.stages[0].latent == (16, 5, 16, 16)
-    assert [stage.tokens for stage in pyramid.stages] == [320, 48, 8]
+def test_its_stages_are_those_of_17_frames_of_128x128() -> None:
+    """Latents are 5x16x16, and the pyramid makes 320, 48 and 8 tokens of them."""
+    checkpoint = read_checkpoint(SHAPES)
+    stages = checkpoint.model.stages(checkpoint.resolution)
+    assert stages[0].latent == (16, 5, 16, 16)
+    assert [stage.tokens for stage in stages] == [320, 48, 8]
 
 
 @pytest.mark.slow
 def test_its_bundle_shows_what_prompts_say(shapes_bundle: Path) -> None:
-    """Six prompts of 72, without PyTorch, by the judge that has no learned part: one may be wrong. About 20 s."""
+    """Of six prompts one may be wrong, by the judge that has no learned part. It takes 20 s, without PyTorch."""
     chosen = range(0, len(SCENES), 13)
     with pyrexport.load(shapes_bundle, resident=True) as pipeline:
         videos = [pipeline(prompts()[i], seed=i) for i in chosen]
@@ -46,7 +47,7 @@ def test_its_bundle_shows_what_prompts_say(shapes_bundle: Path) -> None:
 
 @pytest.mark.slow
 def test_its_bundle_computes_what_it_computes(shapes_bundle: Path, cli: Callable[..., Result]) -> None:
-    """Tighter than the tolerances for float32, which leave room for thirty blocks. About 30 s."""
+    """It holds closer than float32's tolerances, which leave room for thirty blocks. It takes 30 s."""
     result = cli("parity", shapes_bundle, "--reference", SHAPES, "--prompt", prompts()[13], "--json", "--quiet")
     assert result.exit_code == 0, result.output
     levels = json.loads(result.stdout)["levels"]

@@ -13,8 +13,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from conftest import DATA, SCRIPTS
-from make_random_checkpoint import make_tokenizer
 from moving_shapes import COLOURS, DIRECTIONS, SCENES, draw, prompts, render
+from pyrexport.export.init.tokenizer import make_tokenizer
 from score_moving_shapes import judge, scores
 from train_moving_shapes import main as train
 from train_shapes_vae import VAE, AutoencoderKLWan, decode_clips, encode_clips, load_vae, over_whole_clips
@@ -30,14 +30,14 @@ def clips() -> list[np.ndarray]:
 
 
 def test_there_is_a_prompt_for_each_scene() -> None:
-    """72 different ones, each with its three words."""
+    """They are 72 different ones, each with its three words."""
     assert len(set(prompts())) == len(SCENES) == 72
     for scene, prompt in zip(SCENES, prompts(), strict=True):
         assert all(word in prompt for word in (scene.shape, scene.colour, scene.direction))
 
 
 def test_shapes_stay_whole_and_in_size() -> None:
-    """24 to 44 pixels wide, inside every frame."""
+    """They are 24 to 44 pixels wide, and inside every frame."""
     indices = np.random.default_rng(0).integers(len(SCENES), size=2000)
     radius, x, y, dx, dy = draw(np.random.default_rng(1), indices).T
     assert radius.min() == pytest.approx(12, abs=0.1)
@@ -49,13 +49,13 @@ def test_shapes_stay_whole_and_in_size() -> None:
 
 
 def test_real_clips_are_judged_right(clips: list[np.ndarray]) -> None:
-    """Every one, in every attribute."""
+    """Every one is, in every attribute."""
     assert scores(clips, list(SCENES)) == {"colour": 1, "direction": 1, "shape": 1, "all": 1}
 
 
 @pytest.mark.parametrize(("attribute", "words"), [("colour", list(COLOURS)), ("direction", list(DIRECTIONS))])
 def test_clips_of_something_else_are_judged_wrong(clips: list[np.ndarray], attribute: str, words: list[str]) -> None:
-    """None that is of another colour or goes another way passes."""
+    """None passes that is of another colour or goes another way."""
     for shift in range(1, len(words)):
         others = [
             replace(s, **{attribute: words[(words.index(getattr(s, attribute)) + shift) % len(words)]}) for s in SCENES
@@ -106,7 +106,7 @@ def test_a_corpus_has_one_tokenizer() -> None:
 
 
 def test_a_stopped_loop_goes_on_at_the_same_loss(tmp_path: Path) -> None:
-    """Stopped at any step, the rest is bit for bit that of a run without a stop."""
+    """After a stop at any step, the rest is bit for bit that of a run without one."""
 
     def train(file: str, stops: list[float]) -> dict[str, list[float]]:
         losses: list[float] = []
@@ -132,7 +132,7 @@ def test_a_stopped_loop_goes_on_at_the_same_loss(tmp_path: Path) -> None:
 
 
 def test_the_training_script_makes_a_checkpoint(cli: Callable[..., Result], tmp_path: Path) -> None:
-    """A few steps of everything; the result opens, and weighs what the demonstration does."""
+    """After a few steps of everything, the result opens, and weighs what the demonstration does."""
     command = [sys.executable, str(SCRIPTS / "train_moving_shapes.py"), str(tmp_path / "run"), "-o"]
     few = ["--vae-steps", "1", "--vae-batch", "1", "--pool", "8", "--steps", "2", "--batch", "1", "--device", "cpu"]
     subprocess.run([*command, str(tmp_path / "out"), *few], check=True, capture_output=True)

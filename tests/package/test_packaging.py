@@ -25,7 +25,8 @@ def test_every_package_folder_is_listed():
 
 
 def test_constraints_pin_every_dependency():
-    pinned = {line.partition("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}  # fmt: skip
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
     project = CONFIG["project"]
     for requirement in [*project["dependencies"], *chain(*project["optional-dependencies"].values())]:
         name = requirement.split(">")[0].split("<")[0].split("=")[0].split("[")[0].strip().lower().replace("_", "-")
@@ -59,8 +60,9 @@ def wheel(tmp_path_factory) -> Path:
     # From a copy: a stale build/ folder would leak old modules into the wheel.
     out = tmp_path_factory.mktemp("wheel")
     source = out / "source"
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True).stdout  # fmt: skip
-    for name in listed.splitlines():
+    command = ["git", "ls-files", "-co", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    for name in listed.stdout.splitlines():
         if (ROOT / name).is_file() and not name.startswith("tests/data"):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
@@ -84,17 +86,8 @@ def lean(wheel, tmp_path_factory) -> Path:
     """An environment with the base dependencies alone: no torch, no diffusers, no onnx."""
     folder = tmp_path_factory.mktemp("lean")
     venv.create(folder, with_pip=True)
-    install = [
-        str(folder / "bin" / "python"),
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "-c",
-        str(ROOT / "constraints.txt"),
-        str(wheel),
-    ]
-    subprocess.run(install, check=True, capture_output=True)
+    command = [folder / "bin" / "python", "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", wheel]
+    subprocess.run(command, check=True, capture_output=True)
     return folder / "bin"
 
 
@@ -131,6 +124,7 @@ import importlib.util
 assert not any(importlib.util.find_spec(name) for name in absent)
 """
     run(lean / "python", "-c", code)
-    result = subprocess.run([lean / "pyrexport", "sample", bundle, "--prompt", "a", "-o", tmp_path / "a.mp4"], capture_output=True, text=True)  # fmt: skip
+    command = [lean / "pyrexport", "sample", bundle, "--prompt", "a", "-o", tmp_path / "a.mp4"]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2
     assert "pip install 'pyrexport[video]'" in result.stderr

@@ -1,13 +1,14 @@
 """A CUDA runtime and a TensorRT whose engines are evaluated by ONNX Runtime, for a machine without a GPU.
 
-Copies and kernels happen when a stream is synchronised and not before; addresses, sizes, profiles and shapes are checked as
-a GPU would not. Nothing of the session is replaced.
+Copies and kernels happen when a stream is synchronised and not before; addresses, sizes, profiles and shapes are
+checked as a GPU would not. Nothing of the session is replaced.
 """
 
 import ctypes
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from pyrexport.runtime.bundle.graphs import GraphSpec
+from pyrexport.runtime.bundle.opening import Bundle
 
 
 class Device:
@@ -135,13 +138,11 @@ def _session(file: Path) -> ort.InferenceSession:
 class Engine:
     """An engine's file: the graphs of its profiles, each an ONNX file."""
 
-    def __init__(self, device: Device, graphs: Mapping[str, Any], networks: Path) -> None:
-        self.device = device
-        self.graphs = list(graphs.items())
-        self.sessions = [_session(networks / f"{name}.onnx") for name in graphs]
+    def __init__(self, device: Device, graphs: Sequence[GraphSpec], networks: Path) -> None:
+        self.device, self.graphs = device, graphs
+        self.sessions = [_session(networks / f"{graph.name}.onnx") for graph in graphs]
         self.true_shapes = [{value.name: value.shape for value in s.get_outputs()} for s in self.sessions]
-        first = self.graphs[0][1]
-        self.names = [*first["inputs"], *first["outputs"]]
+        self.names = [tensor.name for tensor in (*graphs[0].inputs, *graphs[0].outputs)]
         device.alive += 1
 
     def __del__(self) -> None:
@@ -162,7 +163,7 @@ class Engine:
         return SimpleNamespace(name="FLOAT")
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
-        return [tuple(self.graphs[profile][1]["inputs"][name]["shape"])] * 3
+        return 3 * [next(tensor.shape for tensor in self.graphs[profile].inputs if tensor.name == name)]
 
     def create_runtime_config(self) -> Any:
         return Config(self.device)
@@ -227,30 +228,29 @@ class Context:
     def execute_async_v3(self, stream: int) -> bool:
         if self.engine.device.faulty("execute_async_v3"):
             return False
-        entry, session = self.engine.graphs[self.profile][1], self.engine.sessions[self.profile]
+        graph, session = self.engine.graphs[self.profile], self.engine.sessions[self.profile]
         addresses = dict(self.addresses)
-        assert self.shapes.keys() == entry["inputs"].keys(), "shapes are set again after a profile"
+        assert self.shapes.keys() == {tensor.name for tensor in graph.inputs}, "shapes are set again after a profile"
 
         def work() -> None:
             view = self.engine.device.view
-            inputs = {
-                name: np.frombuffer(view(addresses[name], 4 * int(np.prod(spec["shape"]))), np.float32).reshape(
-                    spec["shape"]
-                )
-                for name, spec in entry["inputs"].items()
-            }
-            for name, value in zip(entry["outputs"], session.run(list(entry["outputs"]), inputs), strict=True):
+            inputs = {}
+            for tensor in graph.inputs:
+                data = view(addresses[tensor.name], 4 * math.prod(tensor.shape))
+                inputs[tensor.name] = np.frombuffer(data, np.float32).reshape(tensor.shape)
+            outputs = [tensor.name for tensor in graph.outputs]
+            for name, value in zip(outputs, session.run(outputs, inputs), strict=True):
                 _fill(view(addresses[name], value.nbytes), value.tobytes())
 
         self.engine.device.streams[stream].append(work)
         return True
 
 
-def tensorrt(device: Device, folder: Path, document: Mapping[str, Any], networks: Path, version: str) -> Any:
-    """What the session uses of `tensorrt_rtx`, for the engines of a bundle."""
-    files: dict[str, dict[str, Any]] = {}
-    for name, graph in document["graphs"].items():
-        files.setdefault(hashlib.sha256((folder / graph["file"]).read_bytes()).hexdigest(), {})[name] = graph
+def tensorrt(device: Device, bundle: Bundle, networks: Path) -> Any:
+    """What the session uses of `tensorrt_rtx`, for a bundle whose networks are ONNX files of a folder."""
+    files: dict[str, list[GraphSpec]] = {}
+    for graph in bundle.manifest.graphs.values():
+        files.setdefault(bundle.manifest.files[graph.file].sha256, []).append(graph.spec)
 
     class Logger:
         ERROR, INTERNAL_ERROR = "error", "internal error"
@@ -266,4 +266,5 @@ def tensorrt(device: Device, folder: Path, document: Mapping[str, Any], networks
                 return None
             return Engine(device, graphs, networks)
 
+    version = bundle.manifest.engine_version
     return SimpleNamespace(ILogger=Logger, Runtime=TensorRt, __version__=version, __name__="tensorrt_rtx")

@@ -32,10 +32,10 @@ __all__ = ["WAN_MODULES", "WanModules"]
 
 
 class WanModules:
-    """The family."""
+    """Wan2.1's half in PyTorch."""
 
     def check_components(self, checkpoint: Checkpoint) -> None:
-        """Against diffusers' and transformers' own classes."""
+        """Compare the tensors with diffusers' and transformers' own classes."""
         check_components(checkpoint)
         check_supported(checkpoint.text_encoder_config)
 
@@ -66,7 +66,7 @@ class WanModules:
         return PackedVae(graph, config.cache_shapes(*decoder.tiles.tile)) if decoder.packed else graph
 
     def latent_statistics(self, checkpoint: Checkpoint) -> tuple[list[float], list[float]]:
-        """From the VAE's configuration, or diffusers' defaults."""
+        """Mean and standard deviation of the latents, 0 and 1 where there is no VAE."""
         channels = checkpoint.model.pyramid.geometry.channels
         if checkpoint.vae_config is None:
             return [0.0] * channels, [1.0] * channels
@@ -78,7 +78,7 @@ class WanModules:
         return load_transformer(checkpoint)
 
     def blocks(self, stage: nn.Module) -> Sequence[nn.Module]:
-        """The transformer's."""
+        """The transformer's blocks."""
         blocks: Any = stage.transformer.blocks  # type: ignore[union-attr]
         return tuple(blocks)
 
@@ -87,7 +87,7 @@ class WanModules:
         return load_vae(checkpoint)
 
     def encode(self, checkpoint: Checkpoint, prompts: list[str]) -> NDArray[np.float32]:
-        """By diffusers' `WanPipeline.encode_prompt`."""
+        """Prompt embeddings, made by diffusers' `WanPipeline.encode_prompt`."""
         pipeline = WanPipeline(
             tokenizer=load_tokenizer(checkpoint),
             text_encoder=load_text_encoder(checkpoint),
@@ -102,14 +102,14 @@ class WanModules:
         return torch.cat(embeds).float().numpy()
 
     def decode(self, decoder: Any, latent: torch.Tensor) -> torch.Tensor:
-        """De-normalised and decoded as diffusers' pipeline does."""
+        """Video of a latent, de-normalised and decoded as diffusers' pipeline does."""
         mean = torch.tensor(decoder.config.latents_mean).view(1, -1, 1, 1, 1)
         inverse_std = 1.0 / torch.tensor(decoder.config.latents_std).view(1, -1, 1, 1, 1)
         video: torch.Tensor = decoder.decode(latent[None] / inverse_std + mean, return_dict=False)[0]
         return video[0]
 
     def token_count(self, checkpoint: Checkpoint, prompt: str) -> int:
-        """By transformers' tokenizer."""
+        """Tokens of a prompt, counted by transformers' tokenizer."""
         return len(load_tokenizer(checkpoint)(prompt).input_ids)
 
 

@@ -18,7 +18,10 @@ __all__ = ["TextGraph", "check_supported"]
 
 
 class TextGraph(nn.Module):
-    """Inputs: embeddings [1, L, d_model], mask [1, L] of 1 and 0; output: text [1, L, d_model], zero where the mask is."""
+    """The encoder's graph.
+
+    Inputs: embeddings [1, L, d_model], mask [1, L] of 1 and 0; output: text [1, L, d_model], zero where the mask is.
+    """
 
     def __init__(self, space: WeightSpace, document: Mapping[str, Any], length: int) -> None:
         """The encoder of a configuration for `length` tokens, its weights from a text encoder's space."""
@@ -74,7 +77,7 @@ class TextBlock(nn.Module):
     def forward(
         self, x: torch.Tensor, hidden: torch.Tensor, bucket_bias: Callable[[torch.Tensor, int], torch.Tensor]
     ) -> torch.Tensor:
-        """[1, L, d_model] to the same; `hidden` [1, 1, L] is very negative where a token is padding."""
+        """x [1, L, d_model] to the same; `hidden` [1, 1, L] is very negative where a token is padding."""
         y = self.rms_1(x, self.norm_1)
         # [heads, L, size]; three axes, for the engines that multiply no more.
         q, k, v = (layer(y).reshape(y.shape[1], self.heads, -1).transpose(0, 1) for layer in (self.q, self.k, self.v))

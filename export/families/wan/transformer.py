@@ -20,7 +20,10 @@ __all__ = ["StageGraph"]
 
 
 class StageGraph(nn.Module):
-    """Inputs: latent [1, C, T, H, W], timestep features [1, freq_dim], text [1, L, text_dim]; output: velocity as latent.
+    """The graph of a stage.
+
+    Inputs: latent [1, C, T, H, W], timestep features [1, freq_dim], text [1, L, text_dim]; output: velocity, shaped as
+    the latent.
 
     The shapes come from the latent: exported with symbolic ones, the graph of the largest stage is that of all whose
     patch size is the same.
@@ -117,7 +120,7 @@ class Block(nn.Module):
     def forward(
         self, x: torch.Tensor, context: torch.Tensor, modulation: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> torch.Tensor:
-        """[1, N, width] to the same."""
+        """Tokens x [1, N, width] after the block, of the same shape."""
         table = self.scale_shift_table + modulation
         shift, scale, gate = table[:, 0:1], table[:, 1:2], table[:, 2:3]
         y = self.norm1(x) * (1.0 + scale) + shift
@@ -197,7 +200,7 @@ class Resize(nn.Module):
     """Trilinear resize as one matrix product per axis: exact, and without an operator that engines lack."""
 
     def __init__(self, size: tuple[int, ...], new_size: tuple[int, ...]) -> None:
-        """From [T, H, W] to another."""
+        """Matrices that resize from one size [T, H, W] to another."""
         super().__init__()
         self.axes: list[int] = []
         for axis, (n, m) in enumerate(zip(size, new_size, strict=True)):
@@ -208,7 +211,7 @@ class Resize(nn.Module):
                 self.axes.append(axis)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[1, C, T, H, W] resized."""
+        """x [1, C, T, H, W], resized."""
         for axis in self.axes:
             x = x.transpose(axis + 2, 4)
             matrix = getattr(self, f"matrix_{axis}")

@@ -43,8 +43,9 @@ class Caches:
 
 
 class VaeGraph(nn.Module):
-    """Inputs: latent frame [1, C, h, w] as the transformer leaves it, then caches; outputs: frames [n, 3, H, W], caches.
+    """The decoder's graph for one latent frame.
 
+    Inputs: latent frame [1, C, h, w] as the transformer leaves it, then caches; outputs: frames [n, 3, H, W], caches.
     The first latent frame makes one frame, a later one four. Frames are clamped to -1 … 1.
     """
 
@@ -111,7 +112,7 @@ class Conv2d(nn.Module):
         self.bias = space.vector(f"{name}.bias")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[n, in, H, W] to [n, out, H, W]."""
+        """The convolution: x [n, in, H, W] to [n, out, H, W]."""
         return self.convolution(x, self.weight, self.bias, self.weight.shape[-1] // 2)
 
 
@@ -126,7 +127,7 @@ class CausalConv(nn.Module):
         self.bias = space.vector(f"{name}.bias")
 
     def forward(self, frames: Frames, caches: Caches) -> Frames:
-        """As many frames out as in."""
+        """The convolved frames, as many as are given."""
         frames = caches.extend(frames)
         old, middle, new = self.taps
         padding = new.shape[-1] // 2
@@ -151,7 +152,7 @@ class ChannelNorm(nn.Module):
         self.gamma = space.vector(f"{name}.gamma", (1, count, 1, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[n, C, H, W] to the same."""
+        """The norm of x [n, C, H, W], of the same shape."""
         return x * torch.rsqrt(self.mean(x * x) + 1e-24) * self.gamma
 
 
@@ -167,7 +168,7 @@ class Residual(nn.Module):
         self.shortcut = Conv2d(space, shortcut, tap=0) if f"{shortcut}.weight" in space.tensors else None
 
     def forward(self, frames: Frames, caches: Caches) -> Frames:
-        """As many frames out as in."""
+        """The frames after the block, as many as are given."""
         x = self.conv1([nn.functional.silu(self.norm1(frame)) for frame in frames], caches)
         x = self.conv2([nn.functional.silu(self.norm2(frame)) for frame in x], caches)
         around = frames if self.shortcut is None else [self.shortcut(frame) for frame in frames]
@@ -184,7 +185,7 @@ class SpatialAttention(nn.Module):
         self.to_qkv, self.proj = Conv2d(space, f"{name}.to_qkv"), Conv2d(space, f"{name}.proj")
 
     def forward(self, frames: Frames, caches: Caches) -> Frames:
-        """As many frames out as in; needs no cache."""
+        """The frames after attention, as many as are given; it needs no cache."""
         return [frame + self.proj(self._attend(self.to_qkv(self.norm(frame)))) for frame in frames]
 
     def _attend(self, qkv: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from .wan import WAN
 __all__ = ["FAMILIES", "DecoderConfig", "Family", "Shapes", "TransformerConfig", "find_family"]
 
 FAMILIES: Mapping[str, Family] = {family.transformer_class: family for family in (WAN,)}
-"""By the class of the transformer."""
+"""Every family, by the class of its transformer."""
 
 
 def find_family(document: Mapping[str, Any], source: str) -> Family:
@@ -19,7 +19,8 @@ def find_family(document: Mapping[str, Any], source: str) -> Family:
     Raises:
         UsageError: the configuration names no class, or one that no family has.
     """
-    found = document.get("_class_name", "no _class_name")
-    if found not in FAMILIES:
-        raise UsageError(f"{source}: expected the configuration of a {' or '.join(FAMILIES)}, found {found}")
+    found = document.get("_class_name")
+    if not isinstance(found, str) or found not in FAMILIES:
+        wanted = " or ".join(FAMILIES)
+        raise UsageError(f"{source}: expected the configuration of a {wanted}, found _class_name {found!r:.60}")
     return FAMILIES[found]

@@ -24,7 +24,7 @@ class TransformerConfig(Protocol):
 
     @property
     def patch_size(self) -> Patch:
-        """Of the patch embedding, where stages have none of their own."""
+        """Patch size of the embedding, where stages have none of their own."""
         ...
 
     @property
@@ -78,7 +78,7 @@ class Family(Protocol):
         ...
 
     def read_transformer(self, document: Mapping[str, Any], source: str) -> TransformerConfig:
-        """From a diffusers `config.json`; a missing field has diffusers' default.
+        """Read a diffusers `config.json`; a missing field has diffusers' default.
 
         Raises:
             UsageError: it is malformed, or of a variant that is not supported.
@@ -86,7 +86,7 @@ class Family(Protocol):
         ...
 
     def read_decoder(self, document: Mapping[str, Any], config: Any, source: str) -> DecoderConfig:
-        """From the `config.json` of the VAE that belongs to a transformer.
+        """Read the `config.json` of the VAE that belongs to a transformer.
 
         Raises:
             UsageError: it is malformed, of a variant that is not supported, or belongs to other latents.
@@ -94,11 +94,14 @@ class Family(Protocol):
         ...
 
     def transformer_tensors(self, config: Any, kind: Kind, patch_sizes: Sequence[Patch]) -> Shapes:
-        """Every tensor of a transformer, in diffusers' names; patch sizes of the stages that have layers of their own."""
+        """Every tensor of a transformer, in diffusers' names; patch sizes are of stages with layers of their own."""
         ...
 
     def stage_inputs(self, config: Any, stage: Stage, text_length: int) -> Shapes:
-        """Inputs of a stage's graph, in order. `latent` and the conditions are the chain's, `timestep_features` the host's."""
+        """Inputs of a stage's graph, in order.
+
+        `latent` and the conditions come from the chain, `timestep_features` from the host.
+        """
         ...
 
     def flops(self, config: Any, tokens: int, text_length: int, patch_size: Patch) -> int:

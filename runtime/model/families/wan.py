@@ -43,7 +43,7 @@ class WanConfig:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any], source: str) -> "WanConfig":
-        """From a diffusers `config.json`; a missing field has diffusers' default.
+        """Read a diffusers `config.json`; a missing field has diffusers' default.
 
         Raises:
             UsageError: the configuration is of a variant that is not text-to-video, or has an impossible value.
@@ -97,13 +97,14 @@ class WanDecoderConfig:
 
     z_dim: int = 16
     base_dim: int = 96
+    """The decoder's, which diffusers' `decoder_base_dim` sets apart from the encoder's."""
     dim_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 2
     temperal_downsample: tuple[bool, ...] = (False, True, True)
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any], config: WanConfig, source: str) -> "WanDecoderConfig":
-        """From a diffusers `config.json`; a missing field has diffusers' default.
+        """Read a diffusers `config.json`; a missing field has diffusers' default.
 
         Raises:
             UsageError: the VAE is another than Wan2.1's, or of other latents than the transformer's.
@@ -115,14 +116,7 @@ class WanDecoderConfig:
             raise fields.wrong("z_dim", f"{config.in_channels}, the transformer's input channels")
         if document.get("is_residual") or document.get("patch_size") is not None:
             raise UsageError(f"{source}: only Wan2.1's VAE is supported (4x8x8), found the residual one of Wan2.2")
-        for name, expected, inside in (
-            ("latents_mean", "numbers", lambda value: True),
-            ("latents_std", "numbers above 0", lambda value: value > 0),
-        ):
-            if document.get(name) is not None:
-                numbers = fields.numbers(name)
-                if len(numbers) != channels or not all(map(inside, numbers)):
-                    raise fields.wrong(name, f"{channels} {expected}")
+        _check_statistics(fields, channels)
         widths = fields.get("dim_mult", "a list of whole numbers", _are_counts, [1, 2, 4, 4])
         downsample = fields.get(
             "temperal_downsample",
@@ -130,11 +124,20 @@ class WanDecoderConfig:
             lambda v: isinstance(v, list) and len(v) >= len(widths) - 1 and all(isinstance(flag, bool) for flag in v),
             [False, True, True],
         )
+        blocks = fields.get(
+            "num_res_blocks", "a whole number below 1024", lambda v: type(v) is int and 0 <= v < 1024, 2
+        )
+        temporal, spatial = 2 ** sum(downsample[1 - len(widths) :]), 2 ** (len(widths) - 1)
+        if (temporal, spatial) != (4, 8):
+            raise UsageError(
+                f"{source}: only Wan2.1's VAE is supported (4x8x8), found one of {temporal}x{spatial}x{spatial} "
+                "by its dim_mult and temperal_downsample"
+            )
         return cls(
             channels,
-            fields.integer("base_dim", 96),
+            fields.integer("decoder_base_dim", fields.integer("base_dim", 96)),
             tuple(widths),
-            fields.integer("num_res_blocks", 2),
+            blocks,
             tuple(downsample),
         )
 
@@ -158,6 +161,18 @@ class WanDecoderConfig:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
 
 
+def _check_statistics(fields: Fields, channels: int) -> None:
+    """The latents' mean and deviation, where they are written, must be those of a number of channels."""
+    for name, expected, inside in (
+        ("latents_mean", "numbers", lambda value: True),
+        ("latents_std", "numbers above 0", lambda value: value > 0),
+    ):
+        if fields.document.get(name) is not None:
+            numbers = fields.numbers(name)
+            if len(numbers) != channels or not all(map(inside, numbers)):
+                raise fields.wrong(name, f"{channels} {expected}")
+
+
 def _are_counts(value: Any) -> bool:
     return isinstance(value, list) and 0 < len(value) <= 8 and all(type(n) is int and 0 < n < 1024 for n in value)
 
@@ -170,7 +185,7 @@ class Wan:
     text_in_fp16 = False  # UMT5 leaves float16's range
 
     def geometry(self, config: WanConfig) -> Geometry:
-        """16 channels; 4 frames, 8x8 pixels."""
+        """The transformer's channels, and 4 frames of 8x8 pixels to a latent pixel."""
         return Geometry(channels=config.out_channels, temporal=4, spatial=8)
 
     def read_transformer(self, document: Mapping[str, Any], source: str) -> WanConfig:
@@ -192,8 +207,8 @@ class Wan:
     def transformer_tensors(self, config: WanConfig, kind: Kind, patch_sizes: Sequence[Patch]) -> Shapes:
         """Name and shape of every tensor of a transformer.
 
-        What a kind adds: `first_frame_embedding`, and `patch_embedding.{i}` and `proj_out.{i}` for stages with layers of
-        their own.
+        A kind adds `first_frame_embedding`, or `patch_embedding.{i}` and `proj_out.{i}` for stages with layers of their
+        own.
         """
         d = config.width
         tensors: Shapes = {}

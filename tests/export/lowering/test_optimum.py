@@ -9,7 +9,7 @@ from optimum.exporters.onnx.config import TextEncoderOnnxConfig
 from optimum.utils import NormalizedTextConfig
 from pyrexport.runtime.bundle.manifest import TOKENIZER_FILE
 from pyrexport.runtime.pipeline.text import Tokenizer
-from pyrexport.runtime.proof.parity import distance
+from pyrexport.runtime.proof.metrics import distance
 from transformers import UMT5EncoderModel
 
 

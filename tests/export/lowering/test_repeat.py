@@ -1,6 +1,7 @@
 """Blocks that are exported once and repeated: the graph is that of all of them."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,51 +10,46 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from pyrexport.export.bundle.parts import Options, Part, graph_parts
-from pyrexport.export.families.dialects import FUSED
-from pyrexport.export.families.typed_dialect import TYPED
-from pyrexport.export.lowering.onnx import STANDARD_OPERATORS, Graph, export_onnx
+from pyrexport.export.lowering.graphs import GraphModule
+from pyrexport.export.lowering.onnx import OnnxExport, export_onnx
 from pyrexport.export.lowering.repeat import are_alike, as_calls
-from pyrexport.runtime.model.checkpoint import read_checkpoint
+from pyrexport.targets.ort import TARGET as ORT
+from pyrexport.targets.trt import TARGET as TRT
+from support.graphs import blueprint, graph_of
 
 
-def first_stage(checkpoint: Path, dialect: Any, symbolic: bool) -> Part:
-    return next(graph_parts(read_checkpoint(checkpoint), Options(layout="shared"), dialect, symbolic=symbolic))
-
-
-def evaluate(graph: Graph, part: Part) -> Any:
+def evaluate(exported: OnnxExport, graph: GraphModule) -> Any:
     """The graph's output with weights of its own, told by their names."""
-    for name, source in graph.sources.items():
+    for name, source in exported.sources.items():
         rng = np.random.default_rng(list(name.encode()))
-        values = 0.1 * rng.standard_normal(source.shape, np.float32)
-        graph.model.graph.initializers[name].const_value = ir.tensor(values, name=name)
+        values = 0.1 * rng.standard_normal(source.stored.shape, np.float32)
+        exported.model.graph.initializers[name].const_value = ir.tensor(values, name=name)
     rng = np.random.default_rng(0)
-    inputs = {spec.name: rng.standard_normal(spec.shape, np.float32) for spec in part.inputs}
-    session = ort.InferenceSession(ir.to_proto(graph.model).SerializeToString(), providers=["CPUExecutionProvider"])
+    inputs = {spec.name: rng.standard_normal(spec.shape, np.float32) for spec in graph.spec.inputs}
+    session = ort.InferenceSession(ir.to_proto(exported.model).SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, inputs)[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("dialect", "operators"), [(FUSED, None), (TYPED, STANDARD_OPERATORS)], ids=["onnxruntime", "tensorrt"]
+    ("target", "options"), [(ORT, {}), (TRT, {"layout": "shared"})], ids=["onnxruntime", "tensorrt"]
 )
-def test_a_repeated_block_computes_what_all_of_them_do(tiny: Path, dialect: Any, operators: Any) -> None:
+def test_a_repeated_block_computes_what_all_of_them_do(tiny: Path, target: Any, options: Any) -> None:
     """Bit for bit, with weights that differ from block to block; TensorRT's with symbolic shapes. 15 s each."""
+    drawn = blueprint(tiny, target, **options)
+    graph = graph_of(drawn, "stage0")
+    assert len(graph.layers) == 2
+    assert bool(graph.symbols) == target.symbolic
     kinds, outputs = [], []
-    for repeats in (True, False):
-        part = first_stage(tiny, dialect, symbolic=dialect is TYPED)
-        graph = export_onnx(
-            part.module, part.inputs, part.outputs, part.name, operators=operators, symbols=part.symbols,
-            layers=part.layers if repeats else (),
-        )  # fmt: skip
-        assert len(part.layers) == 2
-        assert not graph.model.functions
-        kinds.append(Counter(node.op_type for node in graph.model.graph))
-        outputs.append(evaluate(graph, part))
+    for layers in (graph.layers, ()):
+        exported = export_onnx(replace(graph, layers=layers), drawn.dialect, "stage0")
+        assert not exported.model.functions
+        kinds.append(Counter(node.op_type for node in exported.model.graph))
+        outputs.append(evaluate(exported, graph))
     assert np.array_equal(*outputs)
     assert np.abs(outputs[0]).max() > 0
     # With symbolic shapes a size is computed once more: six operators, however many blocks.
-    assert (kinds[0] - kinds[1]).total() == (0 if dialect is FUSED else 6)
+    assert (kinds[0] - kinds[1]).total() == (6 if target.symbolic else 0)
     assert not kinds[1] - kinds[0]
 
 

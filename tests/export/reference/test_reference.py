@@ -9,6 +9,7 @@ import pytest
 import torch
 from pyrexport.export.families.wan.modules import load_transformer
 from pyrexport.export.reference.reference import Reference
+from pyrexport.runtime.chain.plan import single_step
 from pyrexport.runtime.chain.pyramid import Resolution
 from pyrexport.runtime.model.checkpoint import read_checkpoint
 from safetensors.numpy import load_file, save_file
@@ -33,14 +34,8 @@ def test_sample_writes_a_video_and_a_contact_sheet(tiny, cli, tmp_path):
 @pytest.mark.parametrize("kind", ["pyramidal", "ppf", "plain"])
 def test_one_seed_gives_identical_latents(make_checkpoint, cli, tmp_path, kind):
     folder = make_checkpoint("--kind", kind)
-    common = [
-        "--prompt",
-        "a cat",
-        "--quiet",
-        "--resolution",
-        "17x64x64",
-        *(["--schedule", "4"] if kind == "plain" else []),
-    ]
+    common = ["--prompt", "a cat", "--quiet", "--resolution", "17x64x64"]
+    common += ["--schedule", "4"] if kind == "plain" else []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         result = cli("sample", folder, "-o", tmp_path / f"{name}.npy", "--seed", seed, *common)
         assert result.exit_code == 0, result.output
@@ -51,6 +46,14 @@ def test_one_seed_gives_identical_latents(make_checkpoint, cli, tmp_path, kind):
     assert not np.allclose(a, c)
 
 
+def velocity(checkpoint, index, latent, timestep, text):
+    """The reference's, of a stage at a timestep."""
+    stage = checkpoint.model.stages(checkpoint.resolution)[index]
+    step = single_step(checkpoint.model.pyramid, stage, timestep / 1000)
+    assert step.timestep == timestep
+    return Reference(checkpoint).velocity(step, latent, {"text": text})
+
+
 def test_the_first_frame_embedding_reaches_the_first_frame(make_checkpoint, tmp_path):
     folder = tmp_path / "changed"
     shutil.copytree(make_checkpoint(), folder)
@@ -58,9 +61,9 @@ def test_the_first_frame_embedding_reaches_the_first_frame(make_checkpoint, tmp_
     tensors = load_file(file)
     latent = np.random.default_rng(0).standard_normal((16, 3, 4, 4)).astype(np.float32)
     text = np.zeros((64, 32), np.float32)
-    before = Reference(read_checkpoint(folder)).velocity(1, latent, 700.0, text)
+    before = velocity(read_checkpoint(folder), 1, latent, 700.0, text)
     save_file(tensors | {"first_frame_embedding": 3 * tensors["first_frame_embedding"][::-1].copy()}, file)
-    after = Reference(read_checkpoint(folder)).velocity(1, latent, 700.0, text)
+    after = velocity(read_checkpoint(folder), 1, latent, 700.0, text)
     change = np.abs(after - before).mean(axis=(0, 2, 3))
     assert change[0] > 3 * change[1:].max()  # the other frames see it through attention alone
 
@@ -86,9 +89,17 @@ def original_name(name: str) -> str:
         ("condition_embedder.text_embedder.linear_1", "text_embedding.0"),
         ("condition_embedder.text_embedder.linear_2", "text_embedding.2"),
         ("condition_embedder.time_proj", "time_projection.1"),
-        ("attn1.", "self_attn."), ("attn2.", "cross_attn."), ("to_out.0", "o"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"),
-        ("proj_out", "head.head"), ("norm2", "norm3"), ("ffn.net.0.proj", "ffn.0"), ("ffn.net.2", "ffn.2"),
-    ]  # fmt: skip
+        ("attn1.", "self_attn."),
+        ("attn2.", "cross_attn."),
+        ("to_out.0", "o"),
+        ("to_q", "q"),
+        ("to_k", "k"),
+        ("to_v", "v"),
+        ("proj_out", "head.head"),
+        ("norm2", "norm3"),
+        ("ffn.net.0.proj", "ffn.0"),
+        ("ffn.net.2", "ffn.2"),
+    ]
     if name == "scale_shift_table":
         return "head.modulation"
     for new, old in pairs:
@@ -106,11 +117,10 @@ def test_shards_are_read_like_one_file(make_checkpoint):
 
 def test_activations_of_random_checkpoints_stay_in_range(make_checkpoint):
     checkpoint = read_checkpoint(make_checkpoint("--blocks", "12", "--width", "128"))
-    reference = Reference(checkpoint)
-    text = reference.encode(["a cat"])[0]
-    latent = np.random.default_rng(0).standard_normal(checkpoint.model.pyramid.stages[1].latent).astype(np.float32)
-    velocity = reference.velocity(1, latent, 800.0, text)
-    assert 0.2 < velocity.std() < 5
+    text = Reference(checkpoint).encode(["a cat"])[0]
+    shape = checkpoint.model.stages(checkpoint.resolution)[1].latent
+    latent = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    assert 0.2 < velocity(checkpoint, 1, latent, 800.0, text).std() < 5
     assert 0.1 < text[text.any(axis=-1)].std() < 5
 
 
@@ -119,18 +129,10 @@ def test_parts_may_be_absent(make_checkpoint, refused, tmp_path):
     assert "only latents" in refused("sample", folder, "--prompt", "a", "-o", tmp_path / "a.mp4")
     folder = make_checkpoint("--no-text-encoder")
     assert "prompt_embeds" in refused("sample", folder, "--prompt", "a", "-o", tmp_path / "a.mp4")
-    assert Reference(read_checkpoint(folder)).decode(np.zeros((16, 2, 8, 8), np.float32)).shape == (
-        5,
-        64,
-        64,
-        3,
-    )
+    assert Reference(read_checkpoint(folder)).decode(np.zeros((16, 2, 8, 8), np.float32)).shape == (5, 64, 64, 3)
 
 
 def test_a_resolution_replaces_the_checkpoints_own(tiny):
-    assert read_checkpoint(tiny, resolution=Resolution(33, 64, 128)).model.pyramid.stages[2].latent == (
-        16,
-        3,
-        2,
-        4,
-    )
+    checkpoint = read_checkpoint(tiny, resolution=Resolution(33, 64, 128))
+    assert checkpoint.resolution == Resolution(33, 64, 128)
+    assert checkpoint.model.stages(checkpoint.resolution)[2].latent == (16, 3, 2, 4)

@@ -11,31 +11,31 @@ import pytest
 from click.testing import Result
 from hypothesis import given
 from hypothesis import strategies as st
-from pyrexport.runtime.bundle.tiles import SMALLEST_TILE, TilePlan, decode_tiled
-from pyrexport.runtime.proof.parity import psnr
+from pyrexport.runtime.bundle.tiles import SMALLEST_TILE, Tiles, decode_tiled
+from pyrexport.runtime.proof.metrics import psnr
 from show_tiles import decode_both
 
 sizes = st.integers(SMALLEST_TILE, 60)
 
 
-@given(sizes, sizes, sizes, sizes)
-def test_tiles_cover_the_frame_and_their_weights_sum_to_one(h: int, w: int, tile_h: int, tile_w: int) -> None:
-    """At every pixel, whatever the sizes; neighbours overlap by a quarter at least."""
-    plan = TilePlan((h, w), (min(tile_h, h), min(tile_w, w)))
-    total = np.zeros((8 * h, 8 * w))
-    for rows, columns, weight in plan.places():
+@given(sizes, sizes, sizes, sizes, st.sampled_from([8, 16]))
+def test_tiles_cover_the_frame_and_their_weights_sum_to_one(h: int, w: int, tile_h: int, tile_w: int, n: int) -> None:
+    """It holds at every pixel, whatever the sizes, and neighbours overlap by a quarter at least."""
+    tiles = Tiles((h, w), (min(tile_h, h), min(tile_w, w)), n)
+    total = np.zeros((n * h, n * w))
+    for rows, columns, weight in tiles.places():
         assert weight.min() > 0
-        total[8 * rows.start : 8 * rows.stop, 8 * columns.start : 8 * columns.stop] += weight
+        total[n * rows.start : n * rows.stop, n * columns.start : n * columns.stop] += weight
     assert np.allclose(total, 1, atol=1e-5)
-    for starts, tile in ((plan.rows, plan.tile[0]), (plan.columns, plan.tile[1])):
+    for starts, tile in ((tiles.rows, tiles.tile[0]), (tiles.columns, tiles.tile[1])):
         assert all(b - a <= tile - tile // 4 for a, b in pairwise(starts))
 
 
 def test_the_papers_frame_in_tiles_of_32() -> None:
-    """Eight tiles at 1.41 of the frame's cost, as measured for 448x832."""
-    plan = TilePlan((56, 104), (32, 32))
-    assert (plan.rows, plan.columns) == ((0, 24), (0, 24, 48, 72))
-    assert plan.overhead == pytest.approx(1.41, abs=0.005)
+    """They are eight, at 1.41 of the frame's cost, as measured for 448x832."""
+    tiles = Tiles((56, 104), (32, 32))
+    assert (tiles.rows, tiles.columns) == ((0, 24), (0, 24, 48, 72))
+    assert tiles.overhead == pytest.approx(1.41, abs=0.005)
 
 
 def test_a_decoder_without_a_view_beyond_a_pixel_is_tiled_exactly() -> None:
@@ -48,10 +48,10 @@ def test_a_decoder_without_a_view_beyond_a_pixel_is_tiled_exactly() -> None:
         for index in range(tile.shape[1]):
             yield np.repeat(np.repeat(tile[None, :3, index], 8, 2), 8, 3)
 
-    plan = TilePlan((13, 20), (8, 9))
-    tiled = decode_tiled(plan, latent, decode)
+    tiles = Tiles((13, 20), (8, 9))
+    tiled = decode_tiled(tiles, latent, decode)
     first = next(tiled)
-    assert len(calls) == plan.count > 1
+    assert len(calls) == tiles.count > 1
     whole = np.concatenate(list(decode(latent)))
     assert np.allclose(np.concatenate([first, *tiled]), whole, atol=1e-5)
 
@@ -59,7 +59,7 @@ def test_a_decoder_without_a_view_beyond_a_pixel_is_tiled_exactly() -> None:
 def test_a_tiled_bundle_samples_and_passes_parity(
     make_checkpoint: Callable[..., Path], cli: Callable[..., Result], tmp_path: Path
 ) -> None:
-    """A frame of 8x16 latents in tiles of 6x8, caches in 16 bits: close to untiled, exact on a tile."""
+    """A frame of 8x16 latents in tiles of 6x8, with caches in 16 bits, is exact on a tile."""
     checkpoint, out = make_checkpoint("--stages", "1"), tmp_path / "tiled"
     options = ("--resolution", "17x64x128", "--vae-tile", "6x8", "--vae-caches", "fp16", "--quiet")
     assert cli("build", checkpoint, "--target", "ort", "-o", out, *options).exit_code == 0
@@ -82,7 +82,7 @@ def test_a_tiled_bundle_samples_and_passes_parity(
 
 @pytest.mark.slow
 def test_a_trained_decoder_shows_no_seam(tmp_path: Path) -> None:
-    """Two shapes side by side on 128x256 pixels, in 3 tiles of 16x16 latents beside untiled: PSNR of 35 dB at least. 40 s."""
+    """Two shapes side by side on 128x256 pixels, in 3 tiles of 16x16 latents, have 35 dB beside untiled. It takes 40 s."""
     whole, tiled = decode_both(tmp_path)
     assert psnr(tiled, whole) >= 35
     assert not np.array_equal(tiled, whole)
@@ -92,6 +92,6 @@ def test_a_trained_decoder_shows_no_seam(tmp_path: Path) -> None:
 def test_impossible_tiles_are_refused(
     tiny: Path, refused: Callable[..., str], tmp_path: Path, tile: str, words: str
 ) -> None:
-    """Before anything is written."""
+    """They are refused before anything is written."""
     assert words in refused("build", tiny, "--target", "ort", "-o", tmp_path / "out", "--vae-tile", tile)
     assert not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ from pyrexport.runtime.chain.pyramid import Resolution
 from pyrexport.runtime.chain.schedules import explicit_levels, parse_levels, parse_steps, spaced_levels
 from pyrexport.runtime.chain.wavelets import WAVELETS
 from pyrexport.runtime.errors import UsageError
-from support.builders import pyramid
+from support.builders import FULL, pyramid
 
 
 def test_gain_is_the_sum_of_orthonormal_low_pass_taps_per_axis():
@@ -39,7 +39,7 @@ def test_clean_levels_of_three_stages_are_the_papers():
     ],
 )
 def test_global_levels_of_both_frame_groups(natural, stage, rest, first):
-    groups = {group.name: group for group in pyramid().groups}
+    groups = {group.name: group for group in pyramid().groups(FULL)}
     # The tables print six digits.
     assert groups["rest"].global_level(stage, natural) == pytest.approx(rest, abs=1e-6)
     assert groups["first"].global_level(stage, natural) == pytest.approx(first, abs=1e-6)
@@ -52,17 +52,17 @@ def test_down_inverts_up(k, sigma):
 
 
 def test_latent_shapes_and_tokens_at_the_papers_resolution():
-    stages = pyramid().stages
+    stages = pyramid().stages(FULL)
     assert [stage.latent for stage in stages] == [(16, 21, 56, 104), (16, 11, 28, 52), (16, 6, 14, 26)]
     assert [stage.tokens for stage in stages] == [30_576, 4_004, 546]
 
 
 def test_ppf_keeps_the_latent_and_pads_the_grid():
     patches = ((1, 2, 2), (2, 4, 4), (4, 8, 8))
-    ppf = pyramid("ppf", resolution=Resolution(81, 480, 832), patch_sizes=patches)
-    assert {stage.latent for stage in ppf.stages} == {(16, 21, 60, 104)}
-    assert [stage.tokens for stage in ppf.stages] == [32_760, 4_290, 624]
-    assert all(group.global_level(2, 0.7) == 0.7 for group in ppf.groups)
+    ppf, size = pyramid("ppf", patch_sizes=patches), Resolution(81, 480, 832)
+    assert {stage.latent for stage in ppf.stages(size)} == {(16, 21, 60, 104)}
+    assert [stage.tokens for stage in ppf.stages(size)] == [32_760, 4_290, 624]
+    assert all(group.global_level(2, 0.7) == 0.7 for group in ppf.groups(size))
 
 
 @pytest.mark.parametrize("kind", ["pyramidal", "ppf"])
@@ -137,10 +137,11 @@ def test_names_of_steps():
 )
 def test_impossible_resolutions_are_refused_with_the_nearest(size, words):
     with pytest.raises(UsageError, match=words):
-        pyramid(resolution=Resolution.parse(size))
+        pyramid().stages(Resolution.parse(size))
 
 
 def test_joint_first_frame_needs_even_latent_frames():
-    assert pyramid(first_frame_apart=False, resolution=Resolution(77, 448, 832)).stages[2].latent[1] == 5
+    joint = pyramid(first_frame_apart=False)
+    assert joint.stages(Resolution(77, 448, 832))[2].latent[1] == 5
     with pytest.raises(UsageError, match="16k-3"):
-        pyramid(first_frame_apart=False)
+        joint.stages(FULL)

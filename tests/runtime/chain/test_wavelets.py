@@ -3,17 +3,12 @@
 import numpy as np
 import pytest
 import pywt
+from flow import downsample, upsample
 from hypothesis import given
 from hypothesis import strategies as st
 from pyrexport.runtime.chain.levels import gain, up
 from pyrexport.runtime.chain.noise import generator
-from pyrexport.runtime.chain.resample import (
-    downsample,
-    draw_high_bands,
-    renoise_with,
-    upsample,
-    upsample_and_renoise,
-)
+from pyrexport.runtime.chain.resample import draw_high_bands, renoise_with, upsample_and_renoise
 from pyrexport.runtime.chain.wavelets import WAVELETS, analyse, high_bands, synthesise, wavelet_taps
 from pyrexport.runtime.errors import UsageError
 

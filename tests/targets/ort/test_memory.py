@@ -10,22 +10,23 @@ import onnx_ir as ir
 import pytest
 from click.testing import Result
 from onnx_ir import DataType, Shape, Value
-from pyrexport.export.families.dialects import FUSED
 from pyrexport.export.families.wan.transformer import token_chunk
-from pyrexport.export.lowering.memory import peak_bytes
 from pyrexport.runtime.model.families.wan import WanConfig
-from pyrexport.runtime.proof.measure import PROCESS_BYTES
+from pyrexport.targets.facts import find_build_target
+from pyrexport.targets.ort.dialect import FUSED
+from pyrexport.targets.ort.memory import peak_bytes
 
 CHILD = """
 import sys
 import numpy as np
 import pyrexport
-from pyrexport.runtime.proof.measure import MemoryWatch
+from pyrexport.runtime.bundle.graphs import stage_key
+from pyrexport.runtime.proof.memory import MemoryWatch
 with pyrexport.load(sys.argv[1], threads=2) as pipeline:
-    graph = pipeline.bundle.manifest.graphs["stage0"]
-    inputs = {name: np.zeros(spec["shape"], np.float32) for name, spec in graph.inputs.items()}
+    spec = pipeline.bundle.manifest.graphs[stage_key(0)].spec
+    inputs = {tensor.name: np.zeros(tensor.shape, np.float32) for tensor in spec.inputs}
     with MemoryWatch() as memory:
-        pipeline.run("stage0", inputs)
+        pipeline.run(stage_key(0), inputs)
     print(memory.anonymous)
 """
 
@@ -34,7 +35,7 @@ def test_the_plan_is_what_a_run_takes(
     make_checkpoint: Callable[..., Path], cli: Callable[..., Result], tmp_path: Path
 ) -> None:
     """13,104 tokens of a narrow model, in a process of its own: within the promised 15 %."""
-    options = ("--preset", "wan2.1-1.3b", "--blocks", "1", "--width", "256", "--resolution", "33x448x832")
+    options = ("--random", "wan2.1-1.3b", "--blocks", "1", "--width", "256", "--resolution", "33x448x832")
     checkpoint = make_checkpoint(*options, "--kind", "plain", "--no-text-encoder", "--no-vae")
     planned = cli("build", checkpoint, "--target", "ort", "--plan", "--json", "--quiet")
     assert planned.exit_code == 0, planned.output
@@ -54,7 +55,7 @@ def test_a_plan_writes_nothing(
     result = cli("build", tiny, "--target", "ort", "--plan", "--json", "--quiet")
     peaks = json.loads(result.output)["peak_anonymous_bytes"]
     assert set(peaks) == {"stage0", "text_64", "vae_first", "vae_next", "sample"}
-    assert min(peaks.values()) > PROCESS_BYTES
+    assert min(peaks.values()) > find_build_target("ort").process_bytes
     assert cli("build", tiny, "--target", "ort").exit_code == 2
     assert cli("build", tiny, "--target", "ort", "--plan", "-o", tmp_path / "out").exit_code == 2
     assert not list(tmp_path.iterdir())

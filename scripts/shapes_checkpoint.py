@@ -1,0 +1,99 @@
+"""The demonstration checkpoint: what it says of itself, and its folder."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan
+from moving_shapes import FRAMES, SIZE
+from pyrexport.export.init.documents import PPF_PATCHES, model_index, write_json
+from pyrexport.export.init.tokenizer import write_tokenizer
+from pyrexport.runtime.chain.pyramid import Resolution
+from pyrexport.runtime.model.description import Model, parse_model
+from pyrexport.runtime.model.families.wan import WAN, WanConfig
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from transformers import UMT5Config
+
+CONFIG = WanConfig(num_attention_heads=4, attention_head_dim=64, ffn_dim=1024, num_layers=4, text_dim=128, freq_dim=256)
+UMT5 = {
+    "d_model": 128,
+    "d_ff": 256,
+    "d_kv": 32,
+    "num_heads": 4,
+    "num_layers": 2,
+    "vocab_size": 256,
+    "dropout_rate": 0.0,
+}
+TEXT_LENGTH = 32
+RESOLUTION = Resolution(FRAMES, SIZE, SIZE)
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Components:
+    """What was trained."""
+
+    transformer: Tensors
+    text_encoder: Tensors
+    umt5: UMT5Config
+    tokenizer: Tokenizer
+    vae: AutoencoderKLWan
+    mean: torch.Tensor
+    """Of the latents, per channel."""
+    std: torch.Tensor
+
+
+def describe(kind: str) -> Model:
+    """The model that is trained."""
+    schedules = {
+        name: {"steps": list(map(int, name.split("-"))), "shift": 5.0, "guidance_scale": guidance}
+        for name, guidance in (("2-2-1", 1.0), ("10-10-10", 1.0), ("8-6-6", 3.0))
+    }
+    document = {
+        "format": 1,
+        "kind": kind,
+        "stages": 3,
+        "text_length": TEXT_LENGTH,
+        "schedules": schedules,
+        "default_schedule": "8-6-6",
+        "patch_sizes": PPF_PATCHES[:3] if kind == "ppf" else None,
+    }
+    return parse_model(document, WAN, CONFIG, "the demonstration's pyramid.json")
+
+
+def write_checkpoint(out: Path, model: Model, components: Components) -> None:
+    """The checkpoint folder, weights in float16, written beside and renamed."""
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
+    partial.chmod(0o755)
+    _write_weights(partial / "transformer" / "diffusion_pytorch_model.safetensors", components.transformer)
+    _write_weights(partial / "text_encoder" / "model.safetensors", components.text_encoder)
+    _write_weights(partial / "vae" / "diffusion_pytorch_model.safetensors", components.vae.state_dict())
+    head = {"_diffusers_version": "0.39.0", "qk_norm": "rms_norm_across_heads"}
+    write_json(partial / "transformer" / "config.json", CONFIG.to_json() | head)
+    components.vae.save_config(partial / "vae")
+    config = json.loads((partial / "vae" / "config.json").read_text())
+    config.pop("_name_or_path", None)  # where the VAE was read from
+    statistics = {"latents_mean": components.mean.tolist(), "latents_std": components.std.tolist()}
+    write_json(partial / "vae" / "config.json", config | statistics)
+    architecture = {"architectures": ["UMT5EncoderModel"]}
+    write_json(partial / "text_encoder" / "config.json", components.umt5.to_dict() | architecture)
+    components.tokenizer.no_padding()
+    components.tokenizer.no_truncation()
+    write_tokenizer(partial / "tokenizer", components.tokenizer)
+    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 5.0}
+    write_json(partial / "scheduler" / "scheduler_config.json", scheduler)
+    index = model_index(["transformer", "vae", "text_encoder", "tokenizer", "scheduler"])
+    write_json(partial / "model_index.json", index)
+    write_json(partial / "pyramid.json", model.to_json() | {"resolution": vars(RESOLUTION)})
+    partial.replace(out)
+
+
+def _write_weights(file: Path, tensors: Tensors) -> None:
+    file.parent.mkdir(parents=True)
+    half = {name: tensor.detach().half().contiguous().cpu() for name, tensor in tensors.items()}
+    save_file(half, file, metadata={"format": "pt"})

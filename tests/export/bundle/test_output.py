@@ -1,0 +1,44 @@
+"""Where a bundle may be written, and what is left alone."""
+
+from pyrexport.export.lowering import forms
+
+
+def test_an_output_in_the_way_is_refused_and_a_bundle_replaced_by_force(tiny, copy, cli, refused, tmp_path):
+    assert "give --force" in refused("build", tiny, "--target", "ort", "-o", copy)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    assert "is not a bundle" in refused("build", tiny, "--target", "ort", "-o", tmp_path / "mine", "--force")
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    assert "unknown target 'tpu': expected one of executorch, ort" in refused(
+        "build", tiny, "--target", "tpu", "-o", tmp_path / "x"
+    )
+    assert "does not exist" in refused("build", tiny, "--target", "ort", "-o", tmp_path / "no" / "x")
+    assert "give --force" in refused("build", tiny, "--target", "ort", "-o", tmp_path / ".")
+    (tmp_path / "link").symlink_to(copy)
+    assert "symbolic link" in refused("build", tiny, "--target", "ort", "-o", tmp_path / "link", "--force")
+    assert "cannot be a bundle" in refused("build", tiny, "--target", "ort", "-o", "/")
+
+
+def test_somebody_elses_folders_are_left_alone(make_checkpoint, cli, refused, tmp_path, monkeypatch):
+    folder = make_checkpoint("--no-vae", "--no-text-encoder", "--blocks", "1")
+    (tmp_path / "a.partial").mkdir()
+    (tmp_path / "a.partial" / "thesis.txt").write_text("x")
+    (tmp_path / ".b.replaced").mkdir()
+    (tmp_path / ".b.replaced" / "thesis.txt").write_text("x")
+    assert "was not made by a build" in refused("build", folder, "--target", "ort", "-o", tmp_path / "a", "--quiet")
+    assert (tmp_path / "a.partial" / "thesis.txt").exists()
+    real = forms.export_onnx
+
+    def export(*arguments, **options):
+        (tmp_path / "b").mkdir(exist_ok=True)
+        (tmp_path / "b" / "thesis.txt").write_text("x")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(forms, "export_onnx", export)
+    assert "appeared during the build" in refused("build", folder, "--target", "ort", "-o", tmp_path / "b", "--quiet")
+    assert (tmp_path / "b" / "thesis.txt").exists()
+    (tmp_path / "b" / "thesis.txt").unlink()
+    (tmp_path / "b").rmdir()
+    monkeypatch.setattr(forms, "export_onnx", None)  # every graph is kept
+    assert cli("build", folder, "--target", "ort", "-o", tmp_path / "b", "--quiet").exit_code == 0
+    assert (tmp_path / ".b.replaced" / "thesis.txt").exists()
