@@ -82,7 +82,7 @@ def test_a_tiled_bundle_samples_and_passes_parity(
 
 @pytest.mark.slow
 def test_a_trained_decoder_shows_no_seam(tmp_path: Path) -> None:
-    """Two shapes side by side on 128x256 pixels, in 3 tiles of 16x16 latents, have 35 dB beside untiled. It takes 40 s."""
+    """Two shapes side by side on 128x256 pixels, in 3 tiles of 16x16 latents, have 35 dB beside untiled; 40 s."""
     whole, tiled = decode_both(tmp_path)
     assert psnr(tiled, whole) >= 35
     assert not np.array_equal(tiled, whole)
