@@ -16,6 +16,7 @@ __all__ = ["main"]
 COMMANDS = {
     "build": "Build a bundle from a checkpoint.",
     "sample": "Sample a video from a bundle or a checkpoint.",
+    "decode": "Decode latents that were sampled before.",
     "parity": "Prove that a bundle computes what its checkpoint computes.",
     "bench": "Measure a bundle: latency, load time, memory, glue.",
     "init": "Make a checkpoint of random weights, to try things on.",
@@ -44,20 +45,22 @@ class Commands(click.Group):
         try:
             return super().main(*args, **kwargs | {"standalone_mode": False})
         except PyrexportError as error:
-            _refuse(str(error), error.exit_code)
+            _refuse(error, str(error), error.exit_code)
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message(), err=True)
             sys.exit(error.exit_code)
         except click.ClickException as error:
-            _refuse(error.format_message(), error.exit_code)
-        except (click.Abort, KeyboardInterrupt):
-            _refuse("interrupted", 130)
+            _refuse(error, error.format_message(), error.exit_code)
+        except (click.Abort, KeyboardInterrupt) as error:
+            _refuse(error.__cause__ or error, "interrupted", 130)
         except OSError as error:
-            _refuse(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 1)
+            _refuse(error, f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 1)
 
 
-def _refuse(message: str, exit_code: int) -> None:
-    click.echo(f"Error: {' '.join(message.split())}", err=True)
+def _refuse(error: BaseException, message: str, exit_code: int) -> None:
+    """One line: the message, and what notes on the error add to it."""
+    line = "; ".join([message, *getattr(error, "__notes__", ())])
+    click.echo(f"Error: {' '.join(line.split())}", err=True)
     sys.exit(exit_code)
 
 

@@ -27,6 +27,7 @@ from .common import (
     require_bundle,
     resolve_checkpoint,
 )
+from .hub import find_model
 
 
 @click.command()
@@ -46,7 +47,9 @@ def command(
     quiet: bool,
 ) -> None:
     """Measure latency per stage, load time, peak memory and glue of BUNDLE."""
+    bundle = find_model(bundle, quiet=quiet)
     require_bundle(bundle)
+    reference = None if reference is None else find_model(reference, quiet=quiet)
     threads = engine.threads or os.cpu_count() or 1
     if not find_target(open_bundle(bundle).manifest.target).needs_device:
         engine = replace(engine, threads=threads)

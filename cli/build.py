@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from ..runtime.bundle.engines import installed_targets, target_names
-from ..runtime.chain.pyramid import Resolution
 from ..runtime.errors import UsageError
 from ..runtime.proof.memory import predicted_peaks
 from ..runtime.quantisation import CACHE_SCHEMES, FLOAT_SCHEMES, SCHEMES
@@ -15,14 +14,16 @@ from ..targets.facts import BuildTarget, find_build_target
 from .common import (
     PATH,
     Bars,
-    ResolutionType,
+    Reading,
     output_options,
     own_options,
     print_json,
     print_memory,
     progress,
+    reading_options,
     resolve_checkpoint,
 )
+from .hub import find_model
 
 OWN = [option for target in installed_targets() if isinstance(target, BuildTarget) for option in target.build_options]
 
@@ -53,7 +54,7 @@ OWN = [option for target in installed_targets() if isinstance(target, BuildTarge
     help="What the decoder keeps from frame to frame.",
 )
 @own_options(OWN, "own")
-@click.option("--resolution", type=ResolutionType(), help="In place of the checkpoint's own.")
+@reading_options
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
 @click.option("--no-run", is_flag=True, help="Do not run each lowered graph once, which takes long at the real size.")
 @click.option("--plan", is_flag=True, help="Only say what each graph will need in memory; write nothing.")
@@ -67,18 +68,19 @@ def command(
     vae_tile: str,
     vae_caches: str,
     own: Mapping[str, Any],
-    resolution: Resolution | None,
+    reading: Reading,
     force: bool,
     no_run: bool,
     plan: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Build a bundle from a CHECKPOINT. An interrupted build goes on where it stopped."""
+    """Build a bundle from a CHECKPOINT, a folder or a hub ID. An interrupted build goes on where it stopped."""
     if plan == (output is not None):
         raise UsageError("give either -o OUTPUT to build, or --plan to only say what it will need")
     target = find_build_target(target_name)
-    opened = resolve_checkpoint(checkpoint, resolution)
+    checkpoint = find_model(checkpoint, reading.variant, quiet=quiet)
+    opened = resolve_checkpoint(checkpoint, reading.resolution, reading.variant)
     from ..export.bundle.build import build_bundle
     from ..export.bundle.options import BuildRequest, resolve_options
     from ..export.bundle.output import check_replaceable

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from rich.table import Table
 from ..runtime.bundle.engines import MAX_THREADS, EngineOptions, Option, installed_targets
 from ..runtime.bundle.opening import is_bundle
 from ..runtime.chain.pyramid import Resolution
+from ..runtime.chain.solvers import SOLVERS
 from ..runtime.errors import UsageError
 from ..runtime.model.checkpoint import Checkpoint, read_checkpoint
 from ..runtime.reporter import Reporter
@@ -30,6 +32,7 @@ from ..runtime.reporter import Reporter
 __all__ = [
     "PATH",
     "Bars",
+    "Reading",
     "ResolutionType",
     "engine_options",
     "output_options",
@@ -39,9 +42,11 @@ __all__ = [
     "print_table",
     "progress",
     "read_prompts",
+    "reading_options",
     "require_bundle",
     "resolve_checkpoint",
     "sampling_options",
+    "variant_option",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -120,6 +125,7 @@ def sampling_options(command: F) -> F:
         click.option("--seed", type=int, default=0, show_default=True),
         click.option("--levels", help="Natural levels in place of a schedule: 1,0.9863/0.9412,0.8645/0.5858"),
         click.option("--schedule", help="A schedule of the model, or steps per stage, coarsest first: 10-10-10"),
+        click.option("--solver", type=click.Choice(list(SOLVERS)), help="In place of the schedule's own."),
         click.option("--guidance-scale", type=float, help="In place of the schedule's own."),
         click.option("--negative-prompt", help="In place of the model's own."),
     ):
@@ -127,7 +133,45 @@ def sampling_options(command: F) -> F:
     return command
 
 
-def resolve_checkpoint(folder: Path, resolution: Resolution | None = None) -> Checkpoint:
+@dataclass(frozen=True)
+class Reading:
+    """How a checkpoint is read."""
+
+    resolution: Resolution | None = None
+    """In place of the checkpoint's own."""
+    variant: str | None = None
+    """Of the weights' files."""
+
+    def refuse_for_bundle(self, bundle: Path) -> None:
+        """Refuse what a bundle was built with, and keeps.
+
+        Raises:
+            UsageError: a value is given.
+        """
+        given = [f"--{name}" for name, value in vars(self).items() if value is not None]
+        if given:
+            raise UsageError(f"{bundle} is a bundle, whose {given[0][2:]} is fixed: give {given[0]} to build one")
+
+
+def variant_option(command: F) -> F:
+    """The option `--variant`."""
+    return click.option("--variant", help="Of a checkpoint's files: fp16 reads STEM.fp16.safetensors.")(command)
+
+
+def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options `--resolution` and `--variant`, as one argument `reading`."""
+
+    @wraps(command)
+    def wrapped(*arguments: Any, resolution: Resolution | None, variant: str | None, **others: Any) -> Any:
+        return command(*arguments, reading=Reading(resolution, variant), **others)
+
+    size = click.option(
+        "--resolution", type=ResolutionType(), help="Of a checkpoint, in place of its own; a bundle's is fixed."
+    )
+    return size(variant_option(wrapped))
+
+
+def resolve_checkpoint(folder: Path, resolution: Resolution | None = None, variant: str | None = None) -> Checkpoint:
     """Read a checkpoint; diffusers is imported only if the tensors carry Wan's original names."""
 
     def rename(names: list[str]) -> Mapping[str, str]:
@@ -135,7 +179,7 @@ def resolve_checkpoint(folder: Path, resolution: Resolution | None = None) -> Ch
 
         return to_diffusers(names)
 
-    return read_checkpoint(folder, resolution=resolution, rename=rename)
+    return read_checkpoint(folder, resolution=resolution, rename=rename, variant=variant)
 
 
 def require_bundle(folder: Path) -> None:

@@ -18,7 +18,8 @@ from ..runtime.errors import UsageError
 from ..runtime.model.description import Model, bare_model
 from ..runtime.model.families import find_family
 from ..runtime.proof.memory import predicted_peaks
-from .common import PATH, ResolutionType, output_options, print_json, progress, resolve_checkpoint
+from .common import PATH, Reading, output_options, print_json, progress, reading_options, resolve_checkpoint
+from .hub import find_model
 from .show import show_model
 
 PLAIN_STEPS = (50, 4, 2)
@@ -27,19 +28,19 @@ PLAIN_STEPS = (50, 4, 2)
 
 @click.command()
 @click.argument("model", type=PATH)
-@click.option("--resolution", type=ResolutionType(), help="In place of the model's own; needed for a bare config.json.")
+@reading_options
 @click.option("--verify", is_flag=True, help="Hash every file of a bundle again.")
 @output_options
-def command(model: Path, resolution: Resolution | None, verify: bool, as_json: bool, quiet: bool) -> None:
+def command(model: Path, reading: Reading, verify: bool, as_json: bool, quiet: bool) -> None:
     """Show MODEL: a bundle, a checkpoint, or a bare transformer config.json with --resolution."""
+    model = find_model(model, reading.variant, quiet=quiet)
     if is_bundle(model):
-        if resolution is not None:
-            raise UsageError(f"{model} is a bundle, whose resolution is fixed")
+        reading.refuse_for_bundle(model)
         document = inspect_bundle(model, verify, quiet)
     elif verify:
         raise UsageError("--verify is for bundles: a checkpoint carries no hashes")
     else:
-        document = inspect_model(model, resolution)
+        document = inspect_model(model, reading)
     if as_json:
         document.pop("engines", None)  # the facts, as people read them
         print_json(document)
@@ -47,7 +48,7 @@ def command(model: Path, resolution: Resolution | None, verify: bool, as_json: b
         show_model(document)
 
 
-def inspect_model(model: Path, resolution: Resolution | None) -> dict[str, Any]:
+def inspect_model(model: Path, reading: Reading) -> dict[str, Any]:
     """The JSON document of a checkpoint or a configuration.
 
     Raises:
@@ -55,10 +56,10 @@ def inspect_model(model: Path, resolution: Resolution | None) -> dict[str, Any]:
     """
     bare = model / "config.json" if model.is_dir() else model
     if not (model / "model_index.json").is_file() and bare.is_file():
-        return _inspect_config(bare, resolution)
+        return _inspect_config(bare, reading.resolution)
     if not model.is_dir():
         raise UsageError(f"{model} does not exist: expected a checkpoint folder or a transformer's config.json")
-    checkpoint = resolve_checkpoint(model, resolution)
+    checkpoint = resolve_checkpoint(model, reading.resolution, reading.variant)
     components = {
         name: {
             "parameters": sum(tensor.elements for tensor in tensors.values()),
@@ -177,6 +178,7 @@ def _costs(model: Model, resolution: Resolution) -> dict[str, Any]:
             "steps": list(schedule.steps),
             "levels": [list(levels) for levels in schedule.levels],
             "guidance_scale": schedule.guidance_scale,
+            "solver": schedule.solver.to_json(),
             "tflop": sum(n * cost for n, cost in zip(schedule.steps, reversed(tflop), strict=True)),
             "passes": 2 if schedule.guided else 1,
         }

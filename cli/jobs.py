@@ -1,4 +1,4 @@
-"""What `sample` has to do: a prompt and the files that it becomes."""
+"""What `sample` and `decode` have to do: a prompt and the files that it becomes."""
 
 import json
 from collections.abc import Mapping
@@ -6,17 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..runtime.documents import read_json
 from ..runtime.errors import UsageError
 from ..runtime.files import check_output, write_whole
-from ..runtime.pipeline.video import contact_sheet, has_video_writer, save_array, write_png
+from ..runtime.pipeline.latents import origin_file
+from ..runtime.pipeline.video import has_video_writer
+from .videos import VideoOptions
 
-__all__ = ["Job", "claim_folder", "make_jobs", "write_extras"]
-
-Frames = NDArray[np.uint8]
+__all__ = ["Job", "claim_folder", "make_jobs"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ class Job:
     sheet: Path | None
     """Path of the contact sheet."""
     latents: Path | None
-    """Path of the latents, beside a video."""
+    """Path of the latents, where they are kept beside a video."""
 
     @property
     def files(self) -> list[Path]:
@@ -36,11 +33,18 @@ class Job:
         return [path for path in (self.output, self.sheet, self.latents) if path is not None]
 
     @property
+    def latents_file(self) -> Path:
+        """Where latents are before decoding starts: where they are kept, or beside the output until it is there."""
+        if self.latent_only:
+            return self.output
+        return self.latents or self.output.with_name(f"{self.output.name}.latents.npy")
+
+    @property
     def latent_only(self) -> bool:
         """Whether latents are all that is asked for."""
         return self.output.suffix == ".npy"
 
-    def check(self) -> None:
+    def check(self, video: VideoOptions) -> None:
         """Refuse before the work what could not be written after it."""
         if self.output.suffix not in (".mp4", ".npy", ".npz", ""):
             raise UsageError(
@@ -59,28 +63,33 @@ class Job:
             raise UsageError(f"'{self.output.name}' holds the latents already: --save-latents is for videos")
         if self.latents is not None and self.latents.suffix != ".npy":
             raise UsageError(f"latents are written as .npy, found '{self.latents.name}'")
+        if video.given and self.output.suffix != ".mp4":
+            raise UsageError(f"'{self.output.name}' is no .mp4: leave out {', '.join(video.given)}")
 
 
-def make_jobs(prompts: list[str], output: Path, grid: str | None, latents: Path | None, *, many: bool) -> list[Job]:
+def make_jobs(prompts: list[str], output: Path, video: VideoOptions, latents: Path | None, *, many: bool) -> list[Job]:
     """A job for each prompt; where there are many, the output is a folder and files are named by number.
 
     Raises:
         UsageError: something could not be written.
     """
-    jobs = _many(prompts, output, grid, latents) if many else [_one(prompts[0], output, grid, latents)]
+    make = _many if many else _one
+    jobs = make(prompts, output, video.grid, latents)
     for job in jobs:
-        job.check()
+        job.check(video)
     return jobs
 
 
-def _one(prompt: str, output: Path, grid: str | None, latents: Path | None) -> Job:
+def _one(prompts: list[str], output: Path, grid: str | None, latents: Path | None) -> list[Job]:
     sheet = None if grid is None else Path(grid) if grid else output.with_suffix(".png")
-    job = Job(prompt, output, sheet, latents)
+    job = Job(prompts[0], output, sheet, latents)
     for path in job.files:
         check_output(path, folder=path.suffix == "")
+    for path in (job.latents_file, origin_file(job.latents_file)):
+        check_output(path)
     if not output.suffix and output.is_dir() and any(output.iterdir()):
         raise UsageError(f"{output} is not empty: frames go to a folder of their own; choose another")
-    return job
+    return [job]
 
 
 def _many(prompts: list[str], output: Path, grid: str | None, latents: Path | None) -> list[Job]:
@@ -110,11 +119,3 @@ def claim_folder(output: Path, settings: Mapping[str, Any]) -> None:
         raise UsageError(f"{output} is not empty and holds no samples.json: choose another folder")
     else:
         write_whole(file, json.dumps(settings, indent=1).encode())
-
-
-def write_extras(job: Job, latents: NDArray[np.float32], frames: list[Frames]) -> None:
-    """The contact sheet and the latents, where they are asked for."""
-    if job.sheet is not None:
-        write_png(job.sheet, contact_sheet([np.concatenate(frames)]))
-    if job.latents is not None:
-        save_array(job.latents, latents)

@@ -13,9 +13,11 @@ from ..runtime.bundle.engines import EngineOptions
 from ..runtime.bundle.graphs import stage_key
 from ..runtime.bundle.manifest import MANIFEST_FILE, signed
 from ..runtime.bundle.opening import open_bundle
+from ..runtime.chain.solvers import SOLVERS
 from ..runtime.documents import MAX_INTEGER, read_json
 from ..runtime.errors import CheckFailed, UsageError
 from ..runtime.files import check_output, write_whole
+from ..runtime.model.checkpoint import Checkpoint
 from ..runtime.pipeline.pipeline import Pipeline, load
 from ..runtime.proof.parity import check_parity
 from ..runtime.proof.trace import Trace
@@ -29,7 +31,9 @@ from .common import (
     progress,
     require_bundle,
     resolve_checkpoint,
+    variant_option,
 )
+from .hub import find_model
 from .recording import DEFAULT_SEEDS, Recording
 
 
@@ -46,7 +50,9 @@ from .recording import DEFAULT_SEEDS, Recording
 @click.option("--schedule", help="Of the recorded runs.")
 @click.option("--levels", help="Explicit natural levels of the recorded runs.")
 @click.option("--guidance-scale", type=float)
+@click.option("--solver", type=click.Choice(list(SOLVERS)), help="Of the recorded runs.")
 @click.option("--negative-prompt")
+@variant_option
 @click.option("--vae-tile", help="HEIGHTxWIDTH: record for bundles that decode in such tiles, in latent pixels.")
 @click.option("--decode/--no-decode", default=True, help="Also compare videos.")
 @click.option("--bisect", is_flag=True, help="Name the first block that diverges; needs --reference.")
@@ -75,11 +81,14 @@ def command(
     asked = Recording(**recording)
     _check_usage(bundle, reference, trace, record, asked)
     _check_proof(bundle, reference, bisect=bisect, graph=graph)
+    bundle = None if bundle is None else find_model(bundle, quiet=quiet)
+    reference = None if reference is None else find_model(reference, asked.variant, quiet=quiet)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
         path = trace or record or Path(folder) / "trace.safetensors"
         pipeline = None
         if bundle is not None:  # first: a reference may take hours
-            networks = reference if graph else None
+            require_bundle(bundle)
+            networks = _checkpoint(reference, bundle, asked) if graph and reference else None
             pipeline = opened.enter_context(_open(bundle, engine, networks, Path(folder), quiet))
         if reference is not None:
             asked.write(reference, path, bundle, quiet)
@@ -88,7 +97,7 @@ def command(
             return
         result = _compare(pipeline, Trace(path), quiet)
         if bisect and reference is not None and not result["levels"]["stages"]["passed"]:
-            result["bisect"] = _bisect(pipeline, reference, Trace(path), result)
+            result["bisect"] = _bisect(pipeline, _checkpoint(reference, bundle, asked), Trace(path), result)
     if store:
         _store(bundle, result, "graph_parity" if graph else "parity")
     if as_json:
@@ -107,8 +116,6 @@ def _check_usage(
         raise UsageError("give either --prompt or --prompts")
     if bundle is not None and asked.vae_tile is not None:
         raise UsageError("--vae-tile is for a trace without a bundle: a bundle has its own tile")
-    if bundle is not None:
-        require_bundle(bundle)
     if (reference is None) == (trace is None):
         raise UsageError("give either --reference CHECKPOINT or --trace FILE")
     if bundle is None and record is None:
@@ -129,7 +136,9 @@ def _check_proof(bundle: Path | None, reference: Path | None, *, bisect: bool, g
 
 
 @contextmanager
-def _open(bundle: Path, engine: EngineOptions, networks: Path | None, folder: Path, quiet: bool) -> Iterator[Pipeline]:
+def _open(
+    bundle: Path, engine: EngineOptions, networks: Checkpoint | None, folder: Path, quiet: bool
+) -> Iterator[Pipeline]:
     """The bundle's own engines, or its networks made again from a checkpoint."""
     if networks is None:
         with load(bundle, resident=True, threads=engine.threads, **engine.own) as pipeline:
@@ -139,12 +148,10 @@ def _open(bundle: Path, engine: EngineOptions, networks: Path | None, folder: Pa
         return
     from ..export.proof.networks import graph_pipeline
 
-    opened = open_bundle(bundle)
-    checkpoint = resolve_checkpoint(networks, opened.manifest.resolution)
     place = folder / "networks"
     place.mkdir()
     with progress(quiet) as bar:
-        pipeline = graph_pipeline(opened, checkpoint, place, engine, Bars(bar))
+        pipeline = graph_pipeline(open_bundle(bundle), networks, place, engine, Bars(bar))
     with pipeline:
         yield pipeline
 
@@ -158,10 +165,14 @@ def _compare(pipeline: Pipeline, trace: Trace, quiet: bool) -> dict[str, Any]:
         return check_parity(pipeline, trace, advance=lambda level: bar.advance(tasks[level]))
 
 
-def _bisect(pipeline: Pipeline, reference: Path, trace: Trace, result: dict[str, Any]) -> dict[str, Any]:
+def _checkpoint(reference: Path, bundle: Path, asked: Recording) -> Checkpoint:
+    """The reference at the bundle's resolution."""
+    return resolve_checkpoint(reference, open_bundle(bundle).manifest.resolution, asked.variant)
+
+
+def _bisect(pipeline: Pipeline, checkpoint: Checkpoint, trace: Trace, result: dict[str, Any]) -> dict[str, Any]:
     from ..export.proof.bisect import first_divergence
 
-    checkpoint = resolve_checkpoint(reference, pipeline.bundle.manifest.resolution)
     return first_divergence(pipeline, checkpoint, trace, result["levels"]["stages"]["worst_stage"])
 
 

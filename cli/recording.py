@@ -25,16 +25,20 @@ class Recording:
     schedule: str | None = None
     levels: str | None = None
     guidance_scale: float | None = None
+    solver: str | None = None
     negative_prompt: str | None = None
+    variant: str | None = None
     vae_tile: str | None = None
     decode: bool = True
 
     def write(self, checkpoint: Path, trace: Path, bundle: Path | None, quiet: bool) -> None:
         """Record a checkpoint; beside a bundle, at its resolution and on a tile of its size."""
         resolution, tile = self._sizes(bundle)
-        found = resolve_checkpoint(checkpoint, resolution)
+        found = resolve_checkpoint(checkpoint, resolution, self.variant)
         levels = None if self.levels is None else parse_levels(self.levels)
-        chosen = found.model.schedule(self.schedule, levels=levels, guidance_scale=self.guidance_scale)
+        chosen = found.model.schedule(
+            self.schedule, levels=levels, guidance_scale=self.guidance_scale, solver=self.solver
+        )
         words = read_prompts(self.prompts_file) if self.prompts_file else list(self.prompts or DEFAULT_PROMPTS)
         from ..export.reference.record import PROBES, record_trace
 

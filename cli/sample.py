@@ -1,30 +1,38 @@
 """`pyrexport sample`: prompts to videos, from a bundle or, with the PyTorch reference, from a checkpoint."""
 
+import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 from rich.progress import Progress
 
 from ..runtime.bundle.engines import EngineOptions
-from ..runtime.chain.pyramid import Resolution
 from ..runtime.chain.sampler import Step
 from ..runtime.chain.schedules import Schedule, parse_levels
 from ..runtime.errors import UsageError
+from ..runtime.pipeline.latents import Origin
 from .common import (
     PATH,
-    ResolutionType,
+    Reading,
     engine_options,
     output_options,
     print_json,
     progress,
     read_prompts,
+    reading_options,
     sampling_options,
 )
+from .finishing import Finish
+from .hub import find_model
 from .jobs import Job, claim_folder, make_jobs
 from .samplers import Sampler, open_sampler
+from .videos import VideoOptions, video_options
 
 OUTPUT_HELP = ".mp4; .npy for latents; without PyAV a folder for PNG, or .npz for frames."
 
@@ -34,16 +42,9 @@ OUTPUT_HELP = ".mp4; .npy for latents; without PyAV a folder for PNG, or .npz fo
 @click.option("--prompt", help="What to show.")
 @click.option("--prompts", type=PATH, help="A file with a prompt a line; OUTPUT is a folder then.")
 @click.option("-o", "--output", type=PATH, required=True, help=OUTPUT_HELP)
-@click.option(
-    "--grid",
-    is_flag=False,
-    flag_value="",
-    default=None,
-    metavar="[FILE]",
-    help="Also a PNG contact sheet, by default beside the output.",
-)
-@click.option("--save-latents", type=PATH, help="Also the latents, as .npy.")
-@click.option("--resolution", type=ResolutionType(), help="Of a checkpoint; a bundle's is fixed.")
+@video_options
+@click.option("--save-latents", type=PATH, help="Also the latents, as .npy, before they are decoded.")
+@reading_options
 @click.option("--resident", is_flag=True, help="Keep all engines of a bundle open.")
 @engine_options
 @sampling_options
@@ -53,13 +54,14 @@ def command(
     prompt: str | None,
     prompts: Path | None,
     output: Path,
-    grid: str | None,
+    video: VideoOptions,
     save_latents: Path | None,
-    resolution: Resolution | None,
+    reading: Reading,
     engine: EngineOptions,
     resident: bool,
     negative_prompt: str | None,
     guidance_scale: float | None,
+    solver: str | None,
     schedule: str | None,
     levels: str | None,
     seed: int,
@@ -72,52 +74,100 @@ def command(
     if seed < 0:
         raise UsageError(f"a seed is a whole number from 0, found {seed}")
     words = read_prompts(prompts) if prompts is not None else [prompt or ""]
-    jobs = make_jobs(words, output, grid, save_latents, many=prompts is not None)
+    jobs = make_jobs(words, output, video, save_latents, many=prompts is not None)
     explicit = None if levels is None else parse_levels(levels)
-    with open_sampler(model, resolution, engine, resident=resident) as sampler:
+    model = find_model(model, reading.variant, quiet=quiet)
+    with open_sampler(model, reading, engine, resident=resident) as sampler:
         _check_components(model, sampler, jobs)
-        chosen = sampler.model.schedule(schedule, guidance_scale=guidance_scale, levels=explicit)
+        chosen = sampler.model.schedule(schedule, guidance_scale=guidance_scale, levels=explicit, solver=solver)
         negative = sampler.model.negative_prompt if negative_prompt is None else negative_prompt
+        run = Run(Finish(model, sampler, video), chosen, negative, seed)
         if prompts is not None:
-            claim_folder(output, _settings(model, sampler, words, chosen, negative, seed))
+            claim_folder(output, run.settings(words))
+        for job in jobs:
+            run.finish.check(job, run.origin(job.prompt))
+        warned = _warn(jobs, sampler, chosen, negative_prompt)
         results = [
-            _run(job, sampler, chosen, negative, seed, keep=prompts is not None, quiet=quiet, say=not as_json)
+            _run(job, run, keep=prompts is not None, quiet=quiet, say=not as_json) | {"warnings": warned[job.output]}
             for job in jobs
         ]
     if as_json:
         print_json({"samples": results} if prompts is not None else results[0])
 
 
-def _run(
-    job: Job,
-    sampler: Sampler,
-    schedule: Schedule,
-    negative: str,
-    seed: int,
-    *,
-    keep: bool,
-    quiet: bool,
-    say: bool,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Run:
+    """What the samples of a command line have in common."""
+
+    finish: Finish
+    schedule: Schedule
+    negative: str
+    seed: int
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What tells it from other runs, but for the prompts."""
+        return {
+            "model": str(self.finish.model.resolve()),
+            "weights": self.finish.sampler.weights,
+            "seed": self.seed,
+            "negative_prompt": self.negative,
+            "levels": [list(group) for group in self.schedule.levels],
+            "scaled_start": self.schedule.scaled_start,
+            "guidance_scale": self.schedule.guidance_scale,
+            "solver": self.schedule.solver.to_json(),
+        }
+
+    def settings(self, prompts: list[str]) -> dict[str, Any]:
+        """What tells it from other runs over many prompts."""
+        video = {"fps": self.finish.video.fps, "crf": self.finish.video.crf}
+        return {**self.facts, "resolution": str(self.finish.sampler.resolution), "prompts": prompts, **video}
+
+    def origin(self, prompt: str) -> Origin:
+        """What is written beside latents."""
+        facts = {"prompt": prompt, "schedule": self.schedule.name, **self.facts}
+        sampler = self.finish.sampler
+        return Origin(sampler.checkpoint_hash, sampler.resolution, json.loads(json.dumps(facts)))
+
+    def latents(self, prompt: str, callback: Callable[[Step], None]) -> NDArray[np.float32]:
+        """Sample a prompt."""
+        return self.finish.sampler.latents(prompt, self.schedule, self.negative, self.seed, callback)
+
+
+def _run(job: Job, run: Run, *, keep: bool, quiet: bool, say: bool) -> dict[str, Any]:
     """Do a job, unless its files are all there and may be kept: a run over many prompts goes on where it stopped."""
+    schedule = run.schedule
     result: dict[str, Any] = {
         "prompt": job.prompt,
-        "seed": seed,
+        "seed": run.seed,
         "schedule": schedule.name,
         "levels": schedule.levels,
         "guidance_scale": schedule.guidance_scale,
+        "solver": schedule.solver.to_json(),
         "files": [str(path) for path in job.files],
     }
     if keep and all(path.exists() for path in job.files):
+        run.finish.forget(job)
         return {**result, "kept": True}
     start = time.perf_counter()
     with progress(quiet) as bar:
-        sampler.run(job, schedule, negative, seed, _stage_bars(bar, schedule))
+        callback = _stage_bars(bar, schedule)
+        run.finish.run(job, run.origin(job.prompt), lambda: run.latents(job.prompt, callback), bar)
     seconds = time.perf_counter() - start
     if say:
         files = ", ".join(map(str, job.files))
-        click.echo(f"{files}: schedule {schedule.name}, seed {seed}, {seconds:.1f} s")
+        click.echo(f"{files}: schedule {schedule.name}, seed {run.seed}, {seconds:.1f} s")
     return {**result, "seconds": seconds}
+
+
+def _warn(jobs: list[Job], sampler: Sampler, schedule: Schedule, negative: str | None) -> dict[Path, tuple[str, ...]]:
+    """Say on stderr, before the work, what there is to know of the prompts, each line once; returns them by output."""
+    lines = {job.output: sampler.warnings(schedule, job.prompt, negative) for job in jobs}
+    for line in dict.fromkeys(line for said in lines.values() for line in said):
+        names = [output.name for output, said in lines.items() if line in said]
+        of = "" if len(names) == len(jobs) else f"{', '.join(names)}: "
+        click.echo(f"Warning: {of}{line}", err=True)
+    return lines
 
 
 def _check_components(model: Path, sampler: Sampler, jobs: list[Job]) -> None:
@@ -125,23 +175,6 @@ def _check_components(model: Path, sampler: Sampler, jobs: list[Job]) -> None:
         raise UsageError(f"{model} has no text encoder: sample it from Python, with prompt_embeds")
     if not sampler.has_vae and not all(job.latent_only for job in jobs):
         raise UsageError(f"{model} has no VAE: only latents can be written; give an output that ends in .npy")
-
-
-def _settings(
-    model: Path, sampler: Sampler, prompts: list[str], schedule: Schedule, negative: str, seed: int
-) -> dict[str, Any]:
-    """What tells one run over many prompts from another."""
-    return {
-        "model": str(model.resolve()),
-        "weights": sampler.weights,
-        "resolution": str(sampler.resolution),
-        "prompts": prompts,
-        "seed": seed,
-        "negative_prompt": negative,
-        "levels": [list(group) for group in schedule.levels],
-        "guidance_scale": schedule.guidance_scale,
-        "solver": schedule.solver,
-    }
 
 
 def _stage_bars(bar: Progress, schedule: Schedule) -> Callable[[Step], None]:

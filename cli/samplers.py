@@ -1,4 +1,4 @@
-"""What does the jobs of `sample`: a bundle's pipeline, or a checkpoint's PyTorch reference."""
+"""What samples and decodes: a bundle's pipeline, or a checkpoint's PyTorch reference."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -18,15 +18,16 @@ from ..runtime.chain.schedules import Schedule
 from ..runtime.errors import UsageError
 from ..runtime.model.checkpoint import Checkpoint
 from ..runtime.model.description import Model
-from ..runtime.pipeline.decoder import require_finite
+from ..runtime.pipeline.decoder import frames_from, require_finite
+from ..runtime.pipeline.latents import checkpoint_of
 from ..runtime.pipeline.pipeline import Pipeline, load
-from ..runtime.pipeline.video import open_frames, save_array
-from .common import resolve_checkpoint
-from .jobs import Job, write_extras
+from ..runtime.pipeline.text import Tokenizer, prompt_warnings
+from .common import Reading, resolve_checkpoint
 
-__all__ = ["Sampler", "open_sampler"]
+__all__ = ["BundleSampler", "Sampler", "open_sampler"]
 
 Frames = NDArray[np.uint8]
+Latents = NDArray[np.float32]
 Callback = Callable[[Step], None]
 
 
@@ -39,31 +40,40 @@ class Sampler(Protocol):
     has_vae: bool
     weights: str | None
     """A hash of a bundle's files."""
+    checkpoint_hash: str | None
+    """A hash of the files that a bundle was built from."""
+    frame_rate: int
+    """Frames a second."""
 
-    def run(self, job: Job, schedule: Schedule, negative: str, seed: int, callback: Callback) -> None:
-        """Sample a job's prompt and write its files."""
+    def warnings(self, schedule: Schedule, prompt: str, negative: str | None) -> tuple[str, ...]:
+        """What the user should know of a prompt and of the negative one that is given: see `prompt_warnings`."""
+        ...
+
+    def latents(self, prompt: str, schedule: Schedule, negative: str, seed: int, callback: Callback) -> Latents:
+        """Sample a prompt: latents [C, T, H, W]."""
+        ...
+
+    def decode(self, latents: Latents) -> Iterator[Frames]:
+        """Frames [n, H, W, 3], as they come."""
         ...
 
 
 @contextmanager
-def open_sampler(
-    model: Path, resolution: Resolution | None, engine: EngineOptions, *, resident: bool
-) -> Iterator[Sampler]:
+def open_sampler(model: Path, reading: Reading, engine: EngineOptions, *, resident: bool) -> Iterator[Sampler]:
     """The sampler of a bundle or of a checkpoint.
 
     Raises:
         UsageError: an option is for the other one.
     """
     if is_bundle(model):
-        if resolution is not None:
-            raise UsageError(f"{model} is a bundle, whose resolution is fixed: build one at {resolution}")
+        reading.refuse_for_bundle(model)
         with load(model, resident=resident, threads=engine.threads, **engine.own) as pipeline:
             yield BundleSampler(pipeline)
         return
     if engine.own or resident:
         given = [f"--{name.replace('_', '-')}" for name in engine.own] + (["--resident"] if resident else [])
         raise UsageError(f"{model} is a checkpoint, which PyTorch runs: leave out {', '.join(given)} (for bundles)")
-    yield ReferenceSampler(resolve_checkpoint(model, resolution), engine.threads)
+    yield ReferenceSampler(resolve_checkpoint(model, reading.resolution, reading.variant), engine.threads)
 
 
 class BundleSampler:
@@ -75,59 +85,60 @@ class BundleSampler:
         self.has_text_encoder, self.has_vae = manifest.text is not None, manifest.decoder is not None
         hashes = "\n".join(f"{name} {entry.sha256}" for name, entry in sorted(manifest.files.items()))
         self.weights: str | None = hashlib.sha256(hashes.encode()).hexdigest()
+        self.checkpoint_hash, self.frame_rate = checkpoint_of(manifest), manifest.frame_rate
+        self.warnings = pipeline.warnings
 
-    def run(self, job: Job, schedule: Schedule, negative: str, seed: int, callback: Callback) -> None:
-        common: dict[str, Any] = {
-            "negative_prompt": negative,
-            "levels": [list(group) for group in schedule.levels],
-            "guidance_scale": schedule.guidance_scale,
-            "seed": seed,
-            "callback": callback,
-        }
-        if job.latent_only:
-            save_array(job.output, self.pipeline(job.prompt, output_type="latent", **common).latents)
-            return
-        picked: list[Frames] = []
-        with open_frames(job.output) as write:
+    def latents(self, prompt: str, schedule: Schedule, negative: str, seed: int, callback: Callback) -> Latents:
+        return self.pipeline(
+            prompt,
+            negative_prompt=negative,
+            schedule=schedule,
+            seed=seed,
+            callback=callback,
+            output_type="latent",
+        ).latents
 
-            def take(frames: Frames) -> None:
-                write(frames)
-                if job.sheet is not None:
-                    picked.append(frames)
-
-            latents = self.pipeline(job.prompt, on_frames=take, **common).latents
-        write_extras(job, latents, picked)
+    def decode(self, latents: Latents) -> Iterator[Frames]:
+        return map(frames_from, self.pipeline.decode(latents))
 
 
 class ReferenceSampler:
     """A checkpoint's PyTorch reference, loaded when the first job is done."""
 
     weights: str | None = None
+    checkpoint_hash: str | None = None
 
     def __init__(self, checkpoint: Checkpoint, threads: int) -> None:
         self.checkpoint, self.threads = checkpoint, threads
         self.model, self.resolution = checkpoint.model, checkpoint.resolution
         self.has_text_encoder, self.has_vae = bool(checkpoint.text_encoder), bool(checkpoint.vae)
+        self.frame_rate = checkpoint.model.family.frame_rate
         self._reference: Any = None
+        self._tokenizer: Tokenizer | None = None
 
-    def run(self, job: Job, schedule: Schedule, negative: str, seed: int, callback: Callback) -> None:
-        if self._reference is None:
-            self._reference = self._load()
-        reference, pyramid = self._reference, self.model.pyramid
-        text = reference.encode([job.prompt, negative] if schedule.guided else [job.prompt])
+    def warnings(self, schedule: Schedule, prompt: str, negative: str | None) -> tuple[str, ...]:
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer(self.checkpoint.tokenizer_file, self.model.text_length)
+        return prompt_warnings(self._tokenizer, prompt, negative, self.model.negative_prompt, guided=schedule.guided)
+
+    def latents(self, prompt: str, schedule: Schedule, negative: str, seed: int, callback: Callback) -> Latents:
+        reference, pyramid = self._loaded(), self.model.pyramid
+        text = reference.encode([prompt, negative] if schedule.guided else [prompt])
         conditions, unconditional = {"text": text[0]}, {"text": text[-1]}
         steps = plan(pyramid, self.resolution, schedule)
-        latent = sample(
+        latents = sample(
             steps, pyramid.taps, reference, conditions, negative=unconditional, seed=seed, callback=callback
         )
-        require_finite(latent, "the latents of this run")
-        if job.latent_only:
-            save_array(job.output, latent)
-            return
-        frames = reference.decode(latent)
-        with open_frames(job.output) as write:
-            write(frames)
-        write_extras(job, latent, [frames])
+        require_finite(latents, "the latents of this run")
+        return latents
+
+    def decode(self, latents: Latents) -> Iterator[Frames]:
+        yield self._loaded().decode(latents)
+
+    def _loaded(self) -> Any:
+        if self._reference is None:
+            self._reference = self._load()
+        return self._reference
 
     def _load(self) -> Any:
         import torch

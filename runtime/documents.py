@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import UsageError
+from .files import refuse_pointer
 
 __all__ = ["MAX_INTEGER", "Fields", "read_json"]
 
@@ -20,13 +21,15 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        UsageError: the file is missing, or is not a JSON object.
+        UsageError: the file is missing, is a Git-LFS pointer, or is not a JSON object.
     """
     try:
         document = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{path} is missing") from None
     except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, ValueError):
+            refuse_pointer(path)
         raise UsageError(f"{path} is malformed: expected a JSON object, found {error}") from None
     if not isinstance(document, dict):
         raise UsageError(f"{path} is malformed: expected a JSON object, found {type(document).__name__}")

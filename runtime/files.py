@@ -3,12 +3,38 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from itertools import count
 from pathlib import Path
 
 from .errors import UsageError
 
-__all__ = ["cache_folder", "check_output", "is_partial", "sync_file", "sync_folder", "write_whole", "written_beside"]
+__all__ = [
+    "LEFT_BEHIND",
+    "cache_folder",
+    "check_output",
+    "is_left_behind",
+    "is_partial",
+    "refuse_pointer",
+    "sync_file",
+    "sync_folder",
+    "write_whole",
+    "written_beside",
+]
+
+LEFT_BEHIND = (
+    ".cache",  # downloads into a folder: what was fetched, and its locks
+    ".gitattributes",
+    "README.md",
+    ".DS_Store",  # macOS: how a window shows the folder
+    "._*",  # macOS: what another file system cannot keep of a file
+    ".nfs*",  # NFS: files that were removed while they were open
+    "Thumbs.db",  # Windows
+    "desktop.ini",
+)
+"""Names of what downloads and file systems leave in a folder, as patterns: nobody put it there on purpose."""
+
+_POINTER = b"version https://git-lfs"
 
 _numbers = count()
 
@@ -59,6 +85,22 @@ def is_partial(name: str) -> bool:
     return name.startswith(".") and process.isdecimal() and ".partial" in rest
 
 
+def is_left_behind(name: str) -> bool:
+    """Whether a name is one of `LEFT_BEHIND`."""
+    return any(fnmatchcase(name, pattern) for pattern in LEFT_BEHIND)
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse what Git left in a file's place because Git LFS, which holds the file, was not there.
+
+    Raises:
+        UsageError: the file is such a pointer.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise UsageError(f"{path} is a Git-LFS pointer, not the file itself: run 'git lfs pull' in its repository")
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Write a small file, durable before it is there under its name."""
     with written_beside(path) as partial:
@@ -67,12 +109,14 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def sync_file(path: Path) -> None:
     """Make a file's content durable."""
-    with path.open("rb") as file:
+    with path.open("rb" if os.name == "posix" else "r+b") as file:  # Windows syncs what may be written
         os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a folder's entries durable."""
+    """Make a folder's entries durable, where a folder can be opened: Windows has no such thing."""
+    if os.name != "posix":
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -97,9 +97,10 @@ def build_bundle(
     modules_of(checkpoint.model.family).check_components(checkpoint)
     check_replaceable(output, force)
     blueprint, partial = draw(checkpoint, target, options), partial_of(output)
-    with locked(partial):
+    reporter = reporter or Reporter()
+    with locked(partial, reporter):
         try:
-            _write(partial, blueprint, reporter or Reporter(), run_graphs=run_graphs)
+            _write(partial, blueprint, reporter, run_graphs=run_graphs)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise

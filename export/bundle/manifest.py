@@ -17,6 +17,7 @@ from ...runtime.model.checkpoint import Checkpoint
 from ...runtime.reporter import Reporter
 from ..families import modules_of
 from .blueprint import Blueprint
+from .preview import find_preview
 
 __all__ = ["make_manifest", "timestep_frequencies"]
 
@@ -37,12 +38,14 @@ def make_manifest(
         engine_version=engine_version,
         model=checkpoint.model,
         resolutions=(options.resolution,),
+        frame_rate=checkpoint.model.family.frame_rate,
         storage=options.precision,
         text_storage=options.text_precision,
         compute=options.precision if target.computes_as_stored else "fp32",
         timestep_frequencies=timestep_frequencies(checkpoint.model.transformer.freq_dim),
         latents_mean=tuple(mean),
         latents_std=tuple(std),
+        preview=find_preview(checkpoint, reporter),
         text=_text(blueprint),
         decoder=blueprint.decoder,
         graphs=graphs,
@@ -64,7 +67,7 @@ def _text(blueprint: Blueprint) -> TextEntry | None:
         return None
     place = blueprint.files[WEIGHTS_FILE].of[blueprint.table]
     rows, width = place.shape
-    return TextEntry(blueprint.lengths, TableEntry(place.offset, rows, width, place.dtype))
+    return TextEntry(blueprint.lengths, TableEntry(place.offset, rows, width, place.dtype), version("ftfy"))
 
 
 def _files(folder: Path, blueprint: Blueprint, reporter: Reporter) -> dict[str, FileEntry]:

@@ -1,20 +1,25 @@
 """Writing a bundle's folder: beside, locked, synced, and renamed into place."""
 
-import fcntl
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ...runtime.bundle.opening import is_bundle
 from ...runtime.errors import UsageError
-from ...runtime.files import is_partial, sync_folder
+from ...runtime.files import is_left_behind, is_partial, sync_folder
+from ...runtime.reporter import Reporter
 
 __all__ = ["STATE_FILE", "check_replaceable", "locked", "partial_of", "swap"]
 
 STATE_FILE = "journal.json"
 """What is finished in a folder that a build is working on. A folder without it is somebody else's."""
+
+NO_LOCKS = (errno.EBADF, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""What file systems without locks raise: NFS, Lustre, some of FUSE."""
 
 
 def check_replaceable(output: Path, force: bool) -> None:
@@ -62,7 +67,7 @@ def _is_ours(partial: Path) -> bool:
     """Whether a build left the folder, killed at any instant: before its first state, amid its work, or at the end."""
     if partial.is_symlink() or not partial.is_dir():
         return False
-    names = {path.name for path in partial.iterdir()}
+    names = {path.name for path in partial.iterdir() if not is_left_behind(path.name)}
     return STATE_FILE in names or all(map(is_partial, names)) or is_bundle(partial)
 
 
@@ -100,21 +105,45 @@ def _kept(partial: Path) -> Path:
 
 
 @contextmanager
-def locked(partial: Path) -> Iterator[None]:
-    """Hold a folder for this build alone.
+def locked(partial: Path, reporter: Reporter | None = None) -> Iterator[None]:
+    """Hold a folder for this build alone; where there are no locks, say so and go on without.
 
     Raises:
         UsageError: another build holds it.
     """
     partial.mkdir(exist_ok=True)
+    with _lock(partial, reporter or Reporter()):
+        if _kept(partial).is_file() and not (partial / STATE_FILE).exists():
+            _kept(partial).replace(partial / STATE_FILE)  # a build stopped before its last renames
+        yield
+
+
+@contextmanager
+def _lock(partial: Path, reporter: Reporter) -> Iterator[None]:
+    fcntl = _locks()
+    if fcntl is None:
+        reporter.said(f"{partial} cannot be locked on this system: start no second build of it")
+        yield
+        return
     folder = os.open(partial, os.O_RDONLY)
     try:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(f"another build is writing {partial}: wait for it") from None
-        if _kept(partial).is_file() and not (partial / STATE_FILE).exists():
-            _kept(partial).replace(partial / STATE_FILE)  # a build stopped before its last renames
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            reporter.said(f"{partial} lies on a file system without locks ({error.strerror}): start no second build")
         yield
     finally:
         os.close(folder)
+
+
+def _locks() -> Any:
+    """The module of locks; None on Windows, which has none."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    return fcntl

@@ -10,7 +10,7 @@ from ...runtime.bundle.graphs import GraphKey
 from ...runtime.bundle.manifest import MANIFEST_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from ...runtime.bundle.opening import file_digest
 from ...runtime.errors import CheckFailed
-from ...runtime.files import is_partial, sync_file, write_whole
+from ...runtime.files import is_left_behind, is_partial, sync_file, write_whole
 from ...runtime.pipeline.text import Tokenizer
 from ...runtime.reporter import Reporter
 from ..lowering.forms import make_forms
@@ -29,7 +29,7 @@ def clean(folder: Path, blueprint: Blueprint) -> None:
     files = {blueprint.file_of(program) for program in blueprint.programs}
     wanted = {MANIFEST_FILE, STATE_FILE, TOKENIZER_FILE, *blueprint.files, *files}
     for stale in folder.iterdir():
-        if stale.name not in wanted or is_partial(stale.name):
+        if (stale.name not in wanted and not is_left_behind(stale.name)) or is_partial(stale.name):
             stale.unlink() if stale.is_file() or stale.is_symlink() else shutil.rmtree(stale)
 
 

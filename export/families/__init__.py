@@ -1,6 +1,6 @@
 """The PyTorch half of each family: the modules of its graphs, and its reference."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ...runtime.bundle.graphs import Decoder
+from ...runtime.chain.plan import StepPlan
 from ...runtime.chain.pyramid import Stage
+from ...runtime.chain.sampler import Step
 from ...runtime.model.checkpoint import Checkpoint
 from ...runtime.model.families import Family
 from ...runtime.quantisation import Recipe
@@ -58,6 +60,10 @@ class FamilyModules(Protocol):
         """The blocks of a stage's reference, in order; the first argument of each is the residual stream."""
         ...
 
+    def load_encoder(self, checkpoint: Checkpoint) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+        """The VAE's encoder: a frame [3, H, W] in -1 … 1 to its latent [C, h, w], as the transformer sees it."""
+        ...
+
     def load_decoder(self, checkpoint: Checkpoint) -> Any:
         """The reference of the decoder, in float32."""
         ...
@@ -68,6 +74,23 @@ class FamilyModules(Protocol):
 
     def decode(self, decoder: Any, latent: torch.Tensor) -> torch.Tensor:
         """Video [C, T, H, W] in -1 … 1 of a latent [C, T, H, W], by `load_decoder`'s module."""
+        ...
+
+    def follows_pipeline(self, checkpoint: Checkpoint, steps: Sequence[StepPlan]) -> bool:
+        """Whether a run is one that the checkpoint's own, unmodified pipeline makes."""
+        ...
+
+    def run_pipeline(
+        self,
+        checkpoint: Checkpoint,
+        stage: nn.Module,
+        steps: Sequence[StepPlan],
+        latent: NDArray[np.float32],
+        text: NDArray[np.float32],
+        negative: NDArray[np.float32],
+        keep: Callable[[NDArray[np.float32], Step], None],
+    ) -> NDArray[np.float32]:
+        """Sample with that pipeline, from a latent and embeddings; see `Reference.sample`."""
         ...
 
     def token_count(self, checkpoint: Checkpoint, prompt: str) -> int:

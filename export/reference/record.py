@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from ...runtime.chain.noise import generator, standard_normal
 from ...runtime.chain.plan import StepPlan, plan, single_step
-from ...runtime.chain.sampler import Conditions, Step, sample
+from ...runtime.chain.sampler import Step
 from ...runtime.chain.schedules import Schedule
 from ...runtime.errors import UsageError
 from ...runtime.files import written_beside
@@ -153,17 +153,6 @@ def _embeddings(reference: Reference, prompts: list[str]) -> NDArray[np.float32]
     return np.stack([standard_normal(generator(index), shape) for index in range(len(prompts))])
 
 
-class _Recorder:
-    """The reference, with the latent of each step kept."""
-
-    def __init__(self, reference: Reference) -> None:
-        self.reference, self.latent = reference, np.zeros(0, np.float32)
-
-    def velocity(self, step: StepPlan, latent: NDArray[np.float32], conditions: Conditions) -> NDArray[np.float32]:
-        self.latent = latent
-        return self.reference.velocity(step, latent, conditions)
-
-
 def _record_run(
     tensors: Tensors,
     name: str,
@@ -174,13 +163,10 @@ def _record_run(
     advance: Advance,
 ) -> NDArray[np.float32]:
     """Sample with the embeddings of a prompt and of the negative one, and keep what each step saw and made."""
-    recorder = _Recorder(reference)
 
-    def keep(step: Step) -> None:
-        for what, value in (("before", recorder.latent), ("velocity", step.velocity), ("after", step.latent)):
+    def keep(before: NDArray[np.float32], step: Step) -> None:
+        for what, value in (("before", before), ("velocity", step.velocity), ("after", step.latent)):
             tensors[f"{name}.step.{step.plan.index}.{what}"] = value
         advance()
 
-    taps = reference.checkpoint.model.pyramid.taps
-    text, negative = ({"text": embeddings} for embeddings in texts)
-    return sample(steps, taps, recorder, text, negative=negative, seed=seed, callback=keep)
+    return reference.sample(steps, *texts, seed, keep)

@@ -1,6 +1,6 @@
 """The PyTorch reference: the family's own modules in the engine's place of the runtime's chain."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,8 +8,9 @@ import torch
 from diffusers.video_processor import VideoProcessor
 from numpy.typing import NDArray
 
+from ...runtime.chain.noise import generator
 from ...runtime.chain.plan import StepPlan
-from ...runtime.chain.sampler import Conditions
+from ...runtime.chain.sampler import Conditions, Step, initial_latent, sample
 from ...runtime.model.checkpoint import Checkpoint
 from ..families import modules_of
 
@@ -35,12 +36,52 @@ class Reference:
         """Prompt embeddings [prompts, text length, text width]."""
         return self.modules.encode(self.checkpoint, prompts)
 
+    def sample(
+        self,
+        steps: Sequence[StepPlan],
+        text: NDArray[np.float32],
+        negative: NDArray[np.float32],
+        seed: int,
+        keep: Callable[[NDArray[np.float32], Step], None],
+    ) -> NDArray[np.float32]:
+        """Run a plan: by the family's own pipeline where that takes these very steps, else by the runtime's chain.
+
+        Args:
+            steps: of the run.
+            text: embeddings of the prompt [text length, text width].
+            negative: those of the negative prompt, used where steps are guided.
+            seed: of all noise in the run.
+            keep: given the latent before each step, and the step.
+
+        Returns:
+            The latent after the last step [C, T, H, W].
+        """
+        if self.modules.follows_pipeline(self.checkpoint, steps):
+            latent = initial_latent(steps, generator(seed))
+            return self.modules.run_pipeline(self.checkpoint, self.stages[0], steps, latent, text, negative, keep)
+        recorder, taps = _Recorder(self), self.checkpoint.model.pyramid.taps
+        conditions, unconditional = {"text": text}, {"text": negative}
+        return sample(
+            steps,
+            taps,
+            recorder,
+            conditions,
+            negative=unconditional,
+            seed=seed,
+            callback=lambda step: keep(recorder.latent, step),
+        )
+
+    @property
+    def stages(self) -> Sequence[Any]:
+        """The modules of the stages, finest first."""
+        if self._stages is None:
+            self._stages = self.modules.load_transformer(self.checkpoint)
+        return self._stages
+
     @torch.no_grad()
     def velocity(self, step: StepPlan, latent: NDArray[np.float32], conditions: Conditions) -> NDArray[np.float32]:
         """See `runtime.chain.sampler.Denoiser`."""
-        if self._stages is None:
-            self._stages = self.modules.load_transformer(self.checkpoint)
-        velocity: torch.Tensor = self._stages[step.stage.index](
+        velocity: torch.Tensor = self.stages[step.stage.index](
             torch.from_numpy(latent)[None],
             torch.tensor([step.timestep], dtype=torch.float32),
             torch.from_numpy(conditions["text"])[None],
@@ -61,3 +102,14 @@ class Reference:
             self._decoder = self.modules.load_decoder(self.checkpoint)
         video = self.modules.decode(self._decoder, torch.from_numpy(latent))
         return np.ascontiguousarray(video.transpose(0, 1).numpy())
+
+
+class _Recorder:
+    """The reference as a denoiser that keeps the latent of each step."""
+
+    def __init__(self, reference: Reference) -> None:
+        self.reference, self.latent = reference, np.zeros(0, np.float32)
+
+    def velocity(self, step: StepPlan, latent: NDArray[np.float32], conditions: Conditions) -> NDArray[np.float32]:
+        self.latent = latent
+        return self.reference.velocity(step, latent, conditions)

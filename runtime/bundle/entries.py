@@ -15,6 +15,7 @@ from .graphs import Decoder, GraphSpec, TensorSpec
 from .tiles import SMALLEST_TILE, Tiles
 
 __all__ = [
+    "MAX_FRAME_RATE",
     "FileEntry",
     "GraphEntry",
     "TableEntry",
@@ -22,10 +23,14 @@ __all__ = [
     "decoder_json",
     "is_digest",
     "read_decoder",
+    "read_frame_rate",
     "read_parity",
+    "read_statistics",
 ]
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_VERSION = re.compile(r"[0-9]{1,6}(\.[0-9A-Za-z]{1,20}){0,5}")
+MAX_FRAME_RATE = 240
 CACHES = tuple(SCHEMES[name].dtype for name in CACHE_SCHEMES)
 
 
@@ -132,15 +137,17 @@ class TextEntry:
 
     lengths: tuple[int, ...]
     table: TableEntry
+    ftfy: str
+    """Version of ftfy that cleaned prompts where it was built: another major version may give other tokens."""
 
     @classmethod
     def from_json(cls, text: Fields, model: Model) -> "TextEntry":
         """Read the field `text`.
 
         Raises:
-            UsageError: the lengths or the table don't fit the model.
+            UsageError: the lengths or the table don't fit the model, or prompts are cleaned in a way that is unknown.
         """
-        text.only(("lengths", "table"))
+        text.only(("lengths", "table", "cleaning"))
         lengths = text.get("lengths", "increasing whole numbers", _are_lengths)
         if lengths[-1] != model.text_length:
             raise text.wrong("lengths", f"{model.text_length} as the longest length")
@@ -154,11 +161,16 @@ class TextEntry:
         )
         if entry.width != model.transformer.text_dim:
             raise table.wrong("width", f"{model.transformer.text_dim}, the transformer's text_dim")
-        return cls(tuple(lengths), entry)
+        cleaning = text.object("cleaning")
+        cleaning.only(("ftfy",))
+        ftfy = cleaning.get(
+            "ftfy", "a version such as 6.3.1", lambda v: isinstance(v, str) and bool(_VERSION.fullmatch(v))
+        )
+        return cls(tuple(lengths), entry, ftfy)
 
     def to_json(self) -> dict[str, Any]:
         """The document that `from_json` reads."""
-        return {"lengths": list(self.lengths), "table": vars(self.table)}
+        return {"lengths": list(self.lengths), "table": vars(self.table), "cleaning": {"ftfy": self.ftfy}}
 
 
 def _are_lengths(value: Any) -> bool:
@@ -208,3 +220,19 @@ def read_parity(fields: Fields, name: str) -> Mapping[str, Any] | None:
     parity.get("passed", "true or false", lambda v: isinstance(v, bool))
     parity.object("levels")
     return parity.document
+
+
+def read_frame_rate(fields: Fields) -> int:
+    """Frames a second of a bundle's videos."""
+    expected = f"a whole number from 1 to {MAX_FRAME_RATE}"
+    return int(fields.get("frame_rate", expected, lambda v: type(v) is int and 1 <= v <= MAX_FRAME_RATE))
+
+
+def read_statistics(latents: Fields, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of latents, a number for each channel."""
+    latents.only(("mean", "std"))
+    mean, std = latents.numbers("mean"), latents.numbers("std")
+    for name, values, least in (("mean", mean, -1e9), ("std", std, 1e-9)):
+        if len(values) != channels or not all(least <= value <= 1e9 for value in values):
+            raise latents.wrong(name, f"{channels} numbers of a size that latents have")
+    return mean, std

@@ -12,8 +12,18 @@ from ..documents import Fields
 from ..errors import UsageError
 from ..model.description import Model, parse_model
 from ..model.families import TransformerConfig, find_family
+from ..model.preview import PreviewMap
 from ..quantisation import FLOAT_SCHEMES, SCHEMES
-from .entries import FileEntry, GraphEntry, TextEntry, decoder_json, read_decoder, read_parity
+from .entries import (
+    FileEntry,
+    GraphEntry,
+    TextEntry,
+    decoder_json,
+    read_decoder,
+    read_frame_rate,
+    read_parity,
+    read_statistics,
+)
 from .graphs import Decoder, GraphKey, graph_specs
 
 __all__ = [
@@ -41,9 +51,11 @@ FIELDS = (
     "model",
     "transformer",
     "resolutions",
+    "frame_rate",
     "precision",
     "timestep_frequencies",
     "latents",
+    "preview",
     "text",
     "vae",
     "graphs",
@@ -67,6 +79,8 @@ class Manifest:
     engine_version: str
     model: Model
     resolutions: tuple[Resolution, ...]
+    frame_rate: int
+    """Frames a second of its videos."""
     storage: str
     """Scheme of the transformer and the decoder."""
     text_storage: str
@@ -76,6 +90,8 @@ class Manifest:
     timestep_frequencies: tuple[float, ...]
     latents_mean: tuple[float, ...]
     latents_std: tuple[float, ...]
+    preview: PreviewMap | None
+    """What shows latents while they are made."""
     text: TextEntry | None
     decoder: Decoder | None
     graphs: Mapping[GraphKey, GraphEntry]
@@ -111,9 +127,11 @@ class Manifest:
                 "model": self.model.to_json(),
                 "transformer": self.model.transformer.to_json(),
                 "resolutions": [str(resolution) for resolution in self.resolutions],
+                "frame_rate": self.frame_rate,
                 "precision": {"storage": self.storage, "text": self.text_storage, "compute": self.compute},
                 "timestep_frequencies": list(self.timestep_frequencies),
                 "latents": {"mean": list(self.latents_mean), "std": list(self.latents_std)},
+                "preview": None if self.preview is None else self.preview.to_json(),
                 "text": None if self.text is None else self.text.to_json(),
                 "vae": decoder,
                 "graphs": {key.name: entry.to_json() for key, entry in self.graphs.items()},
@@ -150,17 +168,15 @@ def parse_manifest(document: Any, source: str) -> Manifest:
     fields.only(FIELDS)
     if fields.text("hash") != digest(fields.document):
         raise UsageError(
-            f"{source} was changed after the bundle was built: its content is not what its hash says; "
-            "build or fetch the bundle again"
+            f"{source} was changed after the bundle was built: it is not what its hash says; fetch or build it again"
         )
     model = _model(fields)
     resolution = _resolution(fields, model)
-    engine, precision = fields.object("engine"), fields.object("precision")
-    engine.only(("name", "version"))
-    precision.only(("storage", "text", "compute"))
+    engine = _only(fields.object("engine"), "name", "version")
+    precision = _only(fields.object("precision"), "storage", "text", "compute")
     files = _files(fields)
     text, decoder = _text(fields, model, files), _decoder(fields, model, resolution)
-    mean, std = _latents(fields, model)
+    mean, std = read_statistics(fields.object("latents"), model.pyramid.geometry.channels)
     return Manifest(
         target=fields.text("target"),
         target_options=fields.object("target_options").document,
@@ -168,12 +184,14 @@ def parse_manifest(document: Any, source: str) -> Manifest:
         engine_version=engine.text("version"),
         model=model,
         resolutions=(resolution,),
+        frame_rate=read_frame_rate(fields),
         storage=precision.text("storage", choices=FLOAT_SCHEMES),
         text_storage=precision.text("text", choices=SCHEMES),
         compute=precision.text("compute", choices=FLOAT_SCHEMES),
         timestep_frequencies=_frequencies(fields, model.transformer),
         latents_mean=mean,
         latents_std=std,
+        preview=_preview(fields, model),
         text=text,
         decoder=decoder,
         graphs=_graphs(fields, model, resolution, text, decoder, files),
@@ -183,6 +201,11 @@ def parse_manifest(document: Any, source: str) -> Manifest:
         parity=read_parity(fields, "parity"),
         graph_parity=read_parity(fields, "graph_parity"),
     )
+
+
+def _only(fields: Fields, *names: str) -> Fields:
+    fields.only(names)
+    return fields
 
 
 def _model(fields: Fields) -> Model:
@@ -230,14 +253,9 @@ def _frequencies(fields: Fields, config: TransformerConfig) -> tuple[float, ...]
     return values
 
 
-def _latents(fields: Fields, model: Model) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    latents, channels = fields.object("latents"), model.pyramid.geometry.channels
-    latents.only(("mean", "std"))
-    mean, std = latents.numbers("mean"), latents.numbers("std")
-    for name, values, least in (("mean", mean, -1e9), ("std", std, 1e-9)):
-        if len(values) != channels or not all(least <= value <= 1e9 for value in values):
-            raise latents.wrong(name, f"{channels} numbers of a size that latents have")
-    return mean, std
+def _preview(fields: Fields, model: Model) -> PreviewMap | None:
+    document, channels = fields.document.get("preview"), model.pyramid.geometry.channels
+    return None if document is None else PreviewMap.from_json(document, channels, f"{fields.source}: preview")
 
 
 def _text(fields: Fields, model: Model, files: Mapping[str, FileEntry]) -> TextEntry | None:

@@ -1,7 +1,11 @@
-"""Opening a bundle: every file there, nothing else there, and each one what the manifest says."""
+"""Opening a bundle: every file there, nothing else there, and each one what the manifest says.
+
+A file may be a link, as in the hub's cache; what counts is where it leads. `files.LEFT_BEHIND` is not counted.
+"""
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,7 +13,7 @@ from pathlib import Path
 
 from ..documents import read_json
 from ..errors import CheckFailed, UsageError
-from ..files import cache_folder, write_whole
+from ..files import cache_folder, is_left_behind, refuse_pointer, write_whole
 from .entries import FileEntry
 from .manifest import MANIFEST_FILE, Manifest, parse_manifest
 
@@ -44,15 +48,16 @@ def open_bundle(folder: Path, *, verify: bool = False, advance: Callable[[int], 
         advance: told the bytes as they are hashed.
 
     Raises:
-        UsageError: it is not a bundle, or its manifest is malformed.
-        CheckFailed: a file is missing, extra, or not what the manifest says.
+        UsageError: it is not a bundle, its manifest is malformed, or a file is a Git-LFS pointer.
+        CheckFailed: a file is missing, extra, no plain file, or not what the manifest says.
     """
     if not is_bundle(folder):
         raise UsageError(f"{folder} is not a bundle: expected a folder with {MANIFEST_FILE}")
     source = folder / MANIFEST_FILE
     manifest = parse_manifest(read_json(source), str(source))
     present = {entry.name for entry in folder.iterdir()} - {MANIFEST_FILE}
-    missing, extra = sorted(manifest.files.keys() - present), sorted(present - manifest.files.keys())
+    missing, others = sorted(manifest.files.keys() - present), sorted(present - manifest.files.keys())
+    extra = [name for name in others if not is_left_behind(name)]
     if missing:
         raise CheckFailed(f"{folder / missing[0]} is missing: the manifest lists it; fetch the bundle again")
     if extra:
@@ -67,10 +72,12 @@ def open_bundle(folder: Path, *, verify: bool = False, advance: Callable[[int], 
 def _check_file(
     path: Path, entry: FileEntry, seen: "_Seen", verify: bool, advance: Callable[[int], None] | None
 ) -> None:
-    if path.is_symlink() or not path.is_file():
-        raise CheckFailed(f"{path} is not a plain file; fetch the bundle again")
+    if not path.is_file():
+        found = f"a link to {os.readlink(path)}, which is none" if path.is_symlink() else "something else"
+        raise CheckFailed(f"{path}: expected a plain file or a link to one, found {found}; fetch the bundle again")
     size = path.stat().st_size
     if size != entry.nbytes:
+        refuse_pointer(path)
         raise CheckFailed(f"{path}: expected {entry.nbytes} bytes, found {size}; fetch the bundle again")
     if not verify and seen.holds(path, entry.sha256):
         return

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from .pyramid import Pyramid, Resolution, Stage
 from .schedules import Schedule
+from .solvers import EULER, SolverChoice
 
 __all__ = ["StepPlan", "plan", "single_step"]
 
@@ -25,10 +26,13 @@ class StepPlan:
     sigmas: tuple[tuple[float, float], ...]
     """Global level of each of the stage's frame groups, before and after the step."""
     guidance_scale: float
-    solver: str
-    """A name of `solvers.SOLVERS`."""
+    steps_of_stage: int
+    """How many the stage has in this run."""
+    solver: SolverChoice
     changes_stage: bool
     """The latent goes on to the next finer stage after it."""
+    scaled_start: bool = False
+    """The run begins with it, from σ·ε in place of pure noise."""
     expert: int = 0
     """Index of the network that evaluates it, of a model that has several."""
 
@@ -53,13 +57,15 @@ def plan(pyramid: Pyramid, resolution: Resolution, schedule: Schedule) -> tuple[
                     index=len(steps),
                     stage=stage,
                     position=position,
-                    timestep=pyramid.kind.timestep(level),
+                    timestep=pyramid.kind.timestep(schedule.solver.facts.conditioned(level)),
                     level=level,
                     next_level=after,
                     sigmas=_sigmas(stage, level, after),
                     guidance_scale=schedule.guidance_scale,
+                    steps_of_stage=len(levels),
                     solver=schedule.solver,
                     changes_stage=last and stage.index > 0,
+                    scaled_start=schedule.scaled_start and not steps,
                 )
             )
     return tuple(steps)
@@ -68,7 +74,10 @@ def plan(pyramid: Pyramid, resolution: Resolution, schedule: Schedule) -> tuple[
 def single_step(pyramid: Pyramid, stage: Stage, level: float) -> StepPlan:
     """One evaluation of a stage at a natural level, outside of any schedule and without guidance."""
     sigmas = _sigmas(stage, level, level)
-    return StepPlan(0, stage, 0, pyramid.kind.timestep(level), level, level, sigmas, 1.0, "euler", False)
+    timestep = pyramid.kind.timestep(level)
+    return StepPlan(
+        0, stage, 0, timestep, level, level, sigmas, 1.0, steps_of_stage=1, solver=EULER, changes_stage=False
+    )
 
 
 def _sigmas(stage: Stage, level: float, after: float) -> tuple[tuple[float, float], ...]:

@@ -11,7 +11,6 @@ from ..errors import UsageError
 from .noise import generator, standard_normal
 from .plan import StepPlan
 from .resample import upsample_and_renoise
-from .solvers import SOLVERS
 from .wavelets import Taps
 
 __all__ = ["Conditions", "Denoiser", "Step", "floats", "guided_velocity", "initial_latent", "sample", "transition"]
@@ -51,8 +50,12 @@ class Step:
 
 
 def initial_latent(steps: Sequence[StepPlan], noise: np.random.Generator) -> Latent:
-    """N(0, I) at the first step's shape [C, T, H, W], in one draw."""
-    return standard_normal(noise, steps[0].stage.latent)
+    """ε ~ N(0, I) at the first step's shape [C, T, H, W], in one draw; σ_0·ε where the run starts scaled."""
+    first = steps[0]
+    x = standard_normal(noise, first.stage.latent)
+    for group, (sigma, _) in zip(first.stage.groups, first.sigmas, strict=True):
+        x[:, group.frames] *= np.float32(sigma if first.scaled_start else 1.0)
+    return x
 
 
 def floats(values: NDArray[np.floating[Any]], shape: tuple[int, ...], what: str) -> NDArray[np.float32]:
@@ -132,7 +135,7 @@ def sample(
     x = initial_latent(steps, noise)
     if latents is not None:
         x = floats(latents, x.shape, "initial latents [C, T, H, W]")
-    solver = SOLVERS[steps[0].solver]()
+    solver = steps[0].solver.start()
     for step in steps:
         velocity = guided_velocity(denoiser, step, x, conditions, negative)
         x = solver(step, x, velocity, noise)

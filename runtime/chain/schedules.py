@@ -7,6 +7,7 @@ from itertools import pairwise
 from ..errors import UsageError
 from .levels import down, up
 from .pyramid import Pyramid
+from .solvers import EULER, SolverChoice
 
 __all__ = [
     "MAX_GUIDANCE",
@@ -16,7 +17,6 @@ __all__ = [
     "explicit_levels",
     "parse_levels",
     "parse_steps",
-    "plain_levels",
     "spaced_levels",
 ]
 
@@ -37,8 +37,9 @@ class Schedule:
     name: str
     levels: Levels
     guidance_scale: float = 1.0
-    solver: str = "euler"
-    """A name of `solvers.SOLVERS`."""
+    solver: SolverChoice = EULER
+    scaled_start: bool = False
+    """The run starts from σ_0·ε, at a first level below 1, in place of pure noise."""
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -51,13 +52,14 @@ class Schedule:
         return self.guidance_scale > 1
 
 
-def spaced_levels(pyramid: Pyramid, steps: Sequence[int], shift: float = 5.0) -> Levels:
+def spaced_levels(pyramid: Pyramid, steps: Sequence[int], shift: float = 5.0, solver: SolverChoice = EULER) -> Levels:
     """Levels of a number of steps for each stage, by the rule of the model's kind; see `SPACINGS`.
 
     Args:
         pyramid: the model.
         steps: steps per stage, coarsest first, at least one each.
         shift: timestep shift.
+        solver: whose scheduler a model follows that follows one.
 
     Raises:
         UsageError: the number of stages differs, or a stage has no step.
@@ -69,10 +71,10 @@ def spaced_levels(pyramid: Pyramid, steps: Sequence[int], shift: float = 5.0) ->
         )
     if not 0.01 <= shift <= 1000:
         raise UsageError(f"the shift of a schedule lies within 0.01 … 1000, found {shift:g}")
-    return SPACINGS[pyramid.kind.spacing](pyramid, steps, shift)
+    return SPACINGS[pyramid.kind.spacing](pyramid, steps, shift, solver)
 
 
-def _stage_spacing(pyramid: Pyramid, steps: Sequence[int], shift: float) -> Levels:
+def _stage_spacing(pyramid: Pyramid, steps: Sequence[int], shift: float, solver: SolverChoice) -> Levels:
     """Uniform steps between the un-shifted global boundaries of each stage.
 
     With k = shift·ω^i: `t = linspace(down_k(ς_n), down_k(ς_c), n+1)[:-1]`, `ς = up_k(t)`. It reproduces the
@@ -87,26 +89,22 @@ def _stage_spacing(pyramid: Pyramid, steps: Sequence[int], shift: float) -> Leve
     return tuple(levels)
 
 
-def _sigma_spacing(pyramid: Pyramid, steps: Sequence[int], shift: float) -> Levels:
-    """Sigmas of diffusers' `FlowMatchEulerDiscreteScheduler.set_timesteps(n)`, as users of plain models expect."""
-    return (plain_levels(steps[0], shift),)
+def _sigma_spacing(pyramid: Pyramid, steps: Sequence[int], shift: float, solver: SolverChoice) -> Levels:
+    """Sigmas of `set_timesteps(n)` of the solver's scheduler in diffusers, as users of plain models expect."""
+    return (solver.facts.sigmas(steps[0], shift),)
 
 
-SPACINGS: Mapping[str, Callable[[Pyramid, Sequence[int], float], Levels]] = {
+SPACINGS: Mapping[str, Callable[[Pyramid, Sequence[int], float, SolverChoice], Levels]] = {
     "stages": _stage_spacing,
     "sigmas": _sigma_spacing,
 }
 """The rules that space levels, by name."""
 
 
-def plain_levels(n: int, shift: float = 5.0) -> tuple[float, ...]:
-    """Sigmas of diffusers' `set_timesteps(n)`: uniform from 1 to the shifted 1/1000, then shifted (again)."""
-    last = up(shift, 1e-3)
-    return tuple(up(shift, 1 + (last - 1) * j / max(n - 1, 1)) for j in range(n))
-
-
-def explicit_levels(pyramid: Pyramid, levels: Sequence[Sequence[float]]) -> Levels:
+def explicit_levels(pyramid: Pyramid, levels: Sequence[Sequence[float]], *, scaled_start: bool = False) -> Levels:
     """Validated levels, per stage, coarsest first. The first of a stage is ς_n, and may be left out.
+
+    With a scaled start the first of all is where the run begins, and is there.
 
     Raises:
         UsageError: levels don't decrease, or leave their stage's range.
@@ -114,13 +112,18 @@ def explicit_levels(pyramid: Pyramid, levels: Sequence[Sequence[float]]) -> Leve
     if len(levels) != pyramid.depth:
         raise UsageError(f"expected levels for {pyramid.depth} stage(s), coarsest first; found {len(levels)} list(s)")
     return tuple(
-        _stage_levels(index, *pyramid.bounds(index), [float(level) for level in group])
+        _stage_levels(
+            index,
+            *pyramid.bounds(index),
+            [float(level) for level in group],
+            scaled_start and index + 1 == pyramid.depth,
+        )
         for index, group in zip(reversed(range(pyramid.depth)), levels, strict=True)
     )
 
 
-def _stage_levels(index: int, noisy: float, clean: float, levels: list[float]) -> tuple[float, ...]:
-    if not levels or levels[0] < noisy - SNAP:
+def _stage_levels(index: int, noisy: float, clean: float, levels: list[float], free: bool) -> tuple[float, ...]:
+    if not levels or (levels[0] < noisy - SNAP and not free):
         levels = [noisy, *levels]
     elif abs(levels[0] - noisy) <= SNAP:
         levels = [noisy, *levels[1:]]

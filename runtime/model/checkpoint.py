@@ -10,9 +10,12 @@ from ..chain.pyramid import Resolution
 from ..documents import Fields, read_json
 from ..dtypes import DTYPES, WEIGHT_DTYPES
 from ..errors import UsageError
+from ..files import refuse_pointer
 from .description import Model, parse_model, parse_resolution, plain_document
 from .families import find_family
 from .safetensors import TensorEntry, read_tensors
+from .scheduler import read_scheduler
+from .variants import STEMS, require_variant
 
 __all__ = ["Checkpoint", "check_tensors", "read_checkpoint"]
 
@@ -49,13 +52,20 @@ class Checkpoint:
         return self.folder / "tokenizer" / "tokenizer.json"
 
 
-def read_checkpoint(folder: Path, *, resolution: Resolution | None = None, rename: Rename | None = None) -> Checkpoint:
+def read_checkpoint(
+    folder: Path,
+    *,
+    resolution: Resolution | None = None,
+    rename: Rename | None = None,
+    variant: str | None = None,
+) -> Checkpoint:
     """Read and check a checkpoint folder.
 
     Args:
         folder: a diffusers folder, with `pyramid.json` unless it is a plain Wan model.
         resolution: replaces the checkpoint's own.
         rename: converts names of tensors to diffusers'.
+        variant: of the weights' files, such as "fp16"; None: the plain ones, or the only ones there.
 
     Raises:
         UsageError: anything is missing, malformed, extra or of another shape; the message names it.
@@ -78,17 +88,26 @@ def read_checkpoint(folder: Path, *, resolution: Resolution | None = None, renam
         model.stages(resolution)
     except UsageError as error:
         raise UsageError(f"{written}: {error}") from None
-    transformer = _transformer(folder / "transformer", model, rename)
+    if variant is not None:
+        require_variant((path.relative_to(folder).as_posix() for path in folder.glob("*/*")), variant, folder)
+    transformer = _transformer(folder / "transformer", model, rename, variant)
+    components = _components(folder, model, variant)
+    decoder = components.pop("decoder", None)
+    return Checkpoint(folder, replace(model, decoder=decoder), resolution, transformer, **components)
+
+
+def _components(folder: Path, model: Model, variant: str | None) -> dict[str, Any]:
+    """Tensors and configurations of the components that may be left out, and the VAE's decoder."""
     components: dict[str, Any] = {}
     if (folder / "vae").is_dir():
         source = folder / "vae" / "config.json"
-        components["vae_config"] = read_json(source)
-        model = replace(model, decoder=family.read_decoder(components["vae_config"], config, str(source)))
-        components["vae"] = read_tensors(folder / "vae", "diffusion_pytorch_model")
+        document = components["vae_config"] = read_json(source)
+        components["decoder"] = model.family.read_decoder(document, model.transformer, str(source))
+        components["vae"] = read_tensors(folder / "vae", STEMS["vae"], variant)
     if (folder / "text_encoder").is_dir():
         components["text_encoder_config"] = _text_encoder_config(folder, model)
-        components["text_encoder"] = read_tensors(folder / "text_encoder", "model")
-    return Checkpoint(folder, model, resolution, transformer, **components)
+        components["text_encoder"] = _text_encoder(folder / "text_encoder", variant)
+    return components
 
 
 def _description(folder: Path) -> tuple[str, dict[str, Any]]:
@@ -96,14 +115,12 @@ def _description(folder: Path) -> tuple[str, dict[str, Any]]:
     file = folder / "pyramid.json"
     if os.path.lexists(file):
         return str(file), read_json(file)
-    scheduler = folder / "scheduler" / "scheduler_config.json"
-    document = read_json(scheduler) if scheduler.is_file() else {}
-    # diffusers' UniPC calls the same number flow_shift.
-    return str(folder), plain_document(document.get("shift", document.get("flow_shift", 5.0)))
+    solver, shift = read_scheduler(folder)
+    return str(folder), plain_document(shift, solver)
 
 
-def _transformer(folder: Path, model: Model, rename: Rename | None) -> dict[str, TensorEntry]:
-    found = read_tensors(folder, "diffusion_pytorch_model")
+def _transformer(folder: Path, model: Model, rename: Rename | None, variant: str | None) -> dict[str, TensorEntry]:
+    found = read_tensors(folder, STEMS["transformer"], variant)
     pyramid = model.pyramid
     if rename is not None:
         names = rename(list(found))
@@ -153,6 +170,14 @@ def check_tensors(
         raise UsageError(f"{folder}: unexpected tensor '{extra[0]}' of shape {list(found[extra[0]].shape)} in {what}")
 
 
+def _text_encoder(folder: Path, variant: str | None) -> dict[str, TensorEntry]:
+    """Its tensors; transformers 5 keeps the table under the name of its other owner."""
+    found = read_tensors(folder, STEMS["text_encoder"], variant)
+    if "shared.weight" not in found and "encoder.embed_tokens.weight" in found:
+        found["shared.weight"] = found.pop("encoder.embed_tokens.weight")
+    return found
+
+
 def _text_encoder_config(folder: Path, model: Model) -> dict[str, Any]:
     source = folder / "text_encoder" / "config.json"
     document = read_json(source)
@@ -160,8 +185,19 @@ def _text_encoder_config(folder: Path, model: Model) -> dict[str, Any]:
     fields.text("model_type", choices=("umt5",))
     if fields.integer("d_model") != model.transformer.text_dim:
         raise fields.wrong("d_model", f"{model.transformer.text_dim}, the transformer's text_dim")
-    if not (folder / "tokenizer" / "tokenizer.json").is_file():
-        raise UsageError(
-            f"{folder / 'tokenizer' / 'tokenizer.json'} is missing: expected the fast tokenizer of the text encoder"
-        )
+    _check_tokenizer(folder / "tokenizer")
     return document
+
+
+def _check_tokenizer(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        slow = ""
+        if (folder / "spiece.model").is_file():
+            place = f"'{folder}'"
+            slow = (
+                ", found spiece.model, the slow one; transformers, with sentencepiece, makes the one of the other: "
+                f"AutoTokenizer.from_pretrained({place}).save_pretrained({place})"
+            )
+        raise UsageError(f"{file} is missing: expected the fast tokenizer of the text encoder{slow}")
+    refuse_pointer(file)

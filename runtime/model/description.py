@@ -8,10 +8,12 @@ from ..chain.kinds import KINDS, Kind
 from ..chain.levels import default_clean_levels, gain
 from ..chain.pyramid import Pyramid, Resolution, Stage
 from ..chain.schedules import MAX_GUIDANCE, Schedule, parse_steps
+from ..chain.solvers import SolverChoice
 from ..chain.wavelets import wavelet_taps
 from ..documents import Fields
 from ..errors import UsageError
 from .families import DecoderConfig, Family, TransformerConfig
+from .preview import PreviewMap
 from .schedules import PAPER_SCHEDULES, ScheduleEntry, parse_schedules, plain_schedules
 
 __all__ = ["Model", "bare_model", "parse_model", "parse_resolution", "plain_document"]
@@ -33,6 +35,8 @@ class Model:
     schedules: Mapping[str, ScheduleEntry]
     default_schedule: str
     negative_prompt: str
+    preview: PreviewMap | None = None
+    """The map of previews that `pyramid.json` gives, in place of one that is fitted to the VAE."""
     decoder: DecoderConfig | None = None
     """Configuration of the VAE's decoder, where there is one."""
 
@@ -53,10 +57,11 @@ class Model:
 
     def schedule(
         self,
-        name: str | None = None,
+        name: str | Schedule | None = None,
         *,
         guidance_scale: float | None = None,
         levels: list[list[float]] | None = None,
+        solver: str | None = None,
     ) -> Schedule:
         """The schedule to sample with.
 
@@ -65,6 +70,7 @@ class Model:
                 schedule's shift, guidance and solver; the default schedule if None.
             guidance_scale: replaces the schedule's own.
             levels: explicit natural levels per stage, coarsest first, in place of a named schedule.
+            solver: replaces the schedule's own.
 
         Raises:
             UsageError: the name is unknown, or steps or levels do not fit the stages.
@@ -74,8 +80,13 @@ class Model:
                 f"a guidance scale lies within 0 … {MAX_GUIDANCE:g} (1 and below: no guidance), "
                 f"found {guidance_scale:g}"
             )
-        label, entry = self._entry(name, levels)
-        schedule = entry.schedule(label, self.pyramid)
+        if isinstance(name, Schedule):
+            schedule = name
+        else:
+            label, entry = self._entry(name, levels)
+            if solver is not None:
+                entry = replace(entry, solver=SolverChoice.of(solver))
+            schedule = entry.schedule(label, self.pyramid)
         return schedule if guidance_scale is None else replace(schedule, guidance_scale=guidance_scale)
 
     def _entry(self, name: str | None, levels: list[list[float]] | None) -> tuple[str, ScheduleEntry]:
@@ -108,6 +119,7 @@ class Model:
             "schedules": {name: entry.to_json() for name, entry in self.schedules.items()},
             "default_schedule": self.default_schedule,
             "negative_prompt": self.negative_prompt,
+            "preview_rgb": None if self.preview is None else self.preview.to_json()["rgb"],
             "patch_sizes": [list(p) for p in pyramid.patch_sizes] if pyramid.kind.own_patch_layers else None,
         }
 
@@ -125,6 +137,7 @@ FIELDS = (
     "default_schedule",
     "negative_prompt",
     "patch_sizes",
+    "preview_rgb",
 )
 
 
@@ -156,7 +169,13 @@ def parse_model(document: Any, family: Family, config: TransformerConfig, source
         schedules,
         fields.text("default_schedule", next(iter(schedules)), choices=schedules),
         fields.text("negative_prompt", ""),
+        preview=_preview(fields, pyramid),
     )
+
+
+def _preview(fields: Fields, pyramid: Pyramid) -> PreviewMap | None:
+    rgb = fields.document.get("preview_rgb")
+    return None if rgb is None else PreviewMap.from_json({"rgb": rgb}, pyramid.geometry.channels, fields.source)
 
 
 def _parse_pyramid(fields: Fields, wavelet: str | list[float], family: Family, config: TransformerConfig) -> Pyramid:
@@ -222,13 +241,13 @@ def bare_model(family: Family, config: TransformerConfig) -> Model:
     return parse_model(document, family, config, "assumed model")
 
 
-def plain_document(shift: float) -> dict[str, Any]:
-    """The `pyramid.json` that a plain Wan model stands for, with the shift of its scheduler."""
+def plain_document(shift: float, solver: SolverChoice) -> dict[str, Any]:
+    """The `pyramid.json` that a plain Wan model stands for, with the shift and the solver of its scheduler."""
     return {
         "format": FORMAT,
         "kind": "plain",
         "stages": 1,
         "resolution": vars(PLAIN_RESOLUTION),
-        "schedules": plain_schedules(shift),
+        "schedules": plain_schedules(shift, solver),
         "default_schedule": "50",
     }

@@ -12,8 +12,10 @@ from typing import Any
 
 from ..dtypes import DTYPES, dtype_of
 from ..errors import UsageError
+from ..files import refuse_pointer
+from .variants import choose_weights
 
-__all__ = ["TensorEntry", "read_header", "read_metadata", "read_tensors"]
+__all__ = ["TensorEntry", "read_header", "read_metadata", "read_tensors", "shards_of"]
 
 _HEADER_LIMIT = 100_000_000
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -78,6 +80,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _header_text(path: Path, size: int) -> bytes:
+    refuse_pointer(path)
     with path.open("rb") as file:
         start = file.read(8)
         length = int.from_bytes(start, "little")
@@ -103,37 +106,50 @@ def _entry(path: Path, name: str, value: Any, base: int) -> TensorEntry:
     return entry
 
 
-def read_tensors(folder: Path, stem: str) -> dict[str, TensorEntry]:
-    """Entries of a component's weights: `STEM.safetensors`, or the shards that `STEM.safetensors.index.json` names.
+def read_tensors(folder: Path, stem: str, variant: str | None = None) -> dict[str, TensorEntry]:
+    """Entries of a component's weights.
+
+    They lie in `STEM.safetensors`, in the shards that `STEM.safetensors.index.json` names, or in the same files of a
+    variant: see `choose_weights`.
 
     Raises:
-        UsageError: no safetensors weights, only pickles, a missing or broken shard, or an index that disagrees
-            with its shards.
+        UsageError: no safetensors weights, only pickles, none of the variant, a missing or broken shard, or an index
+            that disagrees with its shards.
     """
-    whole, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
-    if whole.is_file():
-        return read_header(whole)
-    if index.is_file():
-        return _read_sharded(index)
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES) if folder.is_dir() else []
+    names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+    chosen = choose_weights(names, stem, variant, folder)
+    if chosen is not None:
+        file = folder / chosen
+        return _read_sharded(file) if file.suffix == ".json" else read_header(file)
+    pickles = sorted(name for name in names if name.endswith(_PICKLES))
     if pickles:
         raise UsageError(
-            f"{folder} holds a pickle ({pickles[0]}), which is never opened: expected {whole.name}; "
+            f"{folder} holds a pickle ({pickles[0]}), which is never opened: expected {stem}.safetensors; "
             "save the model with safe_serialization=True"
         )
-    raise UsageError(f"no weights in {folder}: expected {whole.name} or {index.name}")
+    raise UsageError(f"no weights in {folder}: expected {stem}.safetensors or {stem}.safetensors.index.json")
+
+
+def shards_of(index: Path) -> dict[str, str]:
+    """The shard of each tensor that an index names.
+
+    Raises:
+        UsageError: it is malformed, or names a file elsewhere.
+    """
+    try:
+        weight_map: dict[str, str] = dict(json.loads(index.read_text("utf-8"))["weight_map"])
+        if any("/" in name or "\\" in name or not name.endswith(".safetensors") for name in weight_map.values()):
+            raise ValueError("a shard is a .safetensors file in the same folder")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        refuse_pointer(index)
+        raise UsageError(f"{index} is malformed ({error}): expected a 'weight_map' of tensor names to shards") from None
+    return weight_map
 
 
 def _read_sharded(index: Path) -> dict[str, TensorEntry]:
-    try:
-        weight_map: dict[str, str] = dict(json.loads(index.read_text("utf-8"))["weight_map"])
-        files = sorted(set(weight_map.values()))
-        if any("/" in name or "\\" in name or not name.endswith(".safetensors") for name in files):
-            raise ValueError("a shard is a .safetensors file in the same folder")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UsageError(f"{index} is malformed ({error}): expected a 'weight_map' of tensor names to shards") from None
+    weight_map = shards_of(index)
     tensors: dict[str, TensorEntry] = {}
-    for name in files:
+    for name in sorted(set(weight_map.values())):
         shard = index.parent / name
         if not shard.is_file():
             raise UsageError(f"shard {shard} is missing: {index.name} names it; fetch it again")

@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 from ..bundle.entries import TableEntry, TextEntry
 from ..bundle.graphs import text_key
 from ..bundle.manifest import TOKENIZER_FILE, WEIGHTS_FILE
+from ..chain.sampler import Conditions, floats
 from ..dtypes import DTYPES, stored_values
 from ..errors import UsageError
 from .graphs import OpenGraphs
-from .text import Tokenizer
+from .text import Tokenizer, Tokens
 
 __all__ = ["TextEncoder"]
 
@@ -45,16 +46,40 @@ class TextEncoder:
         Raises:
             UsageError: the bundle has no text encoder.
         """
-        bundle, text = self.graphs.bundle, self._entry()
-        if self._tokenizer is None:
-            self._tokenizer = Tokenizer(bundle.file(TOKENIZER_FILE), bundle.manifest.model.text_length)
-        ids = self._tokenizer(prompt)
+        bundle, text, ids = self.graphs.bundle, self._entry(), self.tokens(prompt).ids
         length = next(n for n in text.lengths if n >= len(ids))
         mask = np.zeros((1, length), np.float32)
         mask[0, : len(ids)] = 1
         embeddings = np.zeros((1, length, text.table.width), np.float32)
         embeddings[0, : len(ids)] = _rows(bundle.file(WEIGHTS_FILE), text.table, ids)
         return embeddings, mask
+
+    def tokens(self, prompt: str) -> Tokens:
+        """A prompt cleaned and tokenised.
+
+        Raises:
+            UsageError: the bundle has no text encoder.
+        """
+        self._entry()
+        if self._tokenizer is None:
+            bundle = self.graphs.bundle
+            self._tokenizer = Tokenizer(bundle.file(TOKENIZER_FILE), bundle.manifest.model.text_length)
+        return self._tokenizer(prompt)
+
+    def conditions(self, prompt: str | None, embeds: Array | None, name: str) -> Conditions:
+        """What the stages are given of a prompt, or of its embeddings [text length, text width].
+
+        Raises:
+            UsageError: neither is given, or both, or one does not fit.
+        """
+        if (prompt is None) == (embeds is None):
+            raise UsageError(f"give either {name} or {name}_embeds")
+        if embeds is None:
+            if not isinstance(prompt, str):
+                raise UsageError(f"{name} is one string, found {type(prompt).__name__}: call once for each video")
+            return {"text": self.encode(prompt)}
+        model = self.graphs.bundle.manifest.model
+        return {"text": floats(embeds, (model.text_length, model.transformer.text_dim), f"{name}_embeds")}
 
     def _entry(self) -> TextEntry:
         text = self.graphs.bundle.manifest.text

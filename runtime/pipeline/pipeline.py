@@ -14,7 +14,7 @@ from ..bundle.engines import MAX_THREADS, Engine, EngineOptions, Target, find_ta
 from ..bundle.graphs import LATENT, GraphKey, stage_key
 from ..bundle.opening import Bundle, open_bundle
 from ..chain.plan import StepPlan, plan
-from ..chain.sampler import Conditions, Step, floats, sample
+from ..chain.sampler import Conditions, Step, sample
 from ..chain.schedules import Schedule
 from ..documents import Fields
 from ..errors import UsageError
@@ -23,6 +23,8 @@ from .decoder import decode, decode_tile, frames_from, require_finite
 from .encoder import TextEncoder
 from .features import timestep_features
 from .graphs import OpenGraphs
+from .preview import showing
+from .text import check_cleaning, prompt_warnings
 from .timings import Timings
 
 __all__ = ["Pipeline", "Sample", "load"]
@@ -39,6 +41,8 @@ class Sample:
     frames: NDArray[np.uint8] | None
     """[T, H, W, 3], or None for `output_type="latent"`."""
     timings: Timings
+    warnings: tuple[str, ...]
+    """What the user should know of the prompts, a line each: see `Pipeline.warnings`."""
 
 
 class Pipeline:
@@ -90,6 +94,11 @@ class Pipeline:
         """See `TextEncoder.embed`."""
         return self._encoder.embed(prompt)
 
+    def warnings(self, schedule: Schedule, prompt: str | None, negative: str | Array | None = None) -> tuple[str, ...]:
+        """What the user should know of a prompt and of a negative one, or its embeddings: see `prompt_warnings`."""
+        own = self.model.negative_prompt
+        return prompt_warnings(self._encoder.tokens, prompt, negative, own, guided=schedule.guided)
+
     def stage_inputs(self, step: StepPlan, latent: Array, conditions: Conditions) -> dict[str, NDArray[Any]]:
         """What the graph of a step's stage is given."""
         features = timestep_features(step.timestep, self.bundle.manifest.timestep_frequencies)
@@ -115,8 +124,9 @@ class Pipeline:
         prompt: str | None = None,
         *,
         negative_prompt: str | None = None,
-        schedule: str | None = None,
+        schedule: str | Schedule | None = None,
         levels: list[list[float]] | None = None,
+        solver: str | None = None,
         guidance_scale: float | None = None,
         seed: int = 0,
         prompt_embeds: Array | None = None,
@@ -124,51 +134,41 @@ class Pipeline:
         latents: Array | None = None,
         output_type: str = "np",
         callback: Callable[[Step], None] | None = None,
+        preview: Callable[[NDArray[np.uint8]], None] | None = None,
         on_frames: Callable[[NDArray[np.uint8]], None] | None = None,
     ) -> Sample:
-        """Sample a video.
+        """Sample a video; a UsageError says which arguments don't fit the bundle.
 
         Args:
             prompt: what to show; or give `prompt_embeds`.
             negative_prompt: what not to show, in place of the model's own; used by guided schedules.
-            schedule: a schedule's name, or steps per stage such as "10-10-10".
+            schedule: a schedule or its name, or steps per stage such as "10-10-10".
             levels: explicit natural levels per stage, coarsest first.
+            solver: the solver's name, in place of the schedule's own.
             guidance_scale: the scale of guidance, in place of the schedule's own.
             seed: the seed of all noise in the run.
             prompt_embeds, negative_prompt_embeds: [text length, text width], float32, in place of the prompts.
             latents: initial latent at the coarsest stage's shape.
             output_type: "np" for frames, "latent" for latents alone.
             callback: called after each step.
+            preview: given small frames [T, h, w, 3], uint8, after each step, a pixel for each latent pixel.
             on_frames: given frames [n, H, W, 3], uint8, as they are decoded; they are not kept then.
-
-        Raises:
-            UsageError: arguments that do not fit the bundle.
         """
-        if output_type not in ("np", "latent"):
-            raise UsageError(f"output_type is 'np' or 'latent', found {output_type!r}")
-        start = time.perf_counter()
-        self.graphs.timings = Timings()
-        chosen = self.model.schedule(schedule, levels=levels, guidance_scale=guidance_scale)
-        conditions = self._conditions(prompt, prompt_embeds, "prompt")
+        _check_output_type(output_type)
+        start, self.graphs.timings = time.perf_counter(), Timings()
+        chosen = self.model.schedule(schedule, levels=levels, guidance_scale=guidance_scale, solver=solver)
+        conditions = self._encoder.conditions(prompt, prompt_embeds, "prompt")
         negative = self._negative(negative_prompt, negative_prompt_embeds) if chosen.guided else None
-        x = self._denoise(chosen, conditions, negative, seed, latents, callback)
+        x = self._denoise(chosen, conditions, negative, seed, latents, showing(self.bundle, preview, callback))
         frames = _frames(self.decode(x), on_frames) if output_type == "np" else None
         self.timings.total = time.perf_counter() - start
-        return Sample(x, frames, self.timings)
-
-    def _conditions(self, prompt: str | None, embeds: Array | None, name: str) -> Conditions:
-        if (prompt is None) == (embeds is None):
-            raise UsageError(f"give either {name} or {name}_embeds")
-        if embeds is None:
-            if not isinstance(prompt, str):
-                raise UsageError(f"{name} is one string, found {type(prompt).__name__}: call once for each video")
-            return {"text": self.encode(prompt)}
-        return {"text": floats(embeds, (self.model.text_length, self.model.transformer.text_dim), f"{name}_embeds")}
+        given = negative_prompt if negative_prompt_embeds is None else negative_prompt_embeds
+        return Sample(x, frames, self.timings, self.warnings(chosen, prompt, given))
 
     def _negative(self, prompt: str | None, embeds: Array | None) -> Conditions:
         """Those of the negative prompt: the model's own, where none is given."""
         own = self.model.negative_prompt if prompt is None and embeds is None else prompt
-        return self._conditions(own, embeds, "negative_prompt")
+        return self._encoder.conditions(own, embeds, "negative_prompt")
 
     def _denoise(
         self,
@@ -191,6 +191,11 @@ class Pipeline:
         timings.chain_engines = sum(timings.engine.values()) - engines
         require_finite(x, "the latents of this run")
         return x
+
+
+def _check_output_type(output_type: str) -> None:
+    if output_type not in ("np", "latent"):
+        raise UsageError(f"output_type is 'np' or 'latent', found {output_type!r}")
 
 
 def _frames(video: Iterator[Array], on_frames: Callable[[NDArray[np.uint8]], None] | None) -> NDArray[np.uint8] | None:
@@ -219,7 +224,8 @@ def load(
         target_options: the options of the bundle's target, such as `prepack=True`: see `Target.engine_options`.
 
     Raises:
-        UsageError: it is not a bundle, its engine is not installed or too old, or does not have such an option.
+        UsageError: it is not a bundle, its engine is not installed or too old, or does not have such an option, or its
+            prompts were cleaned by another major version of ftfy than the installed one.
         CheckFailed: a file is missing, extra or damaged.
     """
     if type(threads) is not int or not 0 <= threads <= MAX_THREADS:
@@ -228,6 +234,8 @@ def load(
     target, options = find_target(opened.manifest.target), EngineOptions(threads, target_options)
     try:
         target.check_version(opened.manifest.engine, opened.manifest.engine_version)
+        if opened.manifest.text is not None:
+            check_cleaning(opened.manifest.text.ftfy)
     except UsageError as error:
         raise UsageError(f"{opened.folder} was {error}") from error
     for key, entry in opened.manifest.graphs.items():

@@ -1,9 +1,11 @@
-"""Frames to files: mp4 through PyAV, PNG through the standard library."""
+"""Frames to files: mp4 through PyAV, in the colours of BT.709, PNG through the standard library."""
 
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +18,8 @@ from ..errors import UsageError
 from ..files import written_beside
 
 __all__ = [
-    "FPS",
+    "CRF",
+    "Encoding",
     "VideoWriter",
     "contact_sheet",
     "has_video_writer",
@@ -25,10 +28,26 @@ __all__ = [
     "write_png",
 ]
 
-FPS = 16
-"""Frames per second of Wan's training videos."""
+CRF = 15
+"""Constant rate factor where none is given: losses that can't be seen."""
+
+BT709 = 1
+"""ITU-R BT.709 in ISO/IEC 23091-2, where its matrix, its primaries and its transfer have the same number."""
+
+LIMITED = 1
+"""The range "tv" in FFmpeg's numbers: luma within 16 … 235."""
 
 Frames = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How frames become an .mp4."""
+
+    fps: float
+    """Frames a second."""
+    crf: int = CRF
+    """Constant rate factor, from 0 (nothing lost) to 51."""
 
 
 class VideoWriter(Protocol):
@@ -51,16 +70,18 @@ def has_video_writer() -> bool:
 
 
 @contextmanager
-def open_frames(path: Path) -> Iterator[VideoWriter]:
+def open_frames(path: Path, encoding: Encoding) -> Iterator[VideoWriter]:
     """A writer of frames: .mp4 through PyAV, .npz as one array `frames`, and a folder as one PNG a frame.
 
-    A file or a folder appears when all frames are in it.
+    A file or a folder appears when all frames are in it. An .mp4 is H.264 in yuv420p, of even sizes (the last row or
+    column is repeated where there is an odd one out), its index at the start; its colours are converted with BT.709's
+    matrix into the limited range, and it says so.
 
     Raises:
         UsageError: PyAV is needed and not installed, or the suffix is another.
     """
     if path.suffix == ".mp4":
-        with _open_mp4(path) as write:
+        with _open_mp4(path, encoding) as write:
             yield write
     elif path.suffix == ".npz":
         kept: list[Frames] = []
@@ -85,22 +106,30 @@ def open_frames(path: Path) -> Iterator[VideoWriter]:
 
 
 @contextmanager
-def _open_mp4(path: Path) -> Iterator[VideoWriter]:
+def _open_mp4(path: Path, encoding: Encoding) -> Iterator[VideoWriter]:
     try:
         import av
     except ImportError:
         raise UsageError("writing mp4 needs PyAV: pip install 'pyrexport[video]'") from None
-    with written_beside(path) as partial, av.open(str(partial), "w", format="mp4") as container:
-        stream: Any = container.add_stream("libx264", rate=FPS, options={"crf": "15"})
+    options, rate = {"movflags": "+faststart"}, Fraction(encoding.fps).limit_denominator(1001)
+    with written_beside(path) as partial, av.open(str(partial), "w", format="mp4", options=options) as container:
+        stream: Any = container.add_stream("libx264", rate=rate, options={"crf": str(encoding.crf)})
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = BT709
+        context.color_range = LIMITED
         started = False
 
         def write(frames: Frames) -> None:
             nonlocal started
+            odd_height, odd_width = (size % 2 for size in frames.shape[1:3])
+            even = np.pad(frames, ((0, 0), (0, odd_height), (0, odd_width), (0, 0)), mode="edge")
             if not started:
-                stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+                stream.height, stream.width, stream.pix_fmt = *even.shape[1:3], "yuv420p"
                 started = True
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            for image in even:
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+                yuv = frame.reformat(format="yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED)
+                container.mux(stream.encode(yuv))
 
         yield write
         container.mux(stream.encode(None))

@@ -11,7 +11,6 @@ from ..chain.noise import generator
 from ..chain.plan import StepPlan, plan, single_step
 from ..chain.sampler import Conditions, Step, guided_velocity, initial_latent, sample, transition
 from ..chain.schedules import explicit_levels
-from ..chain.solvers import SOLVERS
 from ..errors import UsageError
 from ..pipeline.decoder import frames_from
 from ..pipeline.pipeline import Pipeline
@@ -87,7 +86,7 @@ def _check_trace(trace: Trace, manifest: Manifest) -> None:
     if manifest.decoder is not None and "vae.latent" not in trace:
         raise UsageError(f"{trace.path} holds nothing of the VAE that the bundle has; record it again")
     for run in trace.runs:
-        levels = explicit_levels(manifest.model.pyramid, run.schedule.levels)
+        levels = explicit_levels(manifest.model.pyramid, run.schedule.levels, scaled_start=run.schedule.scaled_start)
         if levels != run.schedule.levels:
             raise UsageError(f"{trace.path} holds a run at impossible levels; record it again")
 
@@ -165,7 +164,7 @@ def _teacher_forced(
     negative: Conditions = {"text": trace.tensor("text.negative")}
     noise = generator(trace.runs[index].seed)
     initial_latent(steps, noise)  # drawn before the transitions' noise
-    solver = SOLVERS[steps[0].solver]()
+    solver = steps[0].solver.start()
     distances: list[Distance] = []
     for step in steps:
         advance("chain")

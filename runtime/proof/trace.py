@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..chain.schedules import MAX_GUIDANCE, Schedule
-from ..chain.solvers import SOLVERS
+from ..chain.solvers import SolverChoice
 from ..documents import Fields, is_number
 from ..dtypes import DTYPES
 from ..errors import UsageError
@@ -64,7 +64,8 @@ class Run:
             fields.text("schedule"),
             tuple(tuple(map(float, group)) for group in levels),
             guidance_scale,
-            fields.text("solver", choices=SOLVERS),
+            SolverChoice.from_json(fields.document.get("solver"), source),
+            fields.get("scaled_start", "true or false", lambda v: isinstance(v, bool)),
         )
         decoded = fields.get("decoded", "true or false", lambda v: isinstance(v, bool))
         return cls(fields.text("prompt"), fields.integer("seed", least=0), schedule, decoded)
@@ -77,7 +78,8 @@ class Run:
             "schedule": self.schedule.name,
             "guidance_scale": self.schedule.guidance_scale,
             "levels": [list(group) for group in self.schedule.levels],
-            "solver": self.schedule.solver,
+            "solver": self.schedule.solver.to_json(),
+            "scaled_start": self.schedule.scaled_start,
             "decoded": self.decoded,
         }
 

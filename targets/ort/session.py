@@ -13,14 +13,18 @@ from numpy.typing import NDArray
 
 from ...runtime.bundle.engines import EngineOptions, check_inputs
 from ...runtime.bundle.graphs import GraphSpec, TensorSpec
+from ...runtime.bundle.manifest import WEIGHTS_FILE
 from ...runtime.dtypes import DTYPES
 from ...runtime.errors import CheckFailed, UsageError
+from .links import relocated
 
 __all__ = ["OrtEngine", "check_provider"]
 
 CPU = "CPUExecutionProvider"
 """The provider of the CPU, which also evaluates the operators that another provider leaves."""
 
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+"""The setting that says where the weights of a model lie that is no file."""
 
 MMAP_THRESHOLD = 4 * 2**20
 """Buffers from this size on are mapped, in bytes."""
@@ -87,10 +91,14 @@ class OrtEngine:
         _give_buffers_back()
         check_provider(provider)
         settings = _settings(options)
-        if model is not None:
-            folder = str(file.parent.resolve())
-            settings.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         try:
+            weights = file.parent / WEIGHTS_FILE
+            if weights.is_symlink():
+                resolved = weights.resolve()
+                model = relocated(model or file.read_bytes(), {WEIGHTS_FILE: resolved.name})
+                weights = resolved
+            if model is not None:
+                settings.add_session_config_entry(WEIGHTS_FOLDER, str(weights.parent.resolve()))
             providers = [*dict.fromkeys([provider or CPU, CPU])]
             self.session = ort.InferenceSession(model or str(file), settings, providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions share no base of their own

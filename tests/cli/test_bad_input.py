@@ -215,7 +215,7 @@ def test_arguments_that_cannot_be(tiny, refused, tmp_path, arguments, words):
 @pytest.mark.parametrize(
     ("file", "text", "words"),
     [
-        ("tokenizer/tokenizer.json", "{}", "cannot read this tokenizer"),
+        ("tokenizer/tokenizer.json", "{}", "is not a tokenizer"),
         ("text_encoder/config.json", {"num_heads": 0}, "no text_encoder can be built"),
         ("vae/config.json", {"dropout": "x"}, "no vae can be built"),
         ("vae/config.json", {"base_dim": "x"}, "field 'base_dim': expected a whole number"),

@@ -11,8 +11,8 @@ from conftest import ROOT
 from pyrexport.export.weights import steps
 from pyrexport.runtime import quantisation
 from pyrexport.runtime.chain import plan, sampler, solvers
-from pyrexport.runtime.chain.noise import standard_normal
 from pyrexport.runtime.chain.schedules import Schedule, explicit_levels
+from pyrexport.runtime.chain.solvers import SolverChoice
 from support.builders import SMALL, pyramid
 
 DOCUMENT = (ROOT / "docs" / "architecture.md").read_text("utf-8")
@@ -28,12 +28,12 @@ def run(section: str, names: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_solver_runs_a_chain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Renoising with an exact model ends at its clean latent, whatever noise is drawn."""
-    names = run("A solver", {**vars(solvers), "np": np, "standard_normal": standard_normal})
-    monkeypatch.setattr(sampler, "SOLVERS", names["SOLVERS"])
+    """With an exact model it ends at its clean latent."""
+    names = run("A solver", {**vars(solvers), "np": np, "StepPlan": plan.StepPlan})
+    monkeypatch.setattr(solvers, "SOLVERS", names["SOLVERS"])
     model = pyramid("plain", 1)
     levels = explicit_levels(model, [[1.0, 0.7, 0.3]])
-    run_plan = plan.plan(model, SMALL, Schedule("few", levels, solver="renoise"))
+    run_plan = plan.plan(model, SMALL, Schedule("few", levels, solver=SolverChoice.of("by_clean")))
     clean = np.full(run_plan[0].stage.latent, 0.5, np.float32)
 
     class Exact:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import DATA, ROOT
+from support.prompts import LENGTH, PROMPTS, ids_in_diffusers, write_own_tokenizer
 
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FLOORS = ("calibration", "cli", "export", "runtime", "targets")
@@ -97,6 +98,21 @@ def test_the_wheel_inspects_a_checkpoint_without_torch(lean):
     run = [str(lean / "pyrexport"), "inspect", str(DATA / "moving-shapes"), "--json"]
     document = json.loads(subprocess.run(run, check=True, capture_output=True, text=True, cwd="/").stdout)
     assert document["kind"] == "pyramidal"
+
+
+@pytest.mark.slow
+def test_a_prompt_has_the_same_tokens_without_diffusers(lean, tmp_path):
+    """Those that diffusers gives the text encoder in this environment; a second beside the lean one."""
+    tokenizer = write_own_tokenizer(tmp_path / "tokenizer")
+    code = f"""
+import json, pathlib, sys
+from pyrexport.runtime.pipeline.text import Tokenizer
+tokenizer = Tokenizer(pathlib.Path({str(tokenizer)!r}), {LENGTH})
+print(json.dumps([tokenizer(prompt).ids for prompt in json.load(sys.stdin)]))
+"""
+    command, given = [lean / "python", "-c", code], json.dumps(PROMPTS)
+    done = subprocess.run(command, input=given, check=True, capture_output=True, text=True, cwd="/")
+    assert json.loads(done.stdout) == [ids_in_diffusers(tokenizer.parent, prompt, LENGTH) for prompt in PROMPTS]
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Wan2.1's PyTorch half; see `families.FamilyModules`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ....runtime.bundle.graphs import Decoder
+from ....runtime.chain.plan import StepPlan
 from ....runtime.chain.pyramid import Stage
+from ....runtime.chain.sampler import Step
 from ....runtime.model.checkpoint import Checkpoint
 from ....runtime.model.families.wan import WanConfig, WanDecoderConfig
 from ....runtime.quantisation import Recipe
@@ -19,11 +21,13 @@ from ..layers import WeightSpace
 from .modules import (
     check_components,
     empty_modules,
+    load_encoder,
     load_text_encoder,
     load_tokenizer,
     load_transformer,
     load_vae,
 )
+from .pipeline import follows_pipeline, run_pipeline
 from .text import TextGraph, check_supported
 from .transformer import StageGraph
 from .vae import PackedVae, VaeGraph
@@ -82,6 +86,10 @@ class WanModules:
         blocks: Any = stage.transformer.blocks  # type: ignore[union-attr]
         return tuple(blocks)
 
+    def load_encoder(self, checkpoint: Checkpoint) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+        """Diffusers' VAE without its decoder."""
+        return load_encoder(checkpoint)
+
     def load_decoder(self, checkpoint: Checkpoint) -> Any:
         """Diffusers' VAE."""
         return load_vae(checkpoint)
@@ -107,6 +115,23 @@ class WanModules:
         inverse_std = 1.0 / torch.tensor(decoder.config.latents_std).view(1, -1, 1, 1, 1)
         video: torch.Tensor = decoder.decode(latent[None] / inverse_std + mean, return_dict=False)[0]
         return video[0]
+
+    def follows_pipeline(self, checkpoint: Checkpoint, steps: Sequence[StepPlan]) -> bool:
+        """Whether diffusers' `WanPipeline` with the folder's scheduler takes these steps."""
+        return follows_pipeline(checkpoint, steps)
+
+    def run_pipeline(
+        self,
+        checkpoint: Checkpoint,
+        stage: nn.Module,
+        steps: Sequence[StepPlan],
+        latent: NDArray[np.float32],
+        text: NDArray[np.float32],
+        negative: NDArray[np.float32],
+        keep: Callable[[NDArray[np.float32], Step], None],
+    ) -> NDArray[np.float32]:
+        """By diffusers' `WanPipeline`."""
+        return run_pipeline(checkpoint, stage.transformer, steps, latent, text, negative, keep)
 
     def token_count(self, checkpoint: Checkpoint, prompt: str) -> int:
         """Tokens of a prompt, counted by transformers' tokenizer."""

@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
@@ -20,6 +22,7 @@ __all__ = [
     "StageTransformer",
     "check_components",
     "empty_modules",
+    "load_encoder",
     "load_text_encoder",
     "load_tokenizer",
     "load_transformer",
@@ -104,6 +107,23 @@ def load_vae(checkpoint: Checkpoint) -> AutoencoderKLWan:
         UsageError: the checkpoint has none, or its tensors are not those of its configuration.
     """
     return _load(checkpoint, "vae")
+
+
+def load_encoder(checkpoint: Checkpoint) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """The VAE's encoder in float32, its decoder left out: a frame [3, H, W] to the mode of its latent [C, h, w]."""
+    vae: Any = empty_modules(checkpoint)["vae"]
+    vae.decoder = vae.post_quant_conv = None
+    halves = ("encoder.", "quant_conv.")
+    _filled(vae, _read({name: entry for name, entry in checkpoint.vae.items() if name.startswith(halves)}))
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std))
+
+    @torch.no_grad()
+    def encode(frame: NDArray[np.float32]) -> NDArray[np.float32]:
+        latent = vae.encode(torch.from_numpy(frame)[None, :, None]).latent_dist.mode()[0, :, 0]
+        normalised: NDArray[np.float32] = ((latent - mean) / std).numpy()
+        return normalised
+
+    return encode
 
 
 def load_text_encoder(checkpoint: Checkpoint) -> UMT5EncoderModel:

@@ -70,6 +70,8 @@ class Family(Protocol):
     name: str
     transformer_class: str
     """Diffusers' class of the transformer, which tells the family of a `config.json`."""
+    frame_rate: int
+    """Frames a second of the videos that its models were trained on."""
     text_in_fp16: bool
     """Whether the activations of its text encoder stay within float16's range."""
 

@@ -182,6 +182,7 @@ class Wan:
 
     name = "wan"
     transformer_class = "WanTransformer3DModel"
+    frame_rate = 16
     text_in_fp16 = False  # UMT5 leaves float16's range
 
     def geometry(self, config: WanConfig) -> Geometry:

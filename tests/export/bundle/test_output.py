@@ -1,6 +1,24 @@
 """Where a bundle may be written, and what is left alone."""
 
+import errno
+import fcntl
+import sys
+
+import pytest
+from pyrexport.export.bundle.output import locked
 from pyrexport.export.lowering import forms
+from pyrexport.runtime.errors import UsageError
+from pyrexport.runtime.reporter import Reporter
+
+
+class Lines(Reporter):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def said(self, line: str) -> None:
+        self.lines.append(line)
 
 
 def test_an_output_in_the_way_is_refused_and_a_bundle_replaced_by_force(tiny, copy, cli, refused, tmp_path):
@@ -42,3 +60,41 @@ def test_somebody_elses_folders_are_left_alone(make_checkpoint, cli, refused, tm
     monkeypatch.setattr(forms, "export_onnx", None)  # every graph is kept
     assert cli("build", folder, "--target", "ort", "-o", tmp_path / "b", "--quiet").exit_code == 0
     assert (tmp_path / ".b.replaced" / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("code", [errno.EBADF, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_said_and_written_to(tmp_path, monkeypatch, code):
+    def flock(folder: int, how: int) -> None:
+        raise OSError(code, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    reporter = Lines()
+    with locked(tmp_path / "a.partial", reporter):
+        (tmp_path / "a.partial" / "x").touch()
+    assert reporter.lines == [
+        f"{tmp_path / 'a.partial'} lies on a file system without locks (no locks): start no second build"
+    ]
+
+
+def test_other_errors_of_locking_are_errors_and_a_lock_that_is_held_is_another_build(tmp_path, monkeypatch):
+    with (
+        locked(tmp_path / "a.partial"),
+        pytest.raises(UsageError, match="another build"),
+        locked(tmp_path / "a.partial"),
+    ):
+        pass
+
+    def flock(folder: int, how: int) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError, match="broken"), locked(tmp_path / "a.partial"):
+        pass
+
+
+def test_a_system_without_the_module_of_locks_builds(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    reporter = Lines()
+    with locked(tmp_path / "a.partial", reporter):
+        pass
+    assert reporter.lines == [f"{tmp_path / 'a.partial'} cannot be locked on this system: start no second build of it"]

@@ -1,6 +1,7 @@
 """A bundle that is not what its manifest says is refused."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -91,11 +92,47 @@ def test_a_broken_bundle_is_refused(copy, cli, change, code, words):
     assert not (copy.parent / "x.npz").exists()
 
 
-def test_a_link_in_place_of_a_file_is_refused(copy, cli):
-    target = copy.parent / "elsewhere.bin"
+@pytest.mark.parametrize("target", ["nowhere", "folder", "pipe"])
+def test_a_link_to_what_is_no_plain_file_is_refused(copy, cli, target):
+    (copy.parent / "folder").mkdir()
+    os.mkfifo(copy.parent / "pipe")
+    (copy / "weights.bin").unlink()
+    (copy / "weights.bin").symlink_to(copy.parent / target)
+    result = cli("inspect", copy, "--quiet")
+    assert result.exit_code == 1
+    assert (
+        f"weights.bin: expected a plain file or a link to one, found a link to {copy.parent / target}" in result.stderr
+    )
+
+
+def test_a_flipped_byte_behind_a_link_is_found(copy, cli):
+    target = copy.parent / "elsewhere"
     (copy / "weights.bin").rename(target)
     (copy / "weights.bin").symlink_to(target)
-    assert "not a plain file" in cli("inspect", copy, "--quiet").stderr
+    assert cli("inspect", copy, "--quiet").exit_code == 0
+    data = bytearray(target.read_bytes())
+    data[-1] ^= 1
+    target.write_bytes(data)
+    result = cli("inspect", copy, "--quiet")
+    assert (result.exit_code, "weights.bin is damaged" in result.stderr) == (1, True)
+
+
+def test_what_downloads_and_file_systems_leave_behind_is_ignored_and_nothing_else(copy, cli):
+    (copy / ".cache" / "huggingface").mkdir(parents=True)
+    for name in ("README.md", ".gitattributes", ".DS_Store", "._weights.bin", ".nfs00000000012a", "Thumbs.db"):
+        (copy / name).write_bytes(b"x")
+    (copy / "desktop.ini").write_bytes(b"x")
+    open_bundle(copy, verify=True)
+    for name in ("stage7.onnx", "weights2.bin", "readme.md", ".hidden", "nfs1"):
+        (copy / name).write_bytes(b"x")
+        assert f"{name} is not part of the bundle" in cli("inspect", copy, "--quiet").stderr
+        (copy / name).unlink()
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "manifest.json"])
+def test_a_git_lfs_pointer_is_named(copy, refused, name):
+    (copy / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 9\n")
+    assert f"{name} is a Git-LFS pointer, not the file itself: run 'git lfs pull'" in refused("inspect", copy)
 
 
 @pytest.mark.parametrize(

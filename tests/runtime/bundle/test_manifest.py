@@ -11,11 +11,12 @@ from conftest import DATA
 from hypothesis import given
 from hypothesis import strategies as st
 from pyrexport.runtime.bundle.graphs import Decoder, graph_specs
-from pyrexport.runtime.bundle.manifest import MANIFEST_FILE, Manifest, parse_manifest
+from pyrexport.runtime.bundle.manifest import MANIFEST_FILE, Manifest, parse_manifest, signed
 from pyrexport.runtime.bundle.opening import open_bundle
 from pyrexport.runtime.bundle.tiles import Tiles
 from pyrexport.runtime.chain.schedules import MAX_GUIDANCE, Schedule
 from pyrexport.runtime.documents import MAX_INTEGER
+from pyrexport.runtime.errors import UsageError
 from pyrexport.runtime.model.checkpoint import read_checkpoint
 from pyrexport.runtime.model.description import Model, bare_model, parse_model
 from pyrexport.runtime.model.families.wan import WAN, WanConfig, WanDecoderConfig
@@ -72,6 +73,15 @@ def test_every_shape_of_a_manifest_is_read_again(manifest: Manifest, text: bool,
     assert parse_manifest(through_text(changed.to_json()), "again") == changed
 
 
+def test_a_frame_rate_is_read_again_and_one_that_cannot_be_is_refused(manifest: Manifest) -> None:
+    changed = replace(manifest, frame_rate=24)
+    assert manifest.frame_rate == WAN.frame_rate == 16
+    assert parse_manifest(through_text(changed.to_json()), "again") == changed
+    for rate in (0, 241, 16.0, True, None):
+        with pytest.raises(UsageError, match="'frame_rate': expected a whole number from 1 to 240"):
+            parse_manifest(signed(manifest.to_json() | {"frame_rate": rate}), "again")
+
+
 def test_results_options_and_memory_are_read_again(manifest: Manifest) -> None:
     parity = {"passed": False, "levels": {"stages": {"relative_l2": 0.1 + 0.2, "passed": False}}}
     graphs = {key: replace(entry, memory=None, facts={"names": ["ä"]}) for key, entry in manifest.graphs.items()}
@@ -81,6 +91,7 @@ def test_results_options_and_memory_are_read_again(manifest: Manifest) -> None:
         graph_parity=parity | {"passed": True},
         target_options={"layout": "shared", "compute_capabilities": ["8.9"]},
         graphs=graphs,
+        text=replace(manifest.text, ftfy="6.10.0rc1"),
     )
     assert parse_manifest(through_text(changed.to_json()), "again") == changed
 

@@ -1,0 +1,57 @@
+"""`pyrexport decode`: latents that `sample` left, to their video."""
+
+import time
+from pathlib import Path
+
+import click
+
+from ..runtime.bundle.engines import EngineOptions
+from ..runtime.errors import UsageError
+from ..runtime.pipeline.latents import read_latents, read_origin
+from ..runtime.pipeline.pipeline import load
+from .common import PATH, engine_options, output_options, print_json, progress, require_bundle
+from .finishing import decode_latents
+from .hub import find_model
+from .jobs import make_jobs
+from .samplers import BundleSampler
+from .videos import VideoOptions, video_options
+
+OUTPUT_HELP = ".mp4; without PyAV a folder for PNG, or .npz for frames."
+
+
+@click.command()
+@click.argument("bundle", type=PATH)
+@click.argument("latents", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help=OUTPUT_HELP)
+@video_options
+@engine_options
+@output_options
+def command(
+    bundle: Path,
+    latents: Path,
+    output: Path,
+    video: VideoOptions,
+    engine: EngineOptions,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Decode LATENTS, a .npy that BUNDLE's model sampled, as `sample` does."""
+    (job,) = make_jobs([""], output, video, None, many=False)
+    if job.latent_only:
+        raise UsageError(f"expected an output that ends in .mp4 or .npz, or a folder for PNG; found '{output.name}'")
+    bundle = find_model(bundle, quiet=quiet)
+    require_bundle(bundle)
+    with load(bundle, threads=engine.threads, **engine.own) as pipeline:
+        sampler = BundleSampler(pipeline)
+        if not sampler.has_vae:
+            raise UsageError(f"{bundle} has no VAE: decode with a bundle of the same model that has one")
+        found, origin = read_latents(latents, pipeline.bundle.manifest), read_origin(latents)
+        start = time.perf_counter()
+        with progress(quiet) as bar:
+            decode_latents(job, sampler, found, video, bar)
+        seconds = time.perf_counter() - start
+    files, run = [str(path) for path in job.files], None if origin is None else dict(origin.run)
+    if as_json:
+        print_json({"latents": str(latents), "files": files, "seconds": seconds, "run": run})
+    else:
+        click.echo(f"{', '.join(files)}: {sampler.resolution.frames} frames, {seconds:.1f} s")

@@ -1,0 +1,133 @@
+"""Plain models: what diffusers' unmodified WanPipeline makes from the same folder."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyrexport
+import pytest
+import torch
+from click.testing import Result
+from diffusers import WanPipeline
+from pyrexport.runtime.chain.noise import generator
+from pyrexport.runtime.chain.plan import plan
+from pyrexport.runtime.chain.sampler import initial_latent
+from pyrexport.runtime.proof.metrics import distance
+
+UNIPC = {
+    "_class_name": "UniPCMultistepScheduler",
+    "solver_order": 2,
+    "solver_type": "bh2",
+    "predict_x0": True,
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "flow_shift": 3.0,
+    "num_train_timesteps": 1000,
+}
+SMALL = {"height": 64, "width": 64, "num_frames": 17}
+
+
+def with_scheduler(folder: Path, scheduler: dict[str, Any], out: Path) -> Path:
+    """A copy of a plain folder with another scheduler, as diffusers would have saved it."""
+    shutil.copytree(folder, out)
+    (out / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    index = json.loads((out / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", scheduler["_class_name"]]
+    (out / "model_index.json").write_text(json.dumps(index))
+    return out
+
+
+@pytest.fixture(scope="module")
+def checkpoint(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain folder with UniPC, as Wan2.1's own."""
+    plain = make_checkpoint("--kind", "plain")
+    return with_scheduler(plain, UNIPC, tmp_path_factory.mktemp("plain") / "unipc")
+
+
+@pytest.fixture(scope="module")
+def plain_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bundle") / "plain.pyrx"
+    return pyrexport.build(checkpoint, out, resolution="17x64x64", vae_tile="none")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("steps", "guidance"), [(8, 5.0), (8, 1.0), (50, 5.0), (50, 1.0)])
+def test_a_bundle_makes_the_latents_of_their_own_pipeline(
+    checkpoint: Path, plain_bundle: Path, steps: int, guidance: float
+) -> None:
+    """Within 1e-4, from the same initial latents, with the folder's UniPC of order 2 and shift 3; 25 s all."""
+    with pyrexport.load(plain_bundle) as pipeline:
+        how = {"schedule": str(steps), "guidance_scale": guidance, "negative_prompt": "blurred", "seed": 4}
+        found = pipeline("a red circle moving left", output_type="latent", **how).latents
+        schedule = pipeline.model.schedule(str(steps), guidance_scale=guidance)
+        assert (schedule.solver.name, schedule.guided) == ("unipc", guidance > 1)
+        run = plan(pipeline.model.pyramid, pipeline.bundle.manifest.resolution, schedule)
+    theirs = WanPipeline.from_pretrained(str(checkpoint))
+    theirs.set_progress_bar_config(disable=True)
+    expected = theirs(
+        "a red circle moving left",
+        negative_prompt="blurred",
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        latents=torch.from_numpy(initial_latent(run, generator(4)))[None],
+        output_type="latent",
+        max_sequence_length=pipeline.model.text_length,
+        **SMALL,
+    ).frames[0]
+    assert distance(found, np.asarray(expected)).relative_l2 <= 1e-4
+
+
+@pytest.mark.slow
+def test_parity_of_a_plain_bundle_is_recorded_from_that_pipeline(
+    checkpoint: Path, plain_bundle: Path, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not from our chain: its trace comes from WanPipeline, and the bundle passes against it; 20 s."""
+    calls = []
+    original = WanPipeline.__call__
+    monkeypatch.setattr(WanPipeline, "__call__", lambda self, *a, **k: (calls.append(k), original(self, *a, **k))[1])
+    how = ("--prompt", "a cat", "--schedule", "8", "--json", "--quiet")
+    result = cli("parity", plain_bundle, "--reference", checkpoint, *how)
+    assert result.exit_code == 0, result.output
+    levels = json.loads(result.stdout)["levels"]
+    assert levels["chain"]["teacher_forced"]["relative_l2"] <= 1e-5
+    assert [call["num_inference_steps"] for call in calls] == [8]
+
+
+def test_the_folders_scheduler_chooses_the_solver(
+    make_checkpoint: Callable[..., Path], cli: Callable[..., Result], tmp_path: Path
+) -> None:
+    """Class, shift and options, for the number of steps that the pipeline defaults to."""
+    plain = make_checkpoint("--kind", "plain")
+    folder = with_scheduler(plain, {**UNIPC, "solver_order": 3, "solver_type": "bh1"}, tmp_path / "order 3")
+    schedule = json.loads(cli("inspect", folder, "--json").stdout)["schedules"]["50"]
+    assert schedule["solver"] == {"name": "unipc", "order": 3, "variant": "bh1"}
+    assert schedule["guidance_scale"] == 5.0
+    assert schedule["levels"][0][1] == pytest.approx(3 * 0.98002 / (1 + 2 * 0.98002))  # shift 3
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"_class_name": "DPMSolverMultistepScheduler"},
+            "DPMSolverMultistepScheduler has no solver here: expected one",
+        ),
+        ({"use_flow_sigmas": False}, "use_flow_sigmas False has no solver here: expected True"),
+        ({"prediction_type": "epsilon"}, "prediction_type 'epsilon'"),
+        ({"solver_order": 4}, "field 'order': expected 1, 2 or 3"),
+        ({"disable_corrector": [0]}, "disable_corrector"),
+        ({"flow_shift": "three"}, "field 'flow_shift': expected a number"),
+    ],
+)
+def test_a_scheduler_without_a_solver_is_refused_by_name(
+    make_checkpoint: Callable[..., Path],
+    refused: Callable[..., str],
+    tmp_path: Path,
+    change: dict[str, Any],
+    words: str,
+) -> None:
+    folder = with_scheduler(make_checkpoint("--kind", "plain"), UNIPC | change, tmp_path / "odd")
+    assert words in refused("inspect", folder)

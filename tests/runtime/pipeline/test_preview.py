@@ -1,0 +1,63 @@
+"""Previews: the map, what it is fitted to, and what a run shows."""
+
+from pathlib import Path
+
+import numpy as np
+import pyrexport
+import pytest
+from pyrexport.export.bundle.preview import fit_map
+from pyrexport.runtime.errors import UsageError
+from pyrexport.runtime.model.preview import LEAST_R2, PreviewMap
+from pyrexport.runtime.pipeline.decoder import frames_from
+
+
+def test_a_linear_encoder_is_found_exactly() -> None:
+    """A VAE whose latents are a linear map of colours is inverted, on frames that were left out too."""
+    rng = np.random.default_rng(0)
+    into = rng.standard_normal((16, 3)).astype(np.float32)
+
+    def encode(frame: np.ndarray) -> np.ndarray:
+        assert frame.shape == (3, 64, 64)
+        assert np.abs(frame).max() <= 1
+        return np.tensordot(into, frame[:, ::8, ::8], 1)
+
+    found = fit_map(encode, 8)
+    assert found.r2 > 0.9999
+    colours = rng.random((3, 2, 4, 4), dtype=np.float32)
+    shown = found.show(np.tensordot(into, colours * 2 - 1, 1))
+    assert shown.shape == (2, 4, 4, 3)
+    assert np.abs(shown - 255 * colours.transpose(1, 2, 3, 0)).max() <= 0.6  # rounded
+
+
+def test_an_encoder_of_noise_has_no_map() -> None:
+    rng = np.random.default_rng(0)
+    found = fit_map(lambda frame: rng.standard_normal((16, 8, 8)).astype(np.float32), 8)
+    assert found.r2 < LEAST_R2
+
+
+def test_the_last_preview_is_the_video_in_small(shapes_bundle: Path) -> None:
+    """Of the demonstration: they grow with the stages, and the last one is like the decoded frames."""
+    shown: list[np.ndarray] = []
+    with pyrexport.load(shapes_bundle) as pipeline:
+        stored = pipeline.bundle.manifest.preview
+        assert stored is not None
+        assert LEAST_R2 <= stored.r2 <= 1
+        sample = pipeline("a red circle moving left", seed=0, preview=shown.append)
+        first = frames_from(next(pipeline.decode(sample.latents)))[0]
+    assert [frames.shape for frames in (shown[0], shown[-1])] == [(2, 4, 4, 3), (5, 16, 16, 3)]
+    small = first.reshape(16, 8, 16, 8, 3).mean((1, 3))
+    seen = np.corrcoef(small.ravel(), shown[-1][0].astype(float).ravel())[0, 1]
+    assert seen > 0.6  # a map that explains seven tenths of the colours
+
+
+def test_a_bundle_without_a_map_says_so(bundle: Path) -> None:
+    """A VAE of random weights keeps no colours in its channels."""
+    with pyrexport.load(bundle) as pipeline, pytest.raises(UsageError, match="no map for previews"):
+        pipeline("x", preview=print)
+
+
+def test_a_map_survives_the_json() -> None:
+    rows = tuple((float(i), 0.5, -0.25) for i in range(17))
+    assert PreviewMap.from_json(PreviewMap(rows, 0.7).to_json(), 16, "x") == PreviewMap(rows, 0.7)
+    with pytest.raises(UsageError, match="16 rows of red, green and blue"):
+        PreviewMap.from_json({"rgb": [[0, 0, 0]]}, 16, "x")
