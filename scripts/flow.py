@@ -10,7 +10,7 @@ from pyrexport.runtime.chain.levels import gain
 from pyrexport.runtime.chain.pyramid import FrameGroup, Stage
 from pyrexport.runtime.chain.wavelets import Array, Taps, analyse, synthesise
 
-__all__ = ["downsample", "training_pair", "upsample"]
+__all__ = ["band_pair", "downsample", "training_pair", "upsample"]
 
 
 def downsample(x: Array, taps: Taps, axes: Sequence[int]) -> Array:
@@ -43,3 +43,32 @@ def training_pair(group: FrameGroup, stage: Stage, x0: Any, low_pass: Any, noise
     y_c = (1 - clean) * x0 + clean * noise
     rho = (group.global_level(stage.index, level) - clean) / (noisy - clean)
     return (1 - rho) * y_c + rho * y_n, (y_n - y_c) / (noisy - clean)
+
+
+def band_pair(stages: Sequence[Stage], index: int, bands: Sequence[Any], noise: Sequence[Any], level: Any) -> Any:
+    """Input and target of a PPF stage whose patches hold more numbers than its tokens are wide.
+
+    Such a stage cannot return the noise of a whole patch, so that plain flow matching leaves noise where the next
+    stage expects none. Here a stage removes noise from the bands it can hold alone, as a pyramidal stage does: band
+    k is noise until stage k begins, falls linearly to that stage's clean level, and follows σ from then on. The path
+    is linear in σ within every stage, and its target is dy/dσ.
+
+    Args:
+        stages: finest first.
+        index: whose input and target to make.
+        bands: of the clean latents, finest first, one for each stage, all of the latents' shape; their sum.
+        noise: likewise of ε.
+        level: σ, a number or an array that broadcasts.
+    """
+    stage, y, target = stages[index], 0, 0
+    for k, (clean, random) in enumerate(zip(bands, noise, strict=True)):
+        if k < index:
+            slope, sigma = 0.0, 1.0
+        elif k == index:
+            slope = (1 - stage.clean) / (stage.noisy - stage.clean)
+            sigma = stage.clean + slope * (level - stage.clean)
+        else:
+            slope, sigma = 1.0, level
+        y = y + (1 - sigma) * clean + sigma * random
+        target = target + slope * (random - clean)
+    return y, target

@@ -10,8 +10,9 @@ is drawn from the seed and the step, so that a run that was killed goes on at th
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import click
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from flow import downsample, training_pair, upsample
+from flow import band_pair, downsample, training_pair, upsample
 from moving_shapes import PHRASINGS, SCENES
 from pyrexport.export.families.wan.modules import StageTransformer
 from pyrexport.export.init.tokenizer import make_tokenizer
@@ -83,6 +84,34 @@ def stage_latents(model: Model, x0: np.ndarray, device: str) -> list[tuple[torch
     return out
 
 
+def bands_of(x: torch.Tensor, depth: int) -> list[torch.Tensor]:
+    """The bands [N, C, T, H, W] of latents, finest first: what averages over 2^k x 2^k hold and coarser ones do not."""
+    averages = [x]
+    for k in range(1, depth):
+        pooled = nn.functional.avg_pool3d(x, (1, 2**k, 2**k))
+        averages.append(nn.functional.interpolate(pooled, scale_factor=(1.0, 2.0**k, 2.0**k), mode="nearest"))
+    return [fine - coarse for fine, coarse in pairwise(averages)] + [averages[-1]]
+
+
+def start_from(parts: Path, named: Mapping[str, nn.Parameter], patch_sizes: Sequence[tuple[int, ...]]) -> None:
+    """Give parameters the weights of another checkpoint's transformer; patch layers are spread over larger patches."""
+    weights = load_file(parts / "transformer" / "diffusion_pytorch_model.safetensors")
+    for name, p in named.items():
+        part, _, rest = name.partition(".")
+        index, _, leaf = rest.partition(".")
+        if part not in ("patch_embedding", "proj_out") or not leaf:
+            p.data.copy_(weights[name].view_as(p))
+            continue
+        w, (t, h, _) = weights[f"{part}.{leaf}"].float(), patch_sizes[int(index)]
+        if part == "patch_embedding" and leaf == "weight":
+            # Scaled so that noise keeps its variance through the average over each finer patch.
+            w = w.repeat(1, 1, t, 1, 1).repeat_interleave(h // 2, 3).repeat_interleave(h // 2, 4) / (t * h / 2)
+        elif part == "proj_out":
+            w = w.unflatten(0, (1, 2, 2, -1)).repeat(t, *[1] * (w.ndim + 2))
+            w = w.repeat_interleave(h // 2, 1).repeat_interleave(h // 2, 2).flatten(0, 3)
+        p.data.copy_(w)
+
+
 def make_stages(model: Model) -> tuple[list[StageTransformer], dict[str, nn.Parameter]]:
     """A module per stage, and all parameters by their names in the checkpoint."""
     pyramid = model.pyramid
@@ -135,10 +164,15 @@ def batches(
         shaped = level.view(-1, 1, 1, 1, 1)
         noise = torch.randn(count, *stage.latent, device=device)
         clean, low_pass = x0[pick].float(), low[pick].float()
-        pairs = [
-            training_pair(g, stage, clean[:, :, g.frames], low_pass[:, :, g.frames], noise[:, :, g.frames], shaped)
-            for g in stage.groups
-        ]
+        if model.pyramid.kind.own_patch_layers:
+            depth = model.pyramid.depth
+            path = model.stages(RESOLUTION), stage.index, bands_of(clean, depth), bands_of(noise, depth)
+            pairs = [band_pair(*path, shaped)]
+        else:
+            pairs = [
+                training_pair(g, stage, clean[:, :, g.frames], low_pass[:, :, g.frames], noise[:, :, g.frames], shaped)
+                for g in stage.groups
+            ]
         phrase = torch.from_numpy(random.integers(len(PHRASINGS), size=count)).to(device)
         prompt = scenes[pick] * len(PHRASINGS) + phrase
         prompt[torch.from_numpy(random.uniform(0, 1, count) < DROP_PROMPT).to(device)] = len(SCENES) * len(PHRASINGS)
@@ -174,11 +208,13 @@ def open_text(parts: Path | None, seed: int) -> Text:
 
 
 def train_transformer(
-    job: Job, model: Model, pool: dict[str, torch.Tensor], text: Text
+    job: Job, model: Model, pool: dict[str, torch.Tensor], text: Text, start: Path | None
 ) -> dict[str, dict[str, torch.Tensor]] | None:
     """The transformer and the text encoder: averaged weights by component, when all steps are taken."""
     torch.manual_seed(job.seed)
     modules, named = make_stages(model)
+    if start is not None:
+        start_from(start, named, model.pyramid.patch_sizes)
     for module in modules:
         module.to(job.device).train()
     encoder = text.encoder.to(job.device)
@@ -240,7 +276,7 @@ def digest_of(folder: Path) -> str:
 
 
 def train(
-    job: Job, model: Model, pool_size: int, parts: Path | None, vae_of: Path | None, vae_job: Job
+    job: Job, model: Model, pool_size: int, parts: Path | None, vae_of: Path | None, vae_job: Job, start: Path | None
 ) -> Components | None:
     """All components, each trained or taken from elsewhere; None when time was up before."""
     given = vae_of or (parts and parts / "vae")
@@ -249,7 +285,7 @@ def train(
         return None
     text = open_text(parts, job.seed)
     pool = make_pool(job, vae, pool_size, trained=given is not None)
-    trained = train_transformer(job, model, pool, text)
+    trained = train_transformer(job, model, pool, text, start)
     if trained is None:
         return None
     return Components(
@@ -265,6 +301,11 @@ def train(
     "--parts",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Take VAE and text encoder from this checkpoint, frozen.",
+)
+@click.option(
+    "--start",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Begin with the transformer of this checkpoint.",
 )
 @click.option(
     "--vae",
@@ -300,6 +341,7 @@ def main(
     output: Path,
     kind: str,
     parts: Path | None,
+    start: Path | None,
     vae_of: Path | None,
     device: str,
     vae_steps: int,
@@ -321,12 +363,15 @@ def main(
         "steps": steps,
         "batch": batch,
         "parts": parts and digest_of(parts),
+        "start": start and digest_of(start / "transformer"),
         "vae": vae_of and digest_of(vae_of),
     }
     claim_run(run, settings)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     job = Job(run, device, seed, steps, batch, time.monotonic() + 60 * minutes)
-    components = train(job, describe(kind), pool_size, parts, vae_of, replace(job, steps=vae_steps, batch=vae_batch))
+    components = train(
+        job, describe(kind), pool_size, parts, vae_of, replace(job, steps=vae_steps, batch=vae_batch), start
+    )
     if components is None:
         print("time is up: run again to go on", flush=True)
         return
