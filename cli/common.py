@@ -251,6 +251,9 @@ class Bars(Reporter):
         if not self.bar.disable:
             self.bar.console.print(line, soft_wrap=True)
 
+    def warned(self, line: str) -> None:
+        self.said(line)
+
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Progress]:

@@ -31,6 +31,7 @@ from .common import (
 from .finishing import Finish
 from .hub import find_model
 from .jobs import Job, claim_folder, make_jobs
+from .previews import PreviewFile
 from .samplers import Sampler, open_sampler
 from .videos import VideoOptions, video_options
 
@@ -44,6 +45,7 @@ OUTPUT_HELP = ".mp4; .npy for latents; without PyAV a folder for PNG, or .npz fo
 @click.option("-o", "--output", type=PATH, required=True, help=OUTPUT_HELP)
 @video_options
 @click.option("--save-latents", type=PATH, help="Also the latents, as .npy, before they are decoded.")
+@click.option("--preview", type=PATH, help="A small .png or .gif of what is coming, after each step.")
 @reading_options
 @click.option("--resident", is_flag=True, help="Keep all engines of a bundle open.")
 @engine_options
@@ -56,6 +58,7 @@ def command(
     output: Path,
     video: VideoOptions,
     save_latents: Path | None,
+    preview: Path | None,
     reading: Reading,
     engine: EngineOptions,
     resident: bool,
@@ -69,11 +72,9 @@ def command(
     quiet: bool,
 ) -> None:
     """Sample a video from MODEL, a bundle or a checkpoint."""
-    if (prompt is None) == (prompts is None):
-        raise UsageError("give either --prompt or --prompts")
+    words = _words(prompt, prompts)
     if seed < 0:
         raise UsageError(f"a seed is a whole number from 0, found {seed}")
-    words = read_prompts(prompts) if prompts is not None else [prompt or ""]
     jobs = make_jobs(words, output, video, save_latents, many=prompts is not None)
     explicit = None if levels is None else parse_levels(levels)
     model = find_model(model, reading.variant, quiet=quiet)
@@ -81,7 +82,8 @@ def command(
         _check_components(model, sampler, jobs)
         chosen = sampler.model.schedule(schedule, guidance_scale=guidance_scale, levels=explicit, solver=solver)
         negative = sampler.model.negative_prompt if negative_prompt is None else negative_prompt
-        run = Run(Finish(model, sampler, video), chosen, negative, seed)
+        show = None if preview is None else PreviewFile(preview, model, sampler)
+        run = Run(Finish(model, sampler, video), chosen, negative, seed, show)
         if prompts is not None:
             claim_folder(output, run.settings(words))
         for job in jobs:
@@ -95,6 +97,14 @@ def command(
         print_json({"samples": results} if prompts is not None else results[0])
 
 
+def _words(prompt: str | None, prompts: Path | None) -> list[str]:
+    if prompt is not None and prompts is None:
+        return [prompt]
+    if prompts is not None and prompt is None:
+        return read_prompts(prompts)
+    raise UsageError("give either --prompt or --prompts")
+
+
 @dataclass(frozen=True)
 class Run:
     """What the samples of a command line have in common."""
@@ -103,6 +113,7 @@ class Run:
     schedule: Schedule
     negative: str
     seed: int
+    show: PreviewFile | None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -131,7 +142,7 @@ class Run:
 
     def latents(self, prompt: str, callback: Callable[[Step], None]) -> NDArray[np.float32]:
         """Sample a prompt."""
-        return self.finish.sampler.latents(prompt, self.schedule, self.negative, self.seed, callback)
+        return self.finish.sampler.latents(prompt, self.schedule, self.negative, self.seed, callback, self.show)
 
 
 def _run(job: Job, run: Run, *, keep: bool, quiet: bool, say: bool) -> dict[str, Any]:

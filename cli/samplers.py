@@ -18,9 +18,11 @@ from ..runtime.chain.schedules import Schedule
 from ..runtime.errors import UsageError
 from ..runtime.model.checkpoint import Checkpoint
 from ..runtime.model.description import Model
+from ..runtime.model.preview import Preview, PreviewMap
 from ..runtime.pipeline.decoder import frames_from, require_finite
 from ..runtime.pipeline.latents import checkpoint_of
 from ..runtime.pipeline.pipeline import Pipeline, load
+from ..runtime.pipeline.preview import showing
 from ..runtime.pipeline.text import Tokenizer, prompt_warnings
 from .common import Reading, resolve_checkpoint
 
@@ -29,6 +31,7 @@ __all__ = ["BundleSampler", "Sampler", "open_sampler"]
 Frames = NDArray[np.uint8]
 Latents = NDArray[np.float32]
 Callback = Callable[[Step], None]
+Show = Callable[[Preview], None]
 
 
 class Sampler(Protocol):
@@ -44,13 +47,17 @@ class Sampler(Protocol):
     """A hash of the files that a bundle was built from."""
     frame_rate: int
     """Frames a second."""
+    preview: PreviewMap | None
+    """The map of previews."""
 
     def warnings(self, schedule: Schedule, prompt: str, negative: str | None) -> tuple[str, ...]:
         """What the user should know of a prompt and of the negative one that is given: see `prompt_warnings`."""
         ...
 
-    def latents(self, prompt: str, schedule: Schedule, negative: str, seed: int, callback: Callback) -> Latents:
-        """Sample a prompt: latents [C, T, H, W]."""
+    def latents(
+        self, prompt: str, schedule: Schedule, negative: str, seed: int, callback: Callback, show: Show | None
+    ) -> Latents:
+        """Sample a prompt: latents [C, T, H, W]; `show` is given a preview after each step."""
         ...
 
     def decode(self, latents: Latents) -> Iterator[Frames]:
@@ -86,15 +93,19 @@ class BundleSampler:
         hashes = "\n".join(f"{name} {entry.sha256}" for name, entry in sorted(manifest.files.items()))
         self.weights: str | None = hashlib.sha256(hashes.encode()).hexdigest()
         self.checkpoint_hash, self.frame_rate = checkpoint_of(manifest), manifest.frame_rate
+        self.preview = manifest.preview
         self.warnings = pipeline.warnings
 
-    def latents(self, prompt: str, schedule: Schedule, negative: str, seed: int, callback: Callback) -> Latents:
+    def latents(
+        self, prompt: str, schedule: Schedule, negative: str, seed: int, callback: Callback, show: Show | None
+    ) -> Latents:
         return self.pipeline(
             prompt,
             negative_prompt=negative,
             schedule=schedule,
             seed=seed,
             callback=callback,
+            preview=show,
             output_type="latent",
         ).latents
 
@@ -112,7 +123,7 @@ class ReferenceSampler:
         self.checkpoint, self.threads = checkpoint, threads
         self.model, self.resolution = checkpoint.model, checkpoint.resolution
         self.has_text_encoder, self.has_vae = bool(checkpoint.text_encoder), bool(checkpoint.vae)
-        self.frame_rate = checkpoint.model.family.frame_rate
+        self.frame_rate, self.preview = checkpoint.model.family.frame_rate, checkpoint.model.preview
         self._reference: Any = None
         self._tokenizer: Tokenizer | None = None
 
@@ -121,14 +132,15 @@ class ReferenceSampler:
             self._tokenizer = Tokenizer(self.checkpoint.tokenizer_file, self.model.text_length)
         return prompt_warnings(self._tokenizer, prompt, negative, self.model.negative_prompt, guided=schedule.guided)
 
-    def latents(self, prompt: str, schedule: Schedule, negative: str, seed: int, callback: Callback) -> Latents:
+    def latents(
+        self, prompt: str, schedule: Schedule, negative: str, seed: int, callback: Callback, show: Show | None
+    ) -> Latents:
         reference, pyramid = self._loaded(), self.model.pyramid
         text = reference.encode([prompt, negative] if schedule.guided else [prompt])
         conditions, unconditional = {"text": text[0]}, {"text": text[-1]}
         steps = plan(pyramid, self.resolution, schedule)
-        latents = sample(
-            steps, pyramid.taps, reference, conditions, negative=unconditional, seed=seed, callback=callback
-        )
+        told = showing(show, self.preview, self.checkpoint.folder, callback)
+        latents = sample(steps, pyramid.taps, reference, conditions, negative=unconditional, seed=seed, callback=told)
         require_finite(latents, "the latents of this run")
         return latents
 

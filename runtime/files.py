@@ -67,13 +67,14 @@ def check_output(path: Path, *, folder: bool = False) -> None:
 
 
 @contextmanager
-def written_beside(path: Path) -> Iterator[Path]:
+def written_beside(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """A path to write to, made durable and renamed to `path` when all went well, and removed when not."""
     check_output(path)
     partial = path.with_name(f".{os.getpid()}.{next(_numbers)}.partial{path.suffix}")
     try:
         yield partial
-        sync_file(partial)
+        if durable:
+            sync_file(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -17,3 +17,6 @@ class Reporter:
 
     def said(self, line: str) -> None:
         """A target found something out about a graph."""
+
+    def warned(self, line: str) -> None:
+        """Something is missing or not as usual, and the work goes on."""

@@ -122,7 +122,7 @@ def locked(partial: Path, reporter: Reporter | None = None) -> Iterator[None]:
 def _lock(partial: Path, reporter: Reporter) -> Iterator[None]:
     fcntl = _locks()
     if fcntl is None:
-        reporter.said(f"{partial} cannot be locked on this system: start no second build of it")
+        reporter.warned(f"{partial} cannot be locked on this system: start no second build of it")
         yield
         return
     folder = os.open(partial, os.O_RDONLY)
@@ -134,7 +134,7 @@ def _lock(partial: Path, reporter: Reporter) -> Iterator[None]:
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-            reporter.said(f"{partial} lies on a file system without locks ({error.strerror}): start no second build")
+            reporter.warned(f"{partial} lies on a file system without locks ({error.strerror}): start no second build")
         yield
     finally:
         os.close(folder)

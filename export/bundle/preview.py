@@ -31,10 +31,10 @@ def find_preview(checkpoint: Checkpoint, reporter: Reporter) -> PreviewMap | Non
     try:
         found = fit_map(encode, checkpoint.model.pyramid.geometry.spatial, lambda: reporter.advance(1))
     except RuntimeError as error:  # PyTorch's: a decoder alone makes a bundle, whatever its encoder
-        reporter.said(f"no previews: the VAE's encoder does not run ({' '.join(str(error).split())[:120]})")
+        reporter.warned(f"no previews: the VAE's encoder does not run ({' '.join(str(error).split())[:120]})")
         return None
     if found.r2 < LEAST_R2:
-        reporter.said(
+        reporter.warned(
             f"no previews: a linear map explains {max(found.r2, 0):.2f} of this VAE's colours, not {LEAST_R2}"
         )
         return None

@@ -107,7 +107,8 @@ class Model:
     def to_json(self) -> dict[str, Any]:
         """The document that `parse_model` reads: `pyramid.json` without its resolution."""
         pyramid = self.pyramid
-        return {
+        preview = {} if self.preview is None else {"preview_rgb": self.preview.to_json()["rgb"]}
+        return preview | {
             "format": FORMAT,
             "kind": pyramid.kind.name,
             "stages": pyramid.depth,
@@ -119,7 +120,6 @@ class Model:
             "schedules": {name: entry.to_json() for name, entry in self.schedules.items()},
             "default_schedule": self.default_schedule,
             "negative_prompt": self.negative_prompt,
-            "preview_rgb": None if self.preview is None else self.preview.to_json()["rgb"],
             "patch_sizes": [list(p) for p in pyramid.patch_sizes] if pyramid.kind.own_patch_layers else None,
         }
 

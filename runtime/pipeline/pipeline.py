@@ -144,8 +144,7 @@ class Pipeline:
             negative_prompt: what not to show, in place of the model's own; used by guided schedules.
             schedule: a schedule or its name, or steps per stage such as "10-10-10".
             levels: explicit natural levels per stage, coarsest first.
-            solver: the solver's name, in place of the schedule's own.
-            guidance_scale: the scale of guidance, in place of the schedule's own.
+            solver, guidance_scale: a solver's name and the scale of guidance, in place of the schedule's own.
             seed: the seed of all noise in the run.
             prompt_embeds, negative_prompt_embeds: [text length, text width], float32, in place of the prompts.
             latents: initial latent at the coarsest stage's shape.
@@ -157,9 +156,10 @@ class Pipeline:
         _check_output_type(output_type)
         start, self.graphs.timings = time.perf_counter(), Timings()
         chosen = self.model.schedule(schedule, levels=levels, guidance_scale=guidance_scale, solver=solver)
+        told = showing(preview, self.bundle.manifest.preview, self.bundle.folder, callback)
         conditions = self._encoder.conditions(prompt, prompt_embeds, "prompt")
         negative = self._negative(negative_prompt, negative_prompt_embeds) if chosen.guided else None
-        x = self._denoise(chosen, conditions, negative, seed, latents, showing(self.bundle, preview, callback))
+        x = self._denoise(chosen, conditions, negative, seed, latents, told)
         frames = _frames(self.decode(x), on_frames) if output_type == "np" else None
         self.timings.total = time.perf_counter() - start
         given = negative_prompt if negative_prompt_embeds is None else negative_prompt_embeds

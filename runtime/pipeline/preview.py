@@ -1,16 +1,16 @@
 """Previews while a sample is made: small images from the latents alone, after each step."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle.opening import Bundle
 from ..chain.sampler import Step
 from ..errors import UsageError
-from ..model.preview import Preview
+from ..model.preview import Preview, PreviewMap
 
-__all__ = ["clean_latent", "showing"]
+__all__ = ["clean_latent", "preview_map", "showing"]
 
 
 def clean_latent(step: Step) -> NDArray[np.float32]:
@@ -22,24 +22,34 @@ def clean_latent(step: Step) -> NDArray[np.float32]:
     return out
 
 
-def showing(
-    bundle: Bundle, show: Callable[[Preview], None] | None, then: Callable[[Step], None] | None
-) -> Callable[[Step], None] | None:
-    """A callback of the chain that shows each step, where that is asked for, and calls another one after it.
+def preview_map(found: PreviewMap | None, model: Path) -> PreviewMap:
+    """A model's map for previews.
 
     Raises:
-        UsageError: the bundle has no map for previews.
+        UsageError: it has none.
+    """
+    if found is None:
+        raise UsageError(f"{model} has no map for previews: its VAE had none, or is not there; leave previews out")
+    return found
+
+
+def showing(
+    show: Callable[[Preview], None] | None,
+    found: PreviewMap | None,
+    model: Path,
+    then: Callable[[Step], None] | None = None,
+) -> Callable[[Step], None] | None:
+    """A callback of the chain that shows each step by a model's map, if asked to, and calls another one after it.
+
+    Raises:
+        UsageError: the model has no map for previews.
     """
     if show is None:
         return then
-    found = bundle.manifest.preview
-    if found is None:
-        raise UsageError(
-            f"{bundle.folder} has no map for previews: its VAE had none, or is not there; leave previews out"
-        )
+    used = preview_map(found, model)
 
     def callback(step: Step) -> None:
-        show(found.show(clean_latent(step)))
+        show(used.show(clean_latent(step)))
         if then is not None:
             then(step)
 

@@ -22,9 +22,11 @@ __all__ = [
     "Encoding",
     "VideoWriter",
     "contact_sheet",
+    "enlarge",
     "has_video_writer",
     "open_frames",
     "save_array",
+    "write_gif",
     "write_png",
 ]
 
@@ -107,10 +109,7 @@ def open_frames(path: Path, encoding: Encoding) -> Iterator[VideoWriter]:
 
 @contextmanager
 def _open_mp4(path: Path, encoding: Encoding) -> Iterator[VideoWriter]:
-    try:
-        import av
-    except ImportError:
-        raise UsageError("writing mp4 needs PyAV: pip install 'pyrexport[video]'") from None
+    av = _pyav("writing mp4")
     options, rate = {"movflags": "+faststart"}, Fraction(encoding.fps).limit_denominator(1001)
     with written_beside(path) as partial, av.open(str(partial), "w", format="mp4", options=options) as container:
         stream: Any = container.add_stream("libx264", rate=rate, options={"crf": str(encoding.crf)})
@@ -145,7 +144,37 @@ def contact_sheet(clips: Sequence[Frames], columns: int = 6) -> Frames:
     return np.concatenate(rows, axis=0)
 
 
-def write_png(path: Path, image: Frames) -> None:
+def enlarge(frames: Frames, factor: int) -> Frames:
+    """Frames [T, H, W, 3] with each pixel `factor` times as high and as wide."""
+    return np.repeat(np.repeat(frames, factor, 1), factor, 2)
+
+
+def write_gif(path: Path, frames: Frames, fps: float) -> None:
+    """Write frames [T, H, W, 3], uint8, as a GIF that plays again and again; what is made again need not be durable.
+
+    Raises:
+        UsageError: PyAV is not installed.
+    """
+    av = _pyav("writing a .gif")
+    rate = Fraction(fps).limit_denominator(1001)
+    with written_beside(path, durable=False) as partial, av.open(str(partial), "w", format="gif") as container:
+        stream: Any = container.add_stream("gif", rate=rate)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "rgb8"
+        for image in frames:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            container.mux(stream.encode(frame.reformat(format="rgb8")))
+        container.mux(stream.encode(None))
+
+
+def _pyav(purpose: str) -> Any:
+    try:
+        import av
+    except ImportError:
+        raise UsageError(f"{purpose} needs PyAV: pip install 'pyrexport[video]'") from None
+    return av
+
+
+def write_png(path: Path, image: Frames, *, durable: bool = True) -> None:
     """Write an image [H, W, 3], uint8, as PNG."""
     height, width, _ = image.shape
     rows = np.concatenate([np.zeros((height, 1), np.uint8), image.reshape(height, width * 3)], axis=1)
@@ -155,5 +184,5 @@ def write_png(path: Path, image: Frames) -> None:
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows.tobytes(), 6)) + chunk(b"IEND", b"")
-    with written_beside(path) as partial:
+    with written_beside(path, durable=durable) as partial:
         partial.write_bytes(b"\x89PNG\r\n\x1a\n" + data)

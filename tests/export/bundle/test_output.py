@@ -12,12 +12,12 @@ from pyrexport.runtime.reporter import Reporter
 
 
 class Lines(Reporter):
-    """Keeps what is said."""
+    """Keeps what is warned of."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def said(self, line: str) -> None:
+    def warned(self, line: str) -> None:
         self.lines.append(line)
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pyrexport
 import pytest
@@ -54,6 +55,35 @@ def test_a_bundle_without_a_map_says_so(bundle: Path) -> None:
     """A VAE of random weights keeps no colours in its channels."""
     with pyrexport.load(bundle) as pipeline, pytest.raises(UsageError, match="no map for previews"):
         pipeline("x", preview=print)
+
+
+def test_the_command_line_writes_a_png_and_a_gif(shapes_bundle: Path, cli, tmp_path: Path) -> None:
+    """The last of each is the map of the latents that the run ends with."""
+    arguments = ["--prompt", "a red circle moving left", "--schedule", "2-2-1", "-o", tmp_path / "x.npy"]
+    for suffix in ("png", "gif"):
+        (tmp_path / "x.npy").unlink(missing_ok=True)
+        cli("sample", shapes_bundle, *arguments, "--preview", tmp_path / f"now.{suffix}")
+    with pyrexport.load(shapes_bundle) as pipeline:
+        shown = pipeline.bundle.manifest.preview.show(np.load(tmp_path / "x.npy"))
+    with av.open(str(tmp_path / "now.png")) as png:
+        sheet = next(png.decode(video=0)).to_ndarray(format="rgb24")
+    assert sheet.shape == (34, 5 * 34, 3)
+    np.testing.assert_array_equal(sheet[1:33:2, 35:67:2], shown[1])
+    with av.open(str(tmp_path / "now.gif")) as gif:
+        assert float(gif.streams.video[0].average_rate) == pytest.approx(5 * 16 / 17, rel=0.05)  # GIF counts in 10 ms
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in gif.decode(video=0)])
+    assert frames.shape == (5, 32, 32, 3)
+    # GIF keeps 3, 3 and 2 bits of a colour: blue is rounded by up to 43, and dithered.
+    assert np.abs(frames[:, ::2, ::2].astype(float) - shown).mean() < 22
+
+
+def test_a_preview_that_cannot_be_written(shapes_bundle: Path, bundle: Path, cli, refused, tmp_path: Path) -> None:
+    output = ["--prompt", "x", "-o", tmp_path / "x.npy"]
+    assert "a .png or a .gif, found 'p.jpg'" in refused(
+        "sample", shapes_bundle, *output, "--preview", tmp_path / "p.jpg"
+    )
+    assert "does not exist" in refused("sample", shapes_bundle, *output, "--preview", tmp_path / "no" / "p.png")
+    assert "no map for previews" in refused("sample", bundle, *output, "--preview", tmp_path / "p.png")
 
 
 def test_a_map_survives_the_json() -> None:

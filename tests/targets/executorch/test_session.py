@@ -108,7 +108,7 @@ def test_the_wheel_without_its_dependencies_is_enough(built, tmp_path):
     venv.create(tmp_path / "venv", with_pip=True)
     python = str(tmp_path / "venv" / "bin" / "python")
     install = [python, "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt")]
-    subprocess.run([*install, "numpy", "tokenizers", "click", "rich"], check=True, capture_output=True)
+    subprocess.run([*install, "numpy", "tokenizers", "ftfy", "click", "rich"], check=True, capture_output=True)
     subprocess.run([*install, "--no-deps", "executorch"], check=True, capture_output=True)
     code = f"import sys; sys.path.insert(0, {str(linked(tmp_path))!r})" + SAMPLE.format(folder=str(built.folder))
     entry = tmp_path / "links" / "pyrexport-0.dist-info"  # entry points are found through metadata

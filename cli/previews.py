@@ -1,0 +1,50 @@
+"""`--preview FILE`: a small image that shows what a run is about to become, written again after each step."""
+
+from pathlib import Path
+
+import click
+
+from ..runtime.errors import UsageError
+from ..runtime.files import check_output
+from ..runtime.model.preview import Preview
+from ..runtime.pipeline.preview import preview_map
+from ..runtime.pipeline.video import contact_sheet, enlarge, has_video_writer, write_gif, write_png
+from .samplers import Sampler
+
+__all__ = ["PreviewFile"]
+
+SCALE = 2
+"""Pixels of the image along an axis, for each latent pixel of the finest stage."""
+
+
+class PreviewFile:
+    """Writes previews, all of one height: frames side by side in a .png, or one after the other in a .gif."""
+
+    def __init__(self, path: Path, model: Path, sampler: Sampler) -> None:
+        """Check, before the work, that there will be something to write and a place for it.
+
+        Raises:
+            UsageError: the model has no map, it is another kind of file, something is in its way, or it needs PyAV.
+        """
+        if path.suffix not in (".png", ".gif"):
+            raise UsageError(f"a preview is a .png or a .gif, found '{path.name}'")
+        if path.suffix == ".gif" and not has_video_writer():
+            raise UsageError("a .gif needs PyAV: pip install 'pyrexport[video]', or give a .png")
+        check_output(path)
+        preview_map(sampler.preview, model)
+        self.path, self.failed = path, False
+        self.height = SCALE * sampler.model.stages(sampler.resolution)[0].latent[2]
+        self.seconds = sampler.resolution.frames / sampler.frame_rate
+
+    def __call__(self, frames: Preview) -> None:
+        """Write frames [T, h, w, 3]; a file that cannot be written is told of once, and the run goes on."""
+        enlarged = enlarge(frames, round(self.height / frames.shape[1]))
+        try:
+            if self.path.suffix == ".gif":
+                write_gif(self.path, enlarged, len(frames) / self.seconds)
+            else:
+                write_png(self.path, contact_sheet([enlarged]), durable=False)
+        except OSError as error:
+            if not self.failed:
+                click.echo(f"Warning: no preview in {self.path}: {error.strerror or error}", err=True)
+            self.failed = True
