@@ -13,7 +13,7 @@ from ..runtime.bundle.engines import EngineOptions
 from ..runtime.bundle.opening import is_bundle
 from ..runtime.chain.plan import plan
 from ..runtime.chain.pyramid import Resolution
-from ..runtime.chain.sampler import Step, sample
+from ..runtime.chain.sampler import Step
 from ..runtime.chain.schedules import Schedule
 from ..runtime.errors import UsageError
 from ..runtime.model.checkpoint import Checkpoint
@@ -135,12 +135,10 @@ class ReferenceSampler:
     def latents(
         self, prompt: str, schedule: Schedule, negative: str, seed: int, callback: Callback, show: Show | None
     ) -> Latents:
-        reference, pyramid = self._loaded(), self.model.pyramid
+        told = showing(show, self.preview, self.checkpoint.folder, callback) or callback
+        reference, steps = self._loaded(), plan(self.model.pyramid, self.resolution, schedule)
         text = reference.encode([prompt, negative] if schedule.guided else [prompt])
-        conditions, unconditional = {"text": text[0]}, {"text": text[-1]}
-        steps = plan(pyramid, self.resolution, schedule)
-        told = showing(show, self.preview, self.checkpoint.folder, callback)
-        latents = sample(steps, pyramid.taps, reference, conditions, negative=unconditional, seed=seed, callback=told)
+        latents: Latents = reference.sample(steps, text[0], text[-1], seed, lambda _, step: told(step))
         require_finite(latents, "the latents of this run")
         return latents
 
