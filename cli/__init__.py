@@ -18,7 +18,9 @@ COMMANDS = {
     "sample": "Sample a video from a bundle or a checkpoint.",
     "decode": "Decode latents that were sampled before.",
     "parity": "Prove that a bundle computes what its checkpoint computes.",
+    "quality": "Measure how much a bundle's rounding changes videos.",
     "bench": "Measure a bundle: latency, load time, memory, glue.",
+    "calibrate": "Collect statistics of a checkpoint's activations for quantisation.",
     "init": "Make a checkpoint of random weights, to try things on.",
     "inspect": "Show the stages, shapes, sizes and costs of a bundle or a checkpoint.",
 }

@@ -9,7 +9,7 @@ import click
 from ..runtime.bundle.engines import installed_targets, target_names
 from ..runtime.errors import UsageError
 from ..runtime.proof.memory import predicted_peaks
-from ..runtime.quantisation import CACHE_SCHEMES, FLOAT_SCHEMES, SCHEMES
+from ..runtime.quantisation import CACHE_SCHEMES, COMPONENTS, FLOAT_SCHEMES, METHODS
 from ..targets.facts import BuildTarget, find_build_target
 from .common import (
     PATH,
@@ -27,6 +27,8 @@ from .hub import find_model
 
 OWN = [option for target in installed_targets() if isinstance(target, BuildTarget) for option in target.build_options]
 
+AGAIN = f"COMPONENT is one of {', '.join(COMPONENTS)}, without one the transformer; can be given again."
+
 
 @click.command()
 @click.argument("checkpoint", type=PATH)
@@ -34,12 +36,16 @@ OWN = [option for target in installed_targets() if isinstance(target, BuildTarge
 @click.option("-o", "--output", type=PATH, help="Folder of the bundle.")
 @click.option(
     "--precision",
-    type=click.Choice(FLOAT_SCHEMES),
-    default="fp32",
-    show_default=True,
-    help="Of the stored matrices.",
+    multiple=True,
+    metavar="[COMPONENT=]SCHEME",
+    help=f"Of what is stored in floating-point numbers: {', '.join(FLOAT_SCHEMES)}. {AGAIN}",
 )
-@click.option("--text-precision", type=click.Choice(list(SCHEMES)), help="Of the text encoder, in its place.")
+@click.option(
+    "--quantize",
+    multiple=True,
+    metavar="[COMPONENT=]METHOD",
+    help=f"Of the matrices of blocks: {', '.join(METHODS)}. {AGAIN}",
+)
 @click.option(
     "--vae-tile",
     default="auto",
@@ -63,8 +69,8 @@ def command(
     checkpoint: Path,
     target_name: str,
     output: Path | None,
-    precision: str,
-    text_precision: str | None,
+    precision: tuple[str, ...],
+    quantize: tuple[str, ...],
     vae_tile: str,
     vae_caches: str,
     own: Mapping[str, Any],
@@ -85,7 +91,8 @@ def command(
     from ..export.bundle.options import BuildRequest, resolve_options
     from ..export.bundle.output import check_replaceable
 
-    options = resolve_options(opened, target, BuildRequest(precision, text_precision, vae_tile, vae_caches, own))
+    schemes = by_component(precision, "--precision"), by_component(quantize, "--quantize")
+    options = resolve_options(opened, target, BuildRequest(*schemes, vae_tile, vae_caches, own))
     if output is None:
         _plan(opened, target, options, as_json=as_json, quiet=quiet)
         return
@@ -94,9 +101,23 @@ def command(
         build_bundle(opened, target, output, options, force=force, run_graphs=not no_run, reporter=Bars(bar))
     nbytes = {path.name: path.stat().st_size for path in sorted(output.iterdir())}
     if as_json:
-        print_json({"bundle": str(output), "target": target_name, "precision": precision, "files": nbytes})
+        print_json(
+            {"bundle": str(output), "target": target_name, "precision": dict(options.precision), "files": nbytes}
+        )
     else:
         click.echo(f"{output}: {len(nbytes)} files, {sum(nbytes.values()):,} bytes")
+
+
+def by_component(values: tuple[str, ...], flag: str) -> dict[str, str]:
+    """Values of an option that is given as [COMPONENT=]VALUE, by component."""
+    out: dict[str, str] = {}
+    for value in values:
+        component, _, name = value.rpartition("=")
+        component = component if "=" in value else "transformer"
+        if component in out:
+            raise UsageError(f"{flag} is given twice for the {component}: {out[component]} and {name}")
+        out[component] = name
+    return out
 
 
 def _plan(checkpoint: Any, target: BuildTarget, options: Any, *, as_json: bool, quiet: bool) -> None:

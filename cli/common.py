@@ -1,6 +1,7 @@
 """What several commands share: options, opening a checkpoint, progress, and the two forms of output."""
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,7 +52,16 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PATH = click.Path(path_type=Path)
+
+class _GivenPath(click.Path):
+    """A path; one that says "here" stays absolute, since a `Path` would forget it, and hub IDs look like the rest."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        here = isinstance(value, str) and value.startswith(("./", ".\\"))
+        return super().convert(os.path.abspath(value) if here else value, param, ctx)
+
+
+PATH = _GivenPath(path_type=Path)
 
 
 class ResolutionType(click.ParamType):  # type: ignore[type-arg]

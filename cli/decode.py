@@ -7,7 +7,7 @@ import click
 
 from ..runtime.bundle.engines import EngineOptions
 from ..runtime.errors import UsageError
-from ..runtime.pipeline.latents import read_latents, read_origin
+from ..runtime.pipeline.latents import origin_file, read_latents, read_origin, remove_latents
 from ..runtime.pipeline.pipeline import load
 from .common import PATH, engine_options, output_options, print_json, progress, require_bundle
 from .finishing import decode_latents
@@ -46,10 +46,15 @@ def command(
         if not sampler.has_vae:
             raise UsageError(f"{bundle} has no VAE: decode with a bundle of the same model that has one")
         found, origin = read_latents(latents, pipeline.bundle.manifest), read_origin(latents)
+        if origin is None:
+            beside = origin_file(latents).name
+            click.echo(f"Warning: {latents} may be another model's: nothing beside it ({beside}) says which", err=True)
         start = time.perf_counter()
         with progress(quiet) as bar:
             decode_latents(job, sampler, found, video, bar)
         seconds = time.perf_counter() - start
+    if latents.absolute() == job.latents_file.absolute():  # what `sample` kept until this very output was there
+        remove_latents(latents)
     files, run = [str(path) for path in job.files], None if origin is None else dict(origin.run)
     if as_json:
         print_json({"latents": str(latents), "files": files, "seconds": seconds, "run": run})

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
@@ -61,6 +62,7 @@ class Finish:
             return
         if file not in job.files and file.exists():
             latents = np.load(file, allow_pickle=False)  # this run's: see `check`
+            click.echo(f"{file}: going on from the latents of a run that was stopped", err=True)
         else:
             latents = sample()
             save_latents(file, latents, origin)

@@ -53,7 +53,7 @@ def find_model(model: Path, variant: str | None = None, *, quiet: bool = False) 
     except UsageError:
         raise
     except Exception as error:  # whatever the client's own client raises where there is no way to the hub
-        reason = f"the hub cannot be reached ({_line(error)})"
+        reason = f"the hub cannot be reached ({type(error).__name__})"
         folder = repository.cached(reason)
         click.echo(f"Warning: {reason}: {model} is taken from its cache", err=True)
         return folder

@@ -18,8 +18,10 @@ from ..runtime.errors import UsageError
 from ..runtime.model.description import Model, bare_model
 from ..runtime.model.families import find_family
 from ..runtime.proof.memory import predicted_peaks
+from ..runtime.recipe import read_calibration
 from .common import PATH, Reading, output_options, print_json, progress, reading_options, resolve_checkpoint
 from .hub import find_model
+from .recipes import recipe_document, show_recipe
 from .show import show_model
 
 PLAIN_STEPS = (50, 4, 2)
@@ -32,9 +34,13 @@ PLAIN_STEPS = (50, 4, 2)
 @click.option("--verify", is_flag=True, help="Hash every file of a bundle again.")
 @output_options
 def command(model: Path, reading: Reading, verify: bool, as_json: bool, quiet: bool) -> None:
-    """Show MODEL: a bundle, a checkpoint, or a bare transformer config.json with --resolution."""
-    model = find_model(model, reading.variant, quiet=quiet)
-    if is_bundle(model):
+    """Show MODEL: a bundle, a checkpoint, a recipe, or a bare transformer config.json with --resolution."""
+    model, show = find_model(model, reading.variant, quiet=quiet), show_model
+    if model.suffix == ".safetensors" and model.is_file():
+        if verify or reading != Reading():
+            raise UsageError(f"{model} is a file: --verify, --resolution and --variant are for models")
+        document, show = recipe_document(read_calibration(model), model), show_recipe
+    elif is_bundle(model):
         reading.refuse_for_bundle(model)
         document = inspect_bundle(model, verify, quiet)
     elif verify:
@@ -45,7 +51,7 @@ def command(model: Path, reading: Reading, verify: bool, as_json: bool, quiet: b
         document.pop("engines", None)  # the facts, as people read them
         print_json(document)
     else:
-        show_model(document)
+        show(document)
 
 
 def inspect_model(model: Path, reading: Reading) -> dict[str, Any]:
@@ -96,7 +102,8 @@ def inspect_bundle(folder: Path, verify: bool, quiet: bool) -> dict[str, Any]:
         "assumed": None,
         "target": manifest.target,
         "engine": f"{manifest.engine} {manifest.engine_version}",
-        "precision": {"storage": manifest.storage, "text": manifest.text_storage, "compute": manifest.compute},
+        "precision": {**manifest.precision, "compute": manifest.compute},
+        "quantised": dict(manifest.quantised),
         **_costs(manifest.model, manifest.resolution),
         "parameters": _parameters(manifest.model),
         "bytes": manifest.weight_bytes,
@@ -144,6 +151,7 @@ def _inspect_config(source: Path, resolution: Resolution | None) -> dict[str, An
     for steps in PLAIN_STEPS:
         costs["schedules"][f"0-0-{steps}"] = {
             "steps": [0, 0, steps],
+            "solver": "unipc" if steps == 50 else "euler",
             "guidance_scale": 5.0 if steps == 50 else 1.0,
             "tflop": steps * plain,
             "passes": 2 if steps == 50 else 1,

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from ..runtime.chain.schedules import Schedule
 from ..runtime.errors import UsageError
 from ..runtime.model.checkpoint import Checkpoint
 from ..runtime.model.description import Model
+from ..runtime.model.identity import checkpoint_digest, checkpoint_files
 from ..runtime.model.preview import Preview, PreviewMap
 from ..runtime.pipeline.decoder import frames_from, require_finite
 from ..runtime.pipeline.latents import checkpoint_of
@@ -41,14 +43,20 @@ class Sampler(Protocol):
     resolution: Resolution
     has_text_encoder: bool
     has_vae: bool
-    weights: str | None
-    """A hash of a bundle's files."""
-    checkpoint_hash: str | None
-    """A hash of the files that a bundle was built from."""
     frame_rate: int
     """Frames a second."""
     preview: PreviewMap | None
     """The map of previews."""
+
+    @property
+    def weights(self) -> str:
+        """A hash of a model's own files."""
+        ...
+
+    @property
+    def checkpoint_hash(self) -> str | None:
+        """A hash of the files that a bundle was built from, or of a checkpoint's."""
+        ...
 
     def warnings(self, schedule: Schedule, prompt: str, negative: str | None) -> tuple[str, ...]:
         """What the user should know of a prompt and of the negative one that is given: see `prompt_warnings`."""
@@ -91,7 +99,7 @@ class BundleSampler:
         self.pipeline, self.model, self.resolution = pipeline, pipeline.model, manifest.resolution
         self.has_text_encoder, self.has_vae = manifest.text is not None, manifest.decoder is not None
         hashes = "\n".join(f"{name} {entry.sha256}" for name, entry in sorted(manifest.files.items()))
-        self.weights: str | None = hashlib.sha256(hashes.encode()).hexdigest()
+        self.weights = hashlib.sha256(hashes.encode()).hexdigest()
         self.checkpoint_hash, self.frame_rate = checkpoint_of(manifest), manifest.frame_rate
         self.preview = manifest.preview
         self.warnings = pipeline.warnings
@@ -116,9 +124,6 @@ class BundleSampler:
 class ReferenceSampler:
     """A checkpoint's PyTorch reference, loaded when the first job is done."""
 
-    weights: str | None = None
-    checkpoint_hash: str | None = None
-
     def __init__(self, checkpoint: Checkpoint, threads: int) -> None:
         self.checkpoint, self.threads = checkpoint, threads
         self.model, self.resolution = checkpoint.model, checkpoint.resolution
@@ -126,6 +131,14 @@ class ReferenceSampler:
         self.frame_rate, self.preview = checkpoint.model.family.frame_rate, checkpoint.model.preview
         self._reference: Any = None
         self._tokenizer: Tokenizer | None = None
+
+    @cached_property
+    def checkpoint_hash(self) -> str:
+        return checkpoint_digest(checkpoint_files(self.checkpoint))
+
+    @property
+    def weights(self) -> str:
+        return self.checkpoint_hash
 
     def warnings(self, schedule: Schedule, prompt: str, negative: str | None) -> tuple[str, ...]:
         if self._tokenizer is None:
@@ -138,7 +151,7 @@ class ReferenceSampler:
         told = showing(show, self.preview, self.checkpoint.folder, callback) or callback
         reference, steps = self._loaded(), plan(self.model.pyramid, self.resolution, schedule)
         text = reference.encode([prompt, negative] if schedule.guided else [prompt])
-        latents: Latents = reference.sample(steps, text[0], text[-1], seed, lambda _, step: told(step))
+        latents: Latents = reference.sample(steps, text[0], text[-1], seed, told)
         require_finite(latents, "the latents of this run")
         return latents
 

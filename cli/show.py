@@ -54,6 +54,7 @@ def _show_schedules(schedules: Mapping[str, Any]) -> None:
     rows = [
         [
             name,
+            _solver(schedule["solver"]),
             f"{schedule['guidance_scale']:g}",
             _tflop(schedule["tflop"]),
             str(schedule["passes"]),
@@ -61,7 +62,15 @@ def _show_schedules(schedules: Mapping[str, Any]) -> None:
         ]
         for name, schedule in schedules.items()
     ]
-    print_table("schedules", ["schedule", "guidance scale", "TFLOP per pass", "passes", "TFLOP"], rows)
+    print_table("schedules", ["schedule", "solver", "guidance scale", "TFLOP per pass", "passes", "TFLOP"], rows)
+
+
+def _solver(found: Any) -> str:
+    """A solver's name, and its options where there are any."""
+    if not isinstance(found, Mapping):
+        return str(found)
+    options = ", ".join(f"{key} {value}" for key, value in found.items() if key != "name")
+    return f"{found['name']} ({options})"
 
 
 def _tflop(value: float) -> str:
@@ -73,6 +82,14 @@ def _proof(name: str, result: Mapping[str, Any] | None, where: str = "") -> str:
     return f"{name} {state}"
 
 
+def _storage(precision: Mapping[str, str], quantised: Mapping[str, str]) -> str:
+    """What the transformer is stored in, and where other components differ."""
+    stored = {name: quantised.get(name, scheme) for name, scheme in precision.items() if name != "compute"}
+    main = stored.pop("transformer")
+    others = [f"{name} in {scheme}" for name, scheme in stored.items() if scheme != main]
+    return main + (f" ({', '.join(others)})" if others else "")
+
+
 def _state_of(document: Mapping[str, Any]) -> str:
     precision = document["precision"]
     if document["needs_device"]:
@@ -80,13 +97,12 @@ def _state_of(document: Mapping[str, Any]) -> str:
         proof = f"{_proof('graph parity', graph)}, {_proof('engine parity', engine, ' on a device')}"
     else:
         proof = _proof("parity", document["parity"])
-    text = "" if precision["text"] == precision["storage"] else f" (the text encoder in {precision['text']})"
     vae, tiles = document["vae"], ""
     if vae is not None and vae["tiles"] > 1:
         size = "x".join(map(str, vae["tile"]))
         tiles = f"frames decoded in {vae['tiles']} tiles of {size} latent pixels, {vae['overhead']:.2f} x the frame; "
     verified = "; every file hashed again" if document["verified"] else ""
     return (
-        f"built for {document['engine']}; stored in {precision['storage']}{text}"
+        f"built for {document['engine']}; stored in {_storage(precision, document['quantised'])}"
         f", computed in {precision['compute']}; {tiles}{proof}{verified}"
     )

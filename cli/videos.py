@@ -1,5 +1,6 @@
 """Frames to the files that are asked for: what `sample` and `decode` share."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import wraps
@@ -45,6 +46,16 @@ class VideoOptions:
         return Encoding(frame_rate if self.fps is None else self.fps, CRF if self.crf is None else self.crf)
 
 
+class _Rate(click.FloatRange):
+    """A number within a range; what is no number lies outside all of them, and passes each comparison."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
+
 def video_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options `--grid`, `--fps` and `--crf`, as one argument `video`."""
 
@@ -53,7 +64,7 @@ def video_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*arguments, video=VideoOptions(grid, fps, crf), **others)
 
     sheet = "Also a PNG contact sheet, by default beside the output."
-    rate = click.FloatRange(1, MAX_FRAME_RATE)
+    rate = _Rate(1, MAX_FRAME_RATE)
     quality = f"Of an .mp4: constant rate factor, lower is better; {CRF} where it is not given."
     decorated: Callable[..., Any] = wrapped
     for option in (

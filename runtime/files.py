@@ -1,7 +1,8 @@
 """Files that are there whole or not at all, and the folder for what can be made again."""
 
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from itertools import count
@@ -13,6 +14,7 @@ __all__ = [
     "LEFT_BEHIND",
     "cache_folder",
     "check_output",
+    "file_digest",
     "is_left_behind",
     "is_partial",
     "refuse_pointer",
@@ -24,13 +26,27 @@ __all__ = [
 
 LEFT_BEHIND = (
     ".cache",  # downloads into a folder: what was fetched, and its locks
+    ".huggingface",  # the same, by older clients
+    ".git",  # repositories: their history, and what is said of them
     ".gitattributes",
+    ".gitignore",
     "README.md",
+    "LICENSE*",
     ".DS_Store",  # macOS: how a window shows the folder
     "._*",  # macOS: what another file system cannot keep of a file
-    ".nfs*",  # NFS: files that were removed while they were open
-    "Thumbs.db",  # Windows
+    "__MACOSX",  # the same, in archives
+    "Icon\r",
+    ".apdisk",
+    ".Trash*",
+    ".nfs*",  # file systems: files that were removed while they were open
+    ".fuse_hidden*",
+    ".smbdelete*",
+    "lost+found",
+    "@eaDir",  # network storage: indexes and thumbnails
+    "[Tt]humbs.db",  # Windows
     "desktop.ini",
+    ".directory",  # KDE
+    ".ipynb_checkpoints",
 )
 """Names of what downloads and file systems leave in a folder, as patterns: nobody put it there on purpose."""
 
@@ -123,3 +139,19 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def file_digest(
+    path: Path, advance: Callable[[int], None] | None = None, *, start: int = 0, end: int | None = None
+) -> str:
+    """SHA-256 of a file, or of its bytes from `start` to `end`, read in pieces of at most 8 MiB."""
+    digest = hashlib.sha256()
+    left = (path.stat().st_size if end is None else end) - start
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while piece := file.read(min(8 * 1024 * 1024, left)):
+            left -= len(piece)
+            digest.update(piece)
+            if advance is not None:
+                advance(len(piece))
+    return digest.hexdigest()

@@ -7,7 +7,10 @@ says what its rounding may cost.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["CACHE_SCHEMES", "FLOAT_SCHEMES", "SCHEMES", "Recipe", "Scheme"]
+__all__ = ["CACHE_SCHEMES", "COMPONENTS", "FLOAT_SCHEMES", "METHODS", "SCHEMES", "Recipe", "Scheme"]
+
+COMPONENTS = ("transformer", "text_encoder", "vae")
+"""What a bundle stores weights of."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +26,25 @@ class Scheme:
     bits: int = 0
     """Bits of a value; 0 where values are floating-point numbers."""
     block: int = 0
-    """Values along the input axis that share a scale."""
+    """Values along the input axis that share a scale; 0: each output channel has one."""
+    largest: int = 127
+    """Where each output channel has a scale: the largest magnitude of an integer."""
+    activations: str = ""
+    """How a product's input becomes 8-bit integers: "dynamic", by a scale that each run finds; empty: not at all."""
+    components: tuple[str, ...] = COMPONENTS
+    """What can be stored so."""
+    min_psnr: float = 30.0
+    """Least median PSNR in dB of videos against those of the checkpoint: see `proof.quality`."""
+    max_motion_error: float = 0.05
+    """Largest relative error of their motion."""
 
     @property
     def is_float(self) -> bool:
         """Whether values are stored as floating-point numbers, without scales."""
         return self.bits == 0
 
+
+MATRICES = ("transformer", "text_encoder")
 
 SCHEMES = {
     scheme.name: scheme
@@ -54,16 +69,42 @@ SCHEMES = {
             {"text": 2e-2, "stages": 2e-2, "chain": 1e-1, "teacher_forced": 2e-2, "vae": 2e-2, "video": 25.0},
         ),
         # 128 values share a scale: a step is 1/128 of their largest, 0.6 % a matrix; two dozen layers add up.
-        Scheme("int8", "uint8", {"text": 3e-2, "chain": 2e-2, "video": 40.0}, bits=8, block=128),
-        # 32 values share a scale, a step is 1/8 of their largest: 8 % a matrix. A size format, to be judged by eye.
-        Scheme("int4", "uint8", {"text": 3e-1, "chain": 2e-1, "video": 20.0}, bits=4, block=32),
+        Scheme(
+            "w8",
+            "uint8",
+            {"text": 3e-2, "stages": 3e-2, "chain": 1e-1, "teacher_forced": 3e-2, "video": 30.0},
+            bits=8,
+            block=128,
+            components=MATRICES,
+        ),
+        # 64 values share a scale, a step is 1/8 of their largest: 8 % a matrix. A size format, to be judged by eye.
+        Scheme(
+            "w4",
+            "uint8",
+            {"text": 3e-1, "stages": 3e-1, "chain": 5e-1, "teacher_forced": 3e-1, "video": 15.0},
+            bits=4,
+            block=64,
+            components=MATRICES,
+            min_psnr=22.0,
+        ),
+        # A channel's weights share a scale, and so do all values of an input, whose largest decides: 1 % a layer.
+        Scheme(
+            "w8a8-dynamic",
+            "int8",
+            {"text": 1e-1, "stages": 1e-1, "chain": 2e-1, "teacher_forced": 1e-1, "video": 25.0},
+            bits=8,
+            activations="dynamic",
+            components=MATRICES,
+        ),
     )
 }
-"""Every scheme, by its name. The block schemes are for text encoders: their tolerances say nothing of a stage or a
-decoder."""
+"""Every scheme, by its name."""
 
 FLOAT_SCHEMES = tuple(name for name, scheme in SCHEMES.items() if scheme.is_float)
 """What every component can be stored in."""
+
+METHODS = tuple(name for name, scheme in SCHEMES.items() if not scheme.is_float)
+"""How the matrices of blocks can be quantised."""
 
 CACHE_SCHEMES = ("fp32", "fp16")
 """What a decoder can keep in from frame to frame."""

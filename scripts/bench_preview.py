@@ -72,7 +72,7 @@ def main(blocks: int, threads: int, runs: int) -> None:
         text = {"text": np.zeros((pipeline.model.text_length, pipeline.model.transformer.text_dim), np.float32)}
         files = {suffix: PreviewFile(Path(name) / f"now{suffix}", Path(name), sampler) for suffix in (".png", ".gif")}
         shown = {key: told(show, sampler, Path(name)) for key, show in ({"map": nothing} | files).items()}
-        taken = Step(step, latent, latent)
+        taken = Step(step, latent, latent, latent)
         pipeline.velocity(step, latent, text)
         for _ in range(runs):
             timed("a step", lambda: pipeline.velocity(step, latent, text))

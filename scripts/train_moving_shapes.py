@@ -27,7 +27,7 @@ from flow import band_pair, downsample, training_pair, upsample
 from moving_shapes import PHRASINGS, SCENES
 from pyrexport.export.families.wan.modules import StageTransformer
 from pyrexport.export.init.tokenizer import make_tokenizer
-from pyrexport.runtime.bundle.opening import file_digest
+from pyrexport.runtime.files import file_digest
 from pyrexport.runtime.model.description import Model
 from safetensors.torch import load_file, save_file
 from shapes_checkpoint import CONFIG, RESOLUTION, TEXT_LENGTH, UMT5, Components, describe, write_checkpoint

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..runtime.quantisation import Scheme
 
-__all__ = ["Dialect", "attention", "by_heads", "expand_blocks"]
+__all__ = ["Dialect", "attention", "by_heads", "expand_blocks", "rounded_input"]
 
 Tensor = torch.Tensor
 
@@ -47,6 +47,19 @@ class Dialect:
         """Product of x […, in] and a matrix in blocks [out, in / block, bytes of a block], with a scale for each."""
         weight = expand_blocks(values, scales, scheme.bits)[:, : x.shape[-1]]
         return nn.functional.linear(x, weight)
+
+    def integer_product(self, x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+        """Product of x […, in], rounded to 8 bits in the run, and a matrix of integers, stored as `transposed` says.
+
+        Args:
+            x: […, in].
+            values: int8.
+            scales: of each output channel [out].
+            bias: [out].
+        """
+        weight = values.float() * scales if self.transposed else (values.float() * scales[:, None]).T
+        y = torch.matmul(rounded_input(x), weight)
+        return y if bias is None else y + bias
 
     def convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
         """A 2-D convolution, its output in float32."""
@@ -100,6 +113,15 @@ class Dialect:
     def finish(self, model: Any) -> None:
         """Change an exported `onnx_ir.Model` last of all, as the engine's order of evaluation asks for."""
         return
+
+
+def rounded_input(x: Tensor) -> Tensor:
+    """x as 8-bit integers with one scale and one zero point hold it, as ONNX's `DynamicQuantizeLinear` defines them."""
+    low, high = x.amin().clamp(max=0.0), x.amax().clamp(min=0.0)
+    scale = ((high - low) / 255.0).clamp(min=torch.finfo(torch.float32).tiny)
+    zero = torch.round(-low / scale).clamp(0, 255)
+    integers = (torch.round(x / scale) + zero).clamp(0, 255)
+    return (integers - zero) * scale
 
 
 def by_heads(x: Tensor, heads: int) -> Tensor:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..runtime.bundle.engines import Facts, Option, Target, check_own, find_target
 from ..runtime.bundle.graphs import GraphSpec
 from ..runtime.errors import UsageError
-from ..runtime.quantisation import FLOAT_SCHEMES
+from ..runtime.quantisation import FLOAT_SCHEMES, Scheme
 from .forms import Lowering, OnnxForm, TorchForm
 
 if TYPE_CHECKING:
@@ -68,6 +68,10 @@ class BuildTarget(Target):
             UsageError: one is not known, or has an impossible value.
         """
         return check_own(self.name, self.build_options, given)
+
+    def adapted(self, scheme: Scheme, options: Mapping[str, Any]) -> Scheme:
+        """A scheme as its own options store it."""
+        return scheme
 
     @abstractmethod
     def dialect(self) -> "Dialect":

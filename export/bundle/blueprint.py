@@ -8,8 +8,8 @@ import torch
 
 from ...runtime.bundle.graphs import STAGE, TEXT, VAE_FIRST, Decoder, GraphSpec, graph_specs
 from ...runtime.bundle.manifest import WEIGHTS_FILE
-from ...runtime.dtypes import WEIGHT_DTYPES
 from ...runtime.model.checkpoint import Checkpoint
+from ...runtime.quantisation import SCHEMES
 from ...targets.dialect import Dialect
 from ...targets.facts import BuildTarget
 from ..families import modules_of
@@ -95,8 +95,9 @@ def _table(checkpoint: Checkpoint, options: BuildOptions) -> Source | None:
     """The text encoder's embeddings, stored as its matrices are, or as in the checkpoint where these are quantised."""
     if not checkpoint.text_encoder:
         return None
-    entry, scheme = checkpoint.text_encoder[TABLE], options.recipe("text_encoder").default
-    dtype = scheme.dtype if scheme.dtype in WEIGHT_DTYPES else entry.dtype
+    entry = checkpoint.text_encoder[TABLE]
+    quantised = "text_encoder" in options.quantised
+    dtype = entry.dtype if quantised else SCHEMES[options.precision["text_encoder"]].dtype
     return Source.of("text_encoder", TABLE, entry, (Cast(dtype),))
 
 
@@ -116,18 +117,20 @@ def _graph_modules(
         yield from _symbolic_stages(checkpoint, options, dialect, stages)
     else:
         for spec, stage in zip(stages, checkpoint.model.stages(options.resolution), strict=True):
-            module, layers = family.stage_graph(checkpoint, stage, options.recipe(spec.key.component), dialect)
+            module, layers = family.stage_graph(
+                checkpoint, stage, options.recipe(checkpoint, spec.key.component), dialect
+            )
             yield GraphModule(spec, module, layers=layers)
     texts = [spec for spec in specs if spec.key.role == TEXT]
     if target.symbolic and texts:
         yield from _symbolic_texts(checkpoint, options, dialect, texts)
     else:
         for spec in texts:
-            recipe = options.recipe(spec.key.component)
+            recipe = options.recipe(checkpoint, spec.key.component)
             yield GraphModule(spec, family.text_graph(checkpoint, spec.key.length, recipe, dialect))
     for spec in specs:
         if decoder is not None and spec.key.component == "vae":
-            recipe, first = options.recipe(spec.key.component), spec.key.role == VAE_FIRST
+            recipe, first = options.recipe(checkpoint, spec.key.component), spec.key.role == VAE_FIRST
             yield GraphModule(spec, family.decoder_graph(checkpoint, decoder, recipe, dialect, first=first))
 
 
@@ -136,7 +139,7 @@ def _symbolic_stages(
 ) -> Iterator[GraphModule]:
     """The graph of the largest stage is that of all."""
     stages = checkpoint.model.stages(options.resolution)
-    family, recipe = modules_of(checkpoint.model.family), options.recipe("transformer")
+    family, recipe = modules_of(checkpoint.model.family), options.recipe(checkpoint, "transformer")
     module, layers = family.stage_graph(checkpoint, stages[0], recipe, dialect)
     symbols = _symbols("latent", [(1, *stage.latent) for stage in stages], [1, 1, *stages[0].patch_size])
     for spec in specs:
@@ -148,7 +151,7 @@ def _symbolic_texts(
 ) -> Iterator[GraphModule]:
     """The graph of the longest length is that of all."""
     lengths = [spec.key.length for spec in specs]
-    recipe = options.recipe("text_encoder")
+    recipe = options.recipe(checkpoint, "text_encoder")
     module = modules_of(checkpoint.model.family).text_graph(checkpoint, lengths[-1], recipe, dialect)
     symbols: dict[str, Mapping[int, Any]] = {}
     if len(lengths) > 1:

@@ -19,7 +19,7 @@ from ..weights.names import to_diffusers
 from .blueprint import Blueprint, draw
 from .journal import Journal
 from .manifest import make_manifest
-from .options import BuildOptions, BuildRequest, resolve_options
+from .options import BuildOptions, BuildRequest, Choices, resolve_options
 from .output import check_replaceable, locked, partial_of, swap
 from .work import clean, make_room, try_graphs, write_programs, write_tokenizer, write_weights
 
@@ -31,11 +31,12 @@ def build(
     output: str | Path,
     *,
     target: str = DEFAULT_TARGET,
-    precision: str = "fp32",
-    text_precision: str | None = None,
+    precision: Choices = None,
+    quantize: Choices = None,
     vae_tile: str = "auto",
     vae_caches: str = "fp32",
     resolution: str | None = None,
+    variant: str | None = None,
     force: bool = False,
     run_graphs: bool = True,
     **target_options: Any,
@@ -46,11 +47,12 @@ def build(
         checkpoint: a folder.
         output: folder of the bundle.
         target: an installed target.
-        precision: "fp32", "fp16" or "bf16".
-        text_precision: the text encoder's, also "int8" or "int4"; None: the same.
+        precision: "fp32", "fp16" or "bf16" of the transformer's matrices, or by component: {"vae": "fp16"}.
+        quantize: "w8a8-dynamic", "w8" or "w4" of the matrices of the transformer's blocks, or by component.
         vae_tile: "auto", "none" or "HEIGHTxWIDTH" in latent pixels; see `choose_tile`.
         vae_caches: "fp32" or "fp16".
         resolution: "FRAMESxHEIGHTxWIDTH", in place of the checkpoint's own.
+        variant: of the checkpoint's files, such as "fp16"; see `read_checkpoint`.
         force: replace a bundle that is there.
         run_graphs: let a target that lowers graphs run each one before it is called done.
         target_options: its own options, such as `compute_capabilities=["8.9"]`: see `BuildTarget.build_options`.
@@ -60,8 +62,8 @@ def build(
     """
     size = None if resolution is None else Resolution.parse(resolution)
     found = find_build_target(target)
-    opened = read_checkpoint(Path(checkpoint), resolution=size, rename=to_diffusers)
-    request = BuildRequest(precision, text_precision, vae_tile, vae_caches, target_options)
+    opened = read_checkpoint(Path(checkpoint), resolution=size, rename=to_diffusers, variant=variant)
+    request = BuildRequest(precision, quantize, vae_tile, vae_caches, target_options)
     options = resolve_options(opened, found, request)
     return build_bundle(opened, found, Path(output), options, force=force, run_graphs=run_graphs)
 
@@ -86,6 +88,7 @@ def build_bundle(
         target: to build for.
         output: folder of the bundle.
         options: how weights are stored and frames are cut.
+        variant: of the checkpoint's files, such as "fp16"; see `read_checkpoint`.
         force: replace a bundle that is there.
         run_graphs: let a target that lowers graphs run each one before it is called done.
         reporter: told about progress.

@@ -7,9 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ...runtime.bundle.opening import file_digest
 from ...runtime.errors import UsageError
-from ...runtime.files import write_whole
+from ...runtime.files import file_digest, write_whole
 from ...runtime.model.checkpoint import Checkpoint
 from ...runtime.model.safetensors import read_header
 from .blueprint import Blueprint

@@ -1,6 +1,5 @@
 """The manifest of a finished bundle: what it holds, and what it was made of."""
 
-import hashlib
 import math
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -12,8 +11,9 @@ import torch
 from ...runtime.bundle.entries import FileEntry, GraphEntry, TableEntry, TextEntry
 from ...runtime.bundle.graphs import GraphKey
 from ...runtime.bundle.manifest import TOKENIZER_FILE, WEIGHTS_FILE, Manifest
-from ...runtime.bundle.opening import file_digest
+from ...runtime.files import file_digest
 from ...runtime.model.checkpoint import Checkpoint
+from ...runtime.model.identity import checkpoint_digest, checkpoint_files
 from ...runtime.reporter import Reporter
 from ..families import modules_of
 from .blueprint import Blueprint
@@ -39,9 +39,9 @@ def make_manifest(
         model=checkpoint.model,
         resolutions=(options.resolution,),
         frame_rate=checkpoint.model.family.frame_rate,
-        storage=options.precision,
-        text_storage=options.text_precision,
-        compute=options.precision if target.computes_as_stored else "fp32",
+        precision=options.precision,
+        quantised={component: scheme.name for component, scheme in options.quantised.items()},
+        compute=options.precision["transformer"] if target.computes_as_stored else "fp32",
         timestep_frequencies=timestep_frequencies(checkpoint.model.transformer.freq_dim),
         latents_mean=tuple(mean),
         latents_std=tuple(std),
@@ -83,12 +83,8 @@ def _files(folder: Path, blueprint: Blueprint, reporter: Reporter) -> dict[str, 
 
 
 def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
-    files: dict[str, str] = {}
-    for component, tensors in checkpoint.components.items():
-        for file in sorted({entry.file for entry in tensors.values()}):
-            files[f"{component}/{file.name}"] = file_digest(file)
-    lines = "\n".join(f"{name} {sha}" for name, sha in files.items())
+    files = checkpoint_files(checkpoint)
     return {
-        "checkpoint": {"sha256": hashlib.sha256(lines.encode()).hexdigest(), "files": files},
+        "checkpoint": {"sha256": checkpoint_digest(files), "files": files},
         "packages": {name: version(name) for name in PACKAGES},
     }

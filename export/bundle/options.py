@@ -1,7 +1,7 @@
 """How a checkpoint is to be stored and cut: what a user asks for, and what follows from it for a target."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +11,11 @@ from ...runtime.bundle.tiles import Tiles, parse_tile
 from ...runtime.chain.pyramid import Resolution
 from ...runtime.errors import UsageError
 from ...runtime.model.checkpoint import Checkpoint
-from ...runtime.quantisation import CACHE_SCHEMES, FLOAT_SCHEMES, SCHEMES, Recipe
+from ...runtime.quantisation import CACHE_SCHEMES, COMPONENTS, FLOAT_SCHEMES, METHODS, SCHEMES, Recipe, Scheme
 from ...targets.facts import BuildTarget
+from ..families import modules_of
 
-__all__ = ["BuildOptions", "BuildRequest", "choose_tile", "options_of", "resolve_options"]
+__all__ = ["BuildOptions", "BuildRequest", "Choices", "choose_tile", "options_of", "resolve_options"]
 
 VAE_BUDGET = 3 * 2**30
 """Memory that decoding may take before frames are cut into tiles, in bytes."""
@@ -26,14 +27,18 @@ LEAST_CHOSEN = 16
 """Height and width of the smallest tile that is chosen: its overlaps are 4 latent pixels wide, 32 of the video."""
 
 
+Choices = str | Mapping[str, str] | None
+"""A value for the transformer, or values by component."""
+
+
 @dataclass(frozen=True)
 class BuildRequest:
     """What a user asks for."""
 
-    precision: str = "fp32"
-    """Scheme of the stored matrices: a name of `FLOAT_SCHEMES`."""
-    text_precision: str | None = None
-    """Scheme of the text encoder's matrices: a name of `SCHEMES`; None: the same, where UMT5 computes in it."""
+    precision: Choices = None
+    """Schemes of what is stored in floating-point numbers: names of `FLOAT_SCHEMES`."""
+    quantize: Choices = None
+    """Schemes of the matrices of blocks: names of `METHODS`."""
     vae_tile: str = "auto"
     """How frames are cut: "auto", "none", or "HEIGHTxWIDTH" in latent pixels."""
     vae_caches: str = "fp32"
@@ -47,17 +52,21 @@ class BuildOptions:
     """A request that was found possible, with what it leaves open decided."""
 
     resolution: Resolution
-    precision: str
-    text_precision: str
+    precision: Mapping[str, str]
+    """By component: the scheme of what is stored in floating-point numbers."""
+    quantised: Mapping[str, Scheme]
+    """By component: the scheme of the matrices of its blocks, as its target stores it."""
     vae_tile: tuple[int, int] | None
     """Height and width of a tile in latent pixels; None: frames are decoded whole."""
     vae_caches: str
     target: Mapping[str, Any]
     """A value for each of the target's own options, as JSON."""
 
-    def recipe(self, component: str) -> Recipe:
+    def recipe(self, checkpoint: Checkpoint, component: str) -> Recipe:
         """The scheme of each of a component's layers."""
-        return Recipe(SCHEMES[self.text_precision if component == "text_encoder" else self.precision])
+        scheme = self.quantised.get(component)
+        layers = () if scheme is None else modules_of(checkpoint.model.family).block_matrices(checkpoint, component)
+        return Recipe(SCHEMES[self.precision[component]], {layer: scheme for layer in layers if scheme is not None})
 
     def decoder(self, checkpoint: Checkpoint, *, packed: bool) -> Decoder | None:
         """How frames are decoded, where there is a VAE."""
@@ -74,44 +83,56 @@ def resolve_options(checkpoint: Checkpoint, target: BuildTarget, request: BuildR
     """What a request means for a checkpoint and a target.
 
     Raises:
-        UsageError: a precision or a tile is not known or does not fit, the target cannot take it, or an option is for a
-            component that is not there.
+        UsageError: a precision, a method or a tile is not known or does not fit, the target cannot take it, or an
+            option is for a component that is not there.
     """
-    text_precision = _text_precision(checkpoint, target, request)
-    for what, wanted, known, takes in (
-        ("weights", request.precision, FLOAT_SCHEMES, target.schemes),
-        ("text encoder", text_precision, tuple(SCHEMES), target.schemes),
-        ("decoder's caches", request.vae_caches, CACHE_SCHEMES, target.cache_schemes),
-    ):
-        if wanted not in known:
-            raise UsageError(f"unknown precision '{wanted}' of the {what}: expected one of {', '.join(known)}")
-        if wanted not in takes:
-            raise UsageError(
-                f"target '{target.name}' takes its {what} in {' or '.join(takes)}, found {wanted}: "
-                "build for another target, or in that precision"
-            )
+    precision = dict.fromkeys(COMPONENTS, "fp32") | _chosen(checkpoint, request.precision, "precision", FLOAT_SCHEMES)
+    methods = _chosen(checkpoint, request.quantize, "quantisation", METHODS)
+    if request.vae_caches not in CACHE_SCHEMES:
+        raise UsageError(
+            f"unknown precision '{request.vae_caches}' of the decoder's caches: "
+            f"expected one of {', '.join(CACHE_SCHEMES)}"
+        )
+    for component, name in [*precision.items(), *methods.items()]:
+        _check_taken(target, component, name, target.schemes)
+    _check_taken(target, "decoder's caches", request.vae_caches, target.cache_schemes)
+    if target.computes_as_stored and not checkpoint.model.family.text_in_fp16 and precision["text_encoder"] == "fp16":
+        raise UsageError(
+            f"target '{target.name}' computes as it stores, and UMT5 leaves fp16's range: "
+            "take --precision text_encoder=bf16"
+        )
+    own = target.resolve_options(request.target)
     return BuildOptions(
         resolution=checkpoint.resolution,
-        precision=request.precision,
-        text_precision=text_precision,
+        precision=precision,
+        quantised={component: target.adapted(SCHEMES[name], own) for component, name in methods.items()},
         vae_tile=_tile(checkpoint, request),
         vae_caches=request.vae_caches,
-        target=target.resolve_options(request.target),
+        target=own,
     )
 
 
-def _text_precision(checkpoint: Checkpoint, target: BuildTarget, request: BuildRequest) -> str:
-    """The text encoder follows the rest, but where a target computes in 16 bits whose range it leaves."""
-    overflows = target.computes_as_stored and not checkpoint.model.family.text_in_fp16
-    if request.text_precision is None:
-        return "bf16" if overflows and request.precision == "fp16" else request.precision
-    if not checkpoint.text_encoder:
-        raise UsageError(f"{checkpoint.folder} has no text encoder: a precision of it says nothing")
-    if overflows and request.text_precision == "fp16":
+def _chosen(checkpoint: Checkpoint, choices: Choices, what: str, known: Sequence[str]) -> dict[str, str]:
+    """A request's values by component, each of which is there and can take its value."""
+    given = {"transformer": choices} if isinstance(choices, str) else dict(choices or {})
+    for component, name in given.items():
+        if component not in COMPONENTS:
+            raise UsageError(f"unknown component '{component}' of a {what}: expected one of {', '.join(COMPONENTS)}")
+        if component not in checkpoint.components:
+            raise UsageError(f"{checkpoint.folder} has no {component}: a {what} of it says nothing")
+        takes = [scheme for scheme in known if component in SCHEMES[scheme].components]
+        if name not in takes:
+            expected = f"expected one of {', '.join(takes)}" if takes else "it takes none"
+            raise UsageError(f"the {component} has no {what} '{name}': {expected}")
+    return given
+
+
+def _check_taken(target: BuildTarget, what: str, name: str, takes: Sequence[str]) -> None:
+    if name not in takes:
         raise UsageError(
-            f"target '{target.name}' computes as it stores, and UMT5 leaves fp16's range: take --text-precision bf16"
+            f"target '{target.name}' takes the {what} in {' or '.join(takes)}, found {name}: "
+            "build for another target, or in that precision"
         )
-    return request.text_precision
 
 
 def _tile(checkpoint: Checkpoint, request: BuildRequest) -> tuple[int, int] | None:
@@ -129,14 +150,17 @@ def _tile(checkpoint: Checkpoint, request: BuildRequest) -> tuple[int, int] | No
     return tile
 
 
-def options_of(manifest: Manifest) -> BuildOptions:
-    """The options that a bundle was built with."""
+def options_of(manifest: Manifest, target: BuildTarget) -> BuildOptions:
+    """The options that a bundle of a target was built with."""
     caches = {SCHEMES[name].dtype: name for name in CACHE_SCHEMES}
     decoder = manifest.decoder
     return BuildOptions(
         resolution=manifest.resolution,
-        precision=manifest.storage,
-        text_precision=manifest.text_storage,
+        precision=manifest.precision,
+        quantised={
+            component: target.adapted(SCHEMES[name], manifest.target_options)
+            for component, name in manifest.quantised.items()
+        },
         vae_tile=None if decoder is None else decoder.tiles.tile,
         vae_caches="fp32" if decoder is None else caches[decoder.caches],
         target=manifest.target_options,

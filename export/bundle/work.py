@@ -8,9 +8,8 @@ from typing import Any
 from ...runtime.bundle.entries import GraphEntry
 from ...runtime.bundle.graphs import GraphKey
 from ...runtime.bundle.manifest import MANIFEST_FILE, TOKENIZER_FILE, WEIGHTS_FILE
-from ...runtime.bundle.opening import file_digest
 from ...runtime.errors import CheckFailed
-from ...runtime.files import is_left_behind, is_partial, sync_file, write_whole
+from ...runtime.files import file_digest, is_left_behind, is_partial, sync_file, write_whole
 from ...runtime.pipeline.text import Tokenizer
 from ...runtime.reporter import Reporter
 from ..lowering.forms import make_forms

@@ -48,6 +48,10 @@ class FamilyModules(Protocol):
         """The module of the decoder's graph for the first latent frame, or for a later one."""
         ...
 
+    def block_matrices(self, checkpoint: Checkpoint, component: str) -> Sequence[str]:
+        """Layers of a component's blocks that are products with a matrix: what can be stored in integers."""
+        ...
+
     def latent_statistics(self, checkpoint: Checkpoint) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of the latents per channel."""
         ...
@@ -88,7 +92,7 @@ class FamilyModules(Protocol):
         latent: NDArray[np.float32],
         text: NDArray[np.float32],
         negative: NDArray[np.float32],
-        keep: Callable[[NDArray[np.float32], Step], None],
+        keep: Callable[[Step], None],
     ) -> NDArray[np.float32]:
         """Sample with that pipeline, from a latent and embeddings; see `Reference.sample`."""
         ...

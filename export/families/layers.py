@@ -13,7 +13,7 @@ from ...runtime.model.safetensors import TensorEntry
 from ...runtime.quantisation import Recipe, Scheme
 from ...targets.dialect import Dialect
 from ..weights.source import Source, empty_parameter
-from ..weights.steps import Cast, Matrix, Quantise, Reshape, Step, Tap, Transpose
+from ..weights.steps import Cast, Integers, Matrix, Quantise, Reshape, Step, Tap, Transpose
 
 __all__ = ["Linear", "WeightSpace", "linear", "run_time_zero"]
 
@@ -39,6 +39,12 @@ class WeightSpace:
     def blocks(self, layer: str, scheme: Scheme) -> tuple[nn.Parameter, nn.Parameter]:
         """LAYER.weight [out, in] as blocks and their scales; see `Quantise`."""
         values, scales = (self._make(f"{layer}.weight", Quantise(scheme), output=output) for output in range(2))
+        return values, scales
+
+    def integers(self, layer: str, scheme: Scheme) -> tuple[nn.Parameter, nn.Parameter]:
+        """LAYER.weight [out, in] as integers, turned as its engine takes them, and scales [out]; see `Integers`."""
+        step = Integers(scheme.largest, self.dialect.transposed)
+        values, scales = (self._make(f"{layer}.weight", step, output=output) for output in range(2))
         return values, scales
 
     def kernel(self, layer: str, tap: int | None = None) -> nn.Parameter:
@@ -81,11 +87,28 @@ class BlockLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
+class IntegerLinear(nn.Module):
+    """A product of 8-bit integers: its input is rounded as well as its weight."""
+
+    def __init__(self, space: WeightSpace, layer: str, scheme: Scheme, *, bias: bool) -> None:
+        """The layer whose tensors are LAYER.weight and LAYER.bias."""
+        super().__init__()
+        self.product = space.dialect.integer_product
+        self.values, self.scales = space.integers(layer, scheme)
+        self.bias = space.vector(f"{layer}.bias") if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The product and the bias: x […, in] to […, out]."""
+        return self.product(x, self.values, self.scales, self.bias)
+
+
 def linear(space: WeightSpace, layer: str, *, bias: bool = True, precise: bool = False) -> nn.Module:
     """A layer as the recipe says."""
     scheme = space.recipe.scheme(layer)
     if scheme.is_float:
         return Linear(space, layer, bias=bias, precise=precise)
+    if scheme.activations:
+        return IntegerLinear(space, layer, scheme, bias=bias)
     return BlockLinear(space, layer, scheme, bias=bias)
 
 

@@ -61,7 +61,7 @@ def graph_pipeline(
     if not target.evaluator:
         raise UsageError(f"{bundle.folder} was built for {manifest.engine}, which runs here: leave out --graph")
     evaluator = find_target(target.evaluator)
-    given = options_of(manifest)
+    given = options_of(manifest, target)
     try:
         resolved = replace(given, target=target.resolve_options(given.target))
     except UsageError as error:

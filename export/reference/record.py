@@ -164,8 +164,8 @@ def _record_run(
 ) -> NDArray[np.float32]:
     """Sample with the embeddings of a prompt and of the negative one, and keep what each step saw and made."""
 
-    def keep(before: NDArray[np.float32], step: Step) -> None:
-        for what, value in (("before", before), ("velocity", step.velocity), ("after", step.latent)):
+    def keep(step: Step) -> None:
+        for what, value in (("before", step.before), ("velocity", step.velocity), ("after", step.latent)):
             tensors[f"{name}.step.{step.plan.index}.{what}"] = value
         advance()
 

@@ -42,7 +42,7 @@ class Reference:
         text: NDArray[np.float32],
         negative: NDArray[np.float32],
         seed: int,
-        keep: Callable[[NDArray[np.float32], Step], None],
+        keep: Callable[[Step], None],
     ) -> NDArray[np.float32]:
         """Run a plan: by the family's own pipeline where that takes these very steps, else by the runtime's chain.
 
@@ -51,7 +51,7 @@ class Reference:
             text: embeddings of the prompt [text length, text width].
             negative: those of the negative prompt, used where steps are guided.
             seed: of all noise in the run.
-            keep: given the latent before each step, and the step.
+            keep: called after each step.
 
         Returns:
             The latent after the last step [C, T, H, W].
@@ -59,16 +59,16 @@ class Reference:
         if self.modules.follows_pipeline(self.checkpoint, steps):
             latent = initial_latent(steps, generator(seed))
             return self.modules.run_pipeline(self.checkpoint, self.stages[0], steps, latent, text, negative, keep)
-        recorder, taps = _Recorder(self), self.checkpoint.model.pyramid.taps
+        taps = self.checkpoint.model.pyramid.taps
         conditions, unconditional = {"text": text}, {"text": negative}
         return sample(
             steps,
             taps,
-            recorder,
+            self,
             conditions,
             negative=unconditional,
             seed=seed,
-            callback=lambda step: keep(recorder.latent, step),
+            callback=keep,
         )
 
     @property
@@ -102,14 +102,3 @@ class Reference:
             self._decoder = self.modules.load_decoder(self.checkpoint)
         video = self.modules.decode(self._decoder, torch.from_numpy(latent))
         return np.ascontiguousarray(video.transpose(0, 1).numpy())
-
-
-class _Recorder:
-    """The reference as a denoiser that keeps the latent of each step."""
-
-    def __init__(self, reference: Reference) -> None:
-        self.reference, self.latent = reference, np.zeros(0, np.float32)
-
-    def velocity(self, step: StepPlan, latent: NDArray[np.float32], conditions: Conditions) -> NDArray[np.float32]:
-        self.latent = latent
-        return self.reference.velocity(step, latent, conditions)

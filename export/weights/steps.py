@@ -13,10 +13,10 @@ import torch
 
 from ...runtime.quantisation import Scheme
 
-__all__ = ["TORCH_DTYPES", "Cast", "Matrix", "Quantise", "Reshape", "Step", "Stored", "Tap", "Transpose"]
+__all__ = ["TORCH_DTYPES", "Cast", "Integers", "Matrix", "Quantise", "Reshape", "Step", "Stored", "Tap", "Transpose"]
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
-    name: getattr(torch, name) for name in ("float32", "float16", "bfloat16", "uint8", "int32", "int64")
+    name: getattr(torch, name) for name in ("float32", "float16", "bfloat16", "int8", "uint8", "int32", "int64")
 }
 """PyTorch's types, by their names in `dtypes.DTYPES`."""
 
@@ -168,3 +168,34 @@ class Quantise(_Straight):
         columns = np.ascontiguousarray(rows.float().numpy().T)
         quantise(values, columns, scales, np.zeros(0, np.uint8), self.scheme.block, count, into, True)
         return torch.from_numpy(values), torch.from_numpy(scales)
+
+
+@dataclass(frozen=True)
+class Integers:
+    """A matrix [out, in] as 8-bit integers, transposed or not, and a scale for each output channel [out].
+
+    Symmetric: the largest magnitude of a row becomes `largest`. A row of zeros has the scale 1.
+    """
+
+    largest: int
+    transposed: bool
+
+    @property
+    def turns(self) -> bool:
+        """Whether rows become columns."""
+        return self.transposed
+
+    def shape(self, given: Stored) -> tuple[Stored, ...]:
+        """Integers, then their scales."""
+        out, into = given.shape
+        return Stored((into, out) if self.transposed else (out, into), "int8"), Stored((out,), "float32")
+
+    def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
+        """Integers and scales of the rows."""
+        values = rows.float()
+        magnitudes = values.abs().amax(dim=1)
+        scales = torch.where(magnitudes > 0, magnitudes / self.largest, 1.0)
+        integers = (values / scales[:, None]).round().clamp(-self.largest, self.largest).to(torch.int8)
+        if self.transposed:
+            integers = integers.T.clone(memory_format=torch.contiguous_format)
+        return integers, scales

@@ -82,7 +82,10 @@ def _write(
 
 
 def _write_columns(block: torch.Tensor, start: int, columns: int, offset: int, out: int) -> None:
-    """Columns `start …` of a row-major matrix with `columns` columns."""
+    """Columns `start …` of a row-major matrix with `columns` columns, or so many values of a vector of them."""
+    if block.ndim == 1:
+        _pwrite(out, block, offset + start * block.element_size())
+        return
     if block.shape[1] == columns:
         _pwrite(out, block.flatten(), offset)
         return

@@ -9,7 +9,8 @@ from ..documents import Fields
 from ..dtypes import DTYPES, WEIGHT_DTYPES
 from ..errors import UsageError
 from ..model.description import Model
-from ..quantisation import CACHE_SCHEMES, SCHEMES
+from ..model.families import TransformerConfig
+from ..quantisation import CACHE_SCHEMES, COMPONENTS, FLOAT_SCHEMES, METHODS, SCHEMES
 from .engines import Facts
 from .graphs import Decoder, GraphSpec, TensorSpec
 from .tiles import SMALLEST_TILE, Tiles
@@ -24,7 +25,9 @@ __all__ = [
     "is_digest",
     "read_decoder",
     "read_frame_rate",
+    "read_frequencies",
     "read_parity",
+    "read_schemes",
     "read_statistics",
 ]
 
@@ -236,3 +239,25 @@ def read_statistics(latents: Fields, channels: int) -> tuple[tuple[float, ...], 
         if len(values) != channels or not all(least <= value <= 1e9 for value in values):
             raise latents.wrong(name, f"{channels} numbers of a size that latents have")
     return mean, std
+
+
+def read_schemes(fields: Fields) -> tuple[dict[str, str], dict[str, str], str]:
+    """Schemes by component of what is stored in floating-point numbers and in integers, and that of the arithmetic."""
+    precision = fields.object("precision")
+    integers = fields.object("quantised")
+    precision.only((*COMPONENTS, "compute"))
+    integers.only(COMPONENTS)
+    given = [name for name in COMPONENTS if name in integers.document]
+    return (
+        {name: precision.text(name, choices=FLOAT_SCHEMES) for name in COMPONENTS},
+        {name: integers.text(name, choices=METHODS) for name in given},
+        precision.text("compute", choices=FLOAT_SCHEMES),
+    )
+
+
+def read_frequencies(fields: Fields, config: TransformerConfig) -> tuple[float, ...]:
+    """Frequencies of the timestep features."""
+    values = fields.numbers("timestep_frequencies")
+    if 2 * len(values) != config.freq_dim or not all(0 < value <= 1 for value in values):
+        raise fields.wrong("timestep_frequencies", f"{config.freq_dim // 2} numbers above 0 and at most 1")
+    return values

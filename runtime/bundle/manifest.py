@@ -11,9 +11,9 @@ from ..chain.pyramid import Resolution, Stage
 from ..documents import Fields
 from ..errors import UsageError
 from ..model.description import Model, parse_model
-from ..model.families import TransformerConfig, find_family
+from ..model.families import find_family
 from ..model.preview import PreviewMap
-from ..quantisation import FLOAT_SCHEMES, SCHEMES
+from ..quantisation import SCHEMES, Scheme
 from .entries import (
     FileEntry,
     GraphEntry,
@@ -21,7 +21,9 @@ from .entries import (
     decoder_json,
     read_decoder,
     read_frame_rate,
+    read_frequencies,
     read_parity,
+    read_schemes,
     read_statistics,
 )
 from .graphs import Decoder, GraphKey, graph_specs
@@ -37,7 +39,7 @@ __all__ = [
     "signed",
 ]
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "weights.bin"
 TOKENIZER_FILE = "tokenizer.json"
@@ -53,6 +55,7 @@ FIELDS = (
     "resolutions",
     "frame_rate",
     "precision",
+    "quantised",
     "timestep_frequencies",
     "latents",
     "preview",
@@ -81,12 +84,12 @@ class Manifest:
     resolutions: tuple[Resolution, ...]
     frame_rate: int
     """Frames a second of its videos."""
-    storage: str
-    """Scheme of the transformer and the decoder."""
-    text_storage: str
-    """Scheme of the text encoder."""
+    precision: Mapping[str, str]
+    """By component: the scheme of what is stored in floating-point numbers."""
+    quantised: Mapping[str, str]
+    """By component: the scheme of its blocks' matrices, where they are stored in integers."""
     compute: str
-    """Scheme of the arithmetic."""
+    """Scheme of the arithmetic of what is stored in floating-point numbers."""
     timestep_frequencies: tuple[float, ...]
     latents_mean: tuple[float, ...]
     latents_std: tuple[float, ...]
@@ -101,6 +104,10 @@ class Manifest:
     parity: Mapping[str, Any] | None = None
     graph_parity: Mapping[str, Any] | None = None
     """Parity of the networks that engines were built from, evaluated without their device."""
+
+    def scheme(self, component: str) -> Scheme:
+        """What a component's matrices are stored in."""
+        return SCHEMES[self.quantised.get(component, self.precision[component])]
 
     @property
     def resolution(self) -> Resolution:
@@ -128,7 +135,8 @@ class Manifest:
                 "transformer": self.model.transformer.to_json(),
                 "resolutions": [str(resolution) for resolution in self.resolutions],
                 "frame_rate": self.frame_rate,
-                "precision": {"storage": self.storage, "text": self.text_storage, "compute": self.compute},
+                "precision": {**self.precision, "compute": self.compute},
+                "quantised": dict(self.quantised),
                 "timestep_frequencies": list(self.timestep_frequencies),
                 "latents": {"mean": list(self.latents_mean), "std": list(self.latents_std)},
                 "preview": None if self.preview is None else self.preview.to_json(),
@@ -173,7 +181,7 @@ def parse_manifest(document: Any, source: str) -> Manifest:
     model = _model(fields)
     resolution = _resolution(fields, model)
     engine = _only(fields.object("engine"), "name", "version")
-    precision = _only(fields.object("precision"), "storage", "text", "compute")
+    precision, quantised, compute = read_schemes(fields)
     files = _files(fields)
     text, decoder = _text(fields, model, files), _decoder(fields, model, resolution)
     mean, std = read_statistics(fields.object("latents"), model.pyramid.geometry.channels)
@@ -185,10 +193,10 @@ def parse_manifest(document: Any, source: str) -> Manifest:
         model=model,
         resolutions=(resolution,),
         frame_rate=read_frame_rate(fields),
-        storage=precision.text("storage", choices=FLOAT_SCHEMES),
-        text_storage=precision.text("text", choices=SCHEMES),
-        compute=precision.text("compute", choices=FLOAT_SCHEMES),
-        timestep_frequencies=_frequencies(fields, model.transformer),
+        precision=precision,
+        quantised=quantised,
+        compute=compute,
+        timestep_frequencies=read_frequencies(fields, model.transformer),
         latents_mean=mean,
         latents_std=std,
         preview=_preview(fields, model),
@@ -244,13 +252,6 @@ def _files(fields: Fields) -> dict[str, FileEntry]:
             )
         files[name] = FileEntry.from_json(value, f"{fields.source}: file '{name}'")
     return files
-
-
-def _frequencies(fields: Fields, config: TransformerConfig) -> tuple[float, ...]:
-    values = fields.numbers("timestep_frequencies")
-    if 2 * len(values) != config.freq_dim or not all(0 < value <= 1 for value in values):
-        raise fields.wrong("timestep_frequencies", f"{config.freq_dim // 2} numbers above 0 and at most 1")
-    return values
 
 
 def _preview(fields: Fields, model: Model) -> PreviewMap | None:

@@ -3,7 +3,6 @@
 A file may be a link, as in the hub's cache; what counts is where it leads. `files.LEFT_BEHIND` is not counted.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -13,11 +12,11 @@ from pathlib import Path
 
 from ..documents import read_json
 from ..errors import CheckFailed, UsageError
-from ..files import cache_folder, is_left_behind, refuse_pointer, write_whole
+from ..files import cache_folder, file_digest, is_left_behind, refuse_pointer, write_whole
 from .entries import FileEntry
 from .manifest import MANIFEST_FILE, Manifest, parse_manifest
 
-__all__ = ["Bundle", "file_digest", "is_bundle", "open_bundle"]
+__all__ = ["Bundle", "is_bundle", "open_bundle"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,9 @@ def open_bundle(folder: Path, *, verify: bool = False, advance: Callable[[int], 
     extra = [name for name in others if not is_left_behind(name)]
     if missing:
         raise CheckFailed(f"{folder / missing[0]} is missing: the manifest lists it; fetch the bundle again")
+    for name in manifest.files:
+        if (folder / name).is_file():
+            refuse_pointer(folder / name)
     if extra:
         raise CheckFailed(f"{folder / extra[0]} is not part of the bundle: the manifest does not list it; remove it")
     seen = _Seen()
@@ -87,22 +89,6 @@ def _check_file(
             f"{path} is damaged: expected SHA-256 {entry.sha256[:16]}…, found {found[:16]}…; fetch the bundle again"
         )
     seen.add(path, found)
-
-
-def file_digest(
-    path: Path, advance: Callable[[int], None] | None = None, *, start: int = 0, end: int | None = None
-) -> str:
-    """SHA-256 of a file, or of its bytes from `start` to `end`, read in pieces of at most 8 MiB."""
-    digest = hashlib.sha256()
-    left = (path.stat().st_size if end is None else end) - start
-    with path.open("rb", buffering=0) as file:
-        file.seek(start)
-        while piece := file.read(min(8 * 1024 * 1024, left)):
-            left -= len(piece)
-            digest.update(piece)
-            if advance is not None:
-                advance(len(piece))
-    return digest.hexdigest()
 
 
 class _Seen:

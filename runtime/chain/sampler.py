@@ -47,6 +47,8 @@ class Step:
     """The step's velocity, after guidance."""
     latent: Latent
     """The latent after the step."""
+    before: Latent
+    """The latent before it."""
 
 
 def initial_latent(steps: Sequence[StepPlan], noise: np.random.Generator) -> Latent:
@@ -138,9 +140,9 @@ def sample(
     solver = steps[0].solver.start()
     for step in steps:
         velocity = guided_velocity(denoiser, step, x, conditions, negative)
-        x = solver(step, x, velocity, noise)
+        before, x = x, solver(step, x, velocity, noise)
         if callback is not None:
-            callback(Step(step, velocity, x))
+            callback(Step(step, velocity, x, before))
         if step.changes_stage:
             x = transition(taps, step, x, noise)
     return x

@@ -9,7 +9,7 @@ from ..chain.solvers import EULER, SolverChoice
 from ..documents import Fields, read_json
 from ..errors import UsageError
 
-__all__ = ["SCHEDULERS", "read_scheduler"]
+__all__ = ["SCHEDULERS", "read_scheduler", "scheduler_class"]
 
 DEFAULT_SHIFT = 5.0
 """Where there is no scheduler."""
@@ -33,12 +33,16 @@ _OFF = dict.fromkeys(
 _COMMON = {**_OFF, "num_train_timesteps": (1000, 1000), "shift_terminal": (None, None)}
 
 
+_VARIANTS = {name: name if name == "bh1" else "bh2" for name in ("bh1", "bh2", "midpoint", "heun", "logrho")}
+"""By diffusers' `solver_type`, which takes the last three for bh2."""
+
+
 def _unipc(fields: Fields, source: str) -> SolverChoice:
     return SolverChoice.of(
         "unipc",
         source,
-        order=fields.document.get("solver_order", 2),
-        variant=fields.document.get("solver_type", "bh2"),
+        order=fields.get("solver_order", "1, 2 or 3", lambda v: type(v) is int and 1 <= v <= 3, 2),
+        variant=_VARIANTS[fields.text("solver_type", "bh2", choices=_VARIANTS)],
         lower_order_final=fields.document.get("lower_order_final", True),
     )
 
@@ -75,17 +79,35 @@ SCHEDULERS: Mapping[str, _Scheduler] = {
 """By the name of the class."""
 
 
+def scheduler_class(folder: Path) -> str | None:
+    """Name of the class of a checkpoint's scheduler, which `model_index.json` decides; None where there is none.
+
+    Raises:
+        UsageError: there should be one, and its configuration is not there.
+    """
+    file = folder / "scheduler" / "scheduler_config.json"
+    named = Fields(read_json(folder / "model_index.json"), str(folder / "model_index.json")).document.get("scheduler")
+    name = named[1] if isinstance(named, list) and len(named) == 2 and isinstance(named[1], str) else None
+    if not file.is_file():
+        if name is not None:
+            raise UsageError(
+                f"{file} is missing: model_index.json names the scheduler {name:.60}; "
+                "fetch it, or choose a solver with a schedule in pyramid.json"
+            )
+        return None
+    return name or Fields(read_json(file), str(file)).text("_class_name")
+
+
 def read_scheduler(folder: Path) -> tuple[SolverChoice, float]:
     """The solver and the shift of a checkpoint's scheduler; Euler and 5 where there is none.
 
     Raises:
         UsageError: it is of a class, or has options, that no solver here stands for.
     """
-    file = folder / "scheduler" / "scheduler_config.json"
-    if not file.is_file():
+    file, name = folder / "scheduler" / "scheduler_config.json", scheduler_class(folder)
+    if name is None:
         return EULER, DEFAULT_SHIFT
     fields = Fields(read_json(file), str(file))
-    name = fields.text("_class_name")
     if name not in SCHEDULERS:
         raise UsageError(
             f"{file}: the scheduler {name:.60} has no solver here: expected one of {', '.join(SCHEDULERS)}; "

@@ -21,10 +21,12 @@ PAPER_SCHEDULES = {
 """Schedules of PyramidalWan (supplement A3 and the cost table)."""
 
 PLAIN_SCHEDULES = {
-    "4": {"steps": [4], "guidance_scale": 1.0},
-    "2": {"levels": [list(train_sigmas(3, 5.0)[:2])], "guidance_scale": 1.0},
+    "distilled-4": {"steps": [4], "guidance_scale": 1.0},
+    "distilled-2": {"levels": [list(train_sigmas(3, 5.0)[:2])], "guidance_scale": 1.0},
 }
-"""Schedules of distilled plain Wan (supplement A3): `set_timesteps(4)`, and the first two of `set_timesteps(3)`."""
+"""Schedules of distilled plain Wan (supplement A3): `set_timesteps(4)`, and the first two of `set_timesteps(3)`.
+
+A number alone is so many steps of the folder's own scheduler."""
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,11 @@ class Origin:
         if fields.integer("format") != FORMAT:
             raise fields.wrong("format", f"{FORMAT}")
         checkpoint = fields.get("checkpoint", "64 hexadecimal digits or null", lambda v: v is None or is_digest(v))
-        return cls(checkpoint, Resolution.parse(fields.text("resolution")), fields.object("run").document)
+        try:
+            resolution = Resolution.parse(fields.text("resolution"))
+        except UsageError as error:
+            raise UsageError(f"{source}: {error}".replace(f"{source}: {source}", source)) from None
+        return cls(checkpoint, resolution, fields.object("run").document)
 
     def to_json(self) -> dict[str, Any]:
         """The document that `from_json` reads."""

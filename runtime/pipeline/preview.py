@@ -14,11 +14,11 @@ __all__ = ["clean_latent", "preview_map", "showing"]
 
 
 def clean_latent(step: Step) -> NDArray[np.float32]:
-    """What a step says of the clean latent: x0 = x' - σ'·v in each frame group, at the scale of its stage."""
+    """What a step says of the clean latent: x0 = x - σ·v in each frame group, at the scale of its stage."""
     out = np.empty_like(step.latent)
-    for group, (_, sigma) in zip(step.plan.stage.groups, step.plan.sigmas, strict=True):
+    for group, (sigma, _) in zip(step.plan.stage.groups, step.plan.sigmas, strict=True):
         frames = group.frames
-        out[:, frames] = step.latent[:, frames] - np.float32(sigma) * step.velocity[:, frames]
+        out[:, frames] = step.before[:, frames] - np.float32(sigma) * step.velocity[:, frames]
     return out
 
 

@@ -58,7 +58,7 @@ def check_parity(pipeline: Pipeline, trace: Trace, *, advance: Advance = lambda 
         level["passed"] = _passes(name, level, tolerances)
     return {
         "passed": all(level["passed"] for level in levels.values()),
-        "precision": manifest.storage,
+        "precision": manifest.scheme("transformer").name,
         "levels": levels,
     }
 

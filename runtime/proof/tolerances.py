@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 
 from ..bundle.manifest import Manifest
-from ..quantisation import SCHEMES
+from ..quantisation import COMPONENTS, SCHEMES
 
 __all__ = ["tolerances_of"]
 
 TEXT_LEVELS = ("text", "chain", "video")
 """What the text encoder's rounding reaches: the chain runs free from the bundle's own embeddings."""
+
+DECODER_LEVELS = ("vae", "video")
+"""What the decoder's rounding reaches."""
 
 TILED = {"video": 30.0}
 """Tolerance of a video that is decoded in tiles: the decoder's attention sees a tile alone, which no graph can mend."""
@@ -19,13 +22,17 @@ HALF_CACHES = {"vae": 3e-3, "video": 40.0}
 
 def tolerances_of(manifest: Manifest) -> dict[str, float]:
     """Largest relative L2 error by level, and for `video` the least PSNR in dB: the widest that anything asks for."""
-    stored, text = SCHEMES[manifest.storage].tolerances, SCHEMES[manifest.text_storage].tolerances
-    asked: list[Mapping[str, float]] = [stored, {name: text[name] for name in TEXT_LEVELS}]
+    transformer, text, decoder = (manifest.scheme(component).tolerances for component in COMPONENTS)
+    asked: list[Mapping[str, float]] = [
+        {name: value for name, value in transformer.items() if name not in ("text", "vae")},
+        {name: text[name] for name in TEXT_LEVELS},
+        {name: decoder[name] for name in DECODER_LEVELS},
+    ]
     if manifest.decoder is not None and manifest.decoder.tiles.count > 1:
         asked.append(TILED)
     if manifest.decoder is not None and manifest.decoder.caches == "float16":
         asked.append(HALF_CACHES)
-    widest = {
-        name: (min if name == "video" else max)(levels[name] for levels in asked if name in levels) for name in stored
+    return {
+        name: (min if name == "video" else max)(levels[name] for levels in asked if name in levels)
+        for name in SCHEMES["fp32"].tolerances
     }
-    return widest | {"text": text["text"]}

@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from torch.fx.passes.infra.partitioner import Partition
 from torch.fx.traceback import NodeSource
 
-from ...runtime.bundle.opening import file_digest
+from ...runtime.files import file_digest
 from ..forms import Placement
 
 __all__ = ["lower", "merge", "weights_stay_in_file"]

@@ -7,7 +7,7 @@ import torch
 
 from ...runtime.quantisation import Scheme
 from ..dialect import Dialect, attention, expand_blocks
-from .operators import multi_head_attention, quantised_matmul, rotary
+from .operators import integer_matmul, multi_head_attention, quantised_matmul, rotary
 from .passes import expand_late
 
 __all__ = ["FUSED"]
@@ -39,6 +39,17 @@ def _(x: Tensor, values: Tensor, scales: Tensor, bits: int, block: int) -> Tenso
     return x.new_empty(*x.shape[:-1], values.shape[0])
 
 
+@torch.library.custom_op("pyrexport::integer_product", mutates_args=())
+def integer_product(x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    """Product of x [..., in], rounded to 8 bits, and int8 values [in, out]; see `Dialect.integer_product`."""
+    return Dialect().integer_product(x, values, scales, bias)
+
+
+@integer_product.register_fake
+def _(x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], values.shape[1])
+
+
 class Fused(Dialect):
     """One operator for attention, rotation and products with blocks."""
 
@@ -47,6 +58,7 @@ class Fused(Dialect):
         torch.ops.pyrexport.attention.default: multi_head_attention,
         torch.ops.pyrexport.rotary_embedding.default: rotary,
         torch.ops.pyrexport.quantised_product.default: quantised_matmul,
+        torch.ops.pyrexport.integer_product.default: integer_matmul,
     }
     feed_forward_bytes = 64 * 1024 * 1024
     most_pieces = 1024
@@ -54,6 +66,10 @@ class Fused(Dialect):
     def block_product(self, x: Tensor, values: Tensor, scales: Tensor, scheme: Scheme) -> Tensor:
         """The product as one operator."""
         return quantised_product(x, values, scales, scheme.bits, scheme.block)
+
+    def integer_product(self, x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+        """The product in integers."""
+        return integer_product(x, values, scales, bias)
 
     def rotation(self, heads: int, size: int) -> Callable[..., Tensor]:
         """The rotation as one operator."""

@@ -8,16 +8,22 @@ import onnxscript
 from onnx.defs import OpSchema
 from onnxscript import opset23
 
-__all__ = ["multi_head_attention", "quantised_matmul", "rotary"]
+__all__ = ["integer_matmul", "multi_head_attention", "quantised_matmul", "rotary"]
 
 
-def _schema(name: str, inputs: Sequence[str], types: Mapping[str, list[str]], attributes: Sequence[str]) -> Any:
+def _schema(
+    name: str,
+    inputs: Sequence[str],
+    types: Mapping[str, list[str]],
+    attributes: Sequence[str],
+    output: str | None = None,
+) -> Any:
     schema = OpSchema(
         name,
         "com.microsoft",
         1,
         inputs=[OpSchema.FormalParameter(f"input_{i}", kind) for i, kind in enumerate(inputs)],
-        outputs=[OpSchema.FormalParameter("output", inputs[0])],
+        outputs=[OpSchema.FormalParameter("output", output or inputs[0])],
         type_constraints=[(kind, allowed, "") for kind, allowed in types.items()],
         attributes=[OpSchema.Attribute(attribute, OpSchema.AttrType.INT, required=True) for attribute in attributes],
     )
@@ -35,6 +41,21 @@ _MULTI_HEAD_ATTENTION = _schema("MultiHeadAttention", ["T", "T", "T"], _FLOAT, [
 _ROTARY_EMBEDDING = _schema(
     "RotaryEmbedding", ["T", "I", "T", "T"], _FLOAT | {"I": ["tensor(int64)"]}, ["interleaved", "num_heads"]
 )
+
+
+_MATMUL_INTEGER_TO_FLOAT = _schema(
+    "MatMulIntegerToFloat",
+    ["A", "B", "T", "T", "A", "B", "T"],
+    _FLOAT | {"A": ["tensor(uint8)"], "B": ["tensor(int8)"]},
+    [],
+    output="T",
+)
+
+
+def integer_matmul(x: Any, values: Any, scales: Any, bias: Any = None) -> Any:
+    """A product of 8-bit integers; inputs that layers share are rounded once, where ONNX Runtime finds them equal."""
+    integers, scale, zero = opset23.DynamicQuantizeLinear(x)
+    return _MATMUL_INTEGER_TO_FLOAT(integers, values, scale, scales, zero, None, bias)
 
 
 def multi_head_attention(query: Any, key: Any, value: Any, heads: int) -> Any:

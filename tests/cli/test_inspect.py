@@ -105,4 +105,4 @@ def test_a_plain_folder_is_one_stage_with_diffusers_schedule(make_checkpoint, cl
     assert len(document["stages"]) == 1
     assert len(document["schedules"]["50"]["levels"][0]) == 50
     assert document["schedules"]["50"]["guidance_scale"] == 5.0
-    assert [round(level, 5) for level in document["schedules"]["2"]["levels"][0]] == [1, 0.83471]
+    assert [round(level, 5) for level in document["schedules"]["distilled-2"]["levels"][0]] == [1, 0.83471]

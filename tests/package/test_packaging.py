@@ -79,7 +79,7 @@ def test_the_wheel_holds_the_package_and_nothing_stray(wheel):
     assert tops == {"pyrexport", f"pyrexport-{CONFIG['project']['version']}.dist-info"}
     assert {"pyrexport/py.typed", "pyrexport/targets/executorch/shim.cpp"} <= set(names)
     inside = {name.split("/")[1] for name in names if name.startswith("pyrexport/")}
-    assert inside == {"__init__.py", "py.typed", *FLOORS}
+    assert inside == {"__init__.py", "__main__.py", "py.typed", *FLOORS}
 
 
 @pytest.fixture(scope="module")

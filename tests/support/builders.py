@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from pyrexport.runtime.bundle.manifest import MANIFEST_FILE, signed
-from pyrexport.runtime.bundle.opening import file_digest
 from pyrexport.runtime.chain.kinds import KINDS
 from pyrexport.runtime.chain.levels import default_clean_levels, gain
 from pyrexport.runtime.chain.pyramid import Pyramid, Resolution
 from pyrexport.runtime.chain.wavelets import WAVELETS
+from pyrexport.runtime.files import file_digest
 
 FULL = Resolution(81, 448, 832)
 """The paper's."""

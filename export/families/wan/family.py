@@ -69,6 +69,18 @@ class WanModules:
         graph = VaeGraph(space, config, decoder.caches, first=first)
         return PackedVae(graph, config.cache_shapes(*decoder.tiles.tile)) if decoder.packed else graph
 
+    def block_matrices(self, checkpoint: Checkpoint, component: str) -> Sequence[str]:
+        """The matrices of the transformer's and of UMT5's blocks; a table of position biases is none."""
+        blocks = {"transformer": "blocks.", "text_encoder": "encoder.block."}[component]
+        return [
+            name.removesuffix(".weight")
+            for name, entry in checkpoint.components[component].items()
+            if name.startswith(blocks)
+            and name.endswith(".weight")
+            and len(entry.shape) == 2
+            and "relative_attention_bias" not in name
+        ]
+
     def latent_statistics(self, checkpoint: Checkpoint) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of the latents, 0 and 1 where there is no VAE."""
         channels = checkpoint.model.pyramid.geometry.channels
@@ -128,7 +140,7 @@ class WanModules:
         latent: NDArray[np.float32],
         text: NDArray[np.float32],
         negative: NDArray[np.float32],
-        keep: Callable[[NDArray[np.float32], Step], None],
+        keep: Callable[[Step], None],
     ) -> NDArray[np.float32]:
         """By diffusers' `WanPipeline`."""
         return run_pipeline(checkpoint, stage.transformer, steps, latent, text, negative, keep)

@@ -30,6 +30,10 @@ __all__ = [
 ]
 
 
+TABLE_ROWS = 4096
+"""Rows of an embedding table that are compared at once."""
+
+
 class StageTransformer(nn.Module):
     """The transformer of one stage: diffusers' module, with what pyramidal and PPF models add to it.
 
@@ -173,6 +177,22 @@ def check_components(checkpoint: Checkpoint) -> None:
     """
     for component, module in empty_modules(checkpoint).items():
         _check(checkpoint, component, module)
+    _check_table(checkpoint)
+
+
+def _check_table(checkpoint: Checkpoint) -> None:
+    """Refuse a text encoder whose embeddings are there twice, and differ: one of them would be dropped."""
+    ours, theirs = (checkpoint.text_encoder.get(name) for name in ("shared.weight", "encoder.embed_tokens.weight"))
+    if ours is None or theirs is None:
+        return
+    with safe_open(ours.file, "pt") as one, safe_open(theirs.file, "pt") as other:
+        slices = one.get_slice(ours.name), other.get_slice(theirs.name)
+        for start in range(0, ours.shape[0], TABLE_ROWS):
+            if not torch.equal(*(table[start : start + TABLE_ROWS].float() for table in slices)):
+                raise UsageError(
+                    f"{theirs.file}: expected tensor '{theirs.name}' to be '{ours.name}' again, found other values "
+                    f"from row {start} on: leave out the one that is not used"
+                )
 
 
 def _load(checkpoint: Checkpoint, component: str) -> Any:

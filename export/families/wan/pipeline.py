@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from ....runtime.chain.plan import StepPlan
 from ....runtime.chain.pyramid import Resolution
 from ....runtime.chain.sampler import Step
-from ....runtime.documents import read_json
+from ....runtime.errors import UsageError
 from ....runtime.model.checkpoint import Checkpoint
-from ....runtime.model.scheduler import read_scheduler
+from ....runtime.model.scheduler import read_scheduler, scheduler_class
 
 __all__ = ["follows_pipeline", "run_pipeline"]
 
@@ -24,8 +24,7 @@ Latent = NDArray[np.float32]
 
 def follows_pipeline(checkpoint: Checkpoint, steps: Sequence[StepPlan]) -> bool:
     """Whether a run is one that the checkpoint's own pipeline makes: its solver, and the levels of its scheduler."""
-    file = checkpoint.folder / "scheduler" / "scheduler_config.json"
-    if checkpoint.model.pyramid.kind.spacing != "sigmas" or not file.is_file():
+    if checkpoint.model.pyramid.kind.spacing != "sigmas" or scheduler_class(checkpoint.folder) is None:
         return False
     solver, _ = read_scheduler(checkpoint.folder)
     if solver != steps[0].solver or solver.facts.draws or steps[0].scaled_start:
@@ -35,9 +34,8 @@ def follows_pipeline(checkpoint: Checkpoint, steps: Sequence[StepPlan]) -> bool:
 
 
 def _scheduler(checkpoint: Checkpoint, steps: int) -> Any:
-    folder = checkpoint.folder / "scheduler"
-    kind = getattr(diffusers, read_json(folder / "scheduler_config.json")["_class_name"])
-    scheduler = kind.from_pretrained(str(folder))
+    kind: Any = getattr(diffusers, scheduler_class(checkpoint.folder) or "")
+    scheduler = kind.from_pretrained(str(checkpoint.folder / "scheduler"))
     scheduler.set_timesteps(steps)
     return scheduler
 
@@ -49,7 +47,7 @@ def run_pipeline(
     latent: Latent,
     text: Latent,
     negative: Latent,
-    keep: Callable[[Latent, Step], None],
+    keep: Callable[[Step], None],
 ) -> Latent:
     """Sample with diffusers' `WanPipeline`.
 
@@ -60,39 +58,59 @@ def run_pipeline(
         latent: the initial one [C, T, H, W].
         text: embeddings of the prompt [text length, text width].
         negative: those of the negative prompt, used where steps are guided.
-        keep: given the latent before each step, and the step.
+        keep: called after each step.
 
     Returns:
         The latent after the last step [C, T, H, W].
+
+    Raises:
+        UsageError: the scheduler gives none that is finite.
     """
-    pipeline = WanPipeline(None, None, None, _scheduler(checkpoint, len(steps)), transformer)
+    pipeline, before = WanPipeline(None, None, None, _scheduler(checkpoint, len(steps)), transformer), latent
     pipeline.set_progress_bar_config(disable=True)
-    before = latent
-    with _outputs_of(transformer) as outputs:
+    with _solvable(checkpoint, len(steps)), _outputs_of(transformer) as outputs:
 
         def taken(pipe: Any, index: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             nonlocal before
-            after = tensors["latents"][0].numpy().copy()
-            keep(before, Step(steps[index], _guided(outputs, steps[index]), after))
-            before = after
+            given, before = before, tensors["latents"][0].numpy().copy()
+            keep(Step(steps[index], _guided(outputs, steps[index]), before, given))
             return {}
 
+        embeds = {"prompt_embeds": text, "negative_prompt_embeds": negative, "latents": latent}
         pipeline(
-            prompt_embeds=torch.from_numpy(text)[None],
-            negative_prompt_embeds=torch.from_numpy(negative)[None],
-            num_inference_steps=len(steps),
-            guidance_scale=steps[0].guidance_scale,
-            latents=torch.from_numpy(latent)[None],
+            **{name: torch.from_numpy(values)[None] for name, values in embeds.items()},
+            **_request(checkpoint.resolution, steps),
             callback_on_step_end=taken,
-            **_size(checkpoint.resolution),
         )
+    if not np.isfinite(before).all():
+        raise _no_oracle(checkpoint, len(steps))
     return before
 
 
-def _size(resolution: Resolution) -> dict[str, Any]:
-    """A pipeline's arguments for latents of a resolution."""
+@contextmanager
+def _solvable(checkpoint: Checkpoint, steps: int) -> Iterator[None]:
+    """UniPC solves a system of equations in each step, which some of its options make singular."""
+    try:
+        yield
+    except RuntimeError as error:  # of which PyTorch's error of linear algebra is one
+        if "linalg" not in str(error):
+            raise
+        raise _no_oracle(checkpoint, steps) from error
+
+
+def _no_oracle(checkpoint: Checkpoint, steps: int) -> UsageError:
+    return UsageError(
+        f"{checkpoint.folder}: diffusers' own {scheduler_class(checkpoint.folder)} gives no finite latents with the "
+        f"options of this folder over {steps} steps: there is nothing to compare with; choose others, such as "
+        "lower_order_final true"
+    )
+
+
+def _request(resolution: Resolution, steps: Sequence[StepPlan]) -> dict[str, Any]:
+    """A pipeline's arguments for latents of a resolution, after steps that are guided alike."""
     size = {"height": resolution.height, "width": resolution.width, "num_frames": resolution.frames}
-    return {**size, "output_type": "latent"}
+    how = {"num_inference_steps": len(steps), "guidance_scale": steps[0].guidance_scale}
+    return {**size, **how, "output_type": "latent"}
 
 
 @contextmanager

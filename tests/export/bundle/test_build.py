@@ -12,8 +12,8 @@ def test_a_bundle_holds_what_its_manifest_lists(bundle, tiny):
     assert set(document["graphs"]) == {"stage0", "stage1", "stage2", "text_64", "vae_first", "vae_next"}
     assert document["model"]["schedules"].keys() == json.loads((tiny / "pyramid.json").read_text())["schedules"].keys()
     assert document["target"] == "ort"
-    assert document["target_options"] == {}
-    assert document["precision"] == {"storage": "fp32", "text": "fp32", "compute": "fp32"}
+    assert document["target_options"] == {"kernel": "avx2"}
+    assert document["precision"] == {"transformer": "fp32", "text_encoder": "fp32", "vae": "fp32", "compute": "fp32"}
     assert document["resolutions"] == ["17x64x64"]
     decoder = {name: document["vae"][name] for name in ("tile", "tiles", "overhead", "caches", "packed")}
     assert decoder == {"tile": [8, 8], "tiles": 1, "overhead": 1.0, "caches": "float32", "packed": False}

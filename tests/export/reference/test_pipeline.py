@@ -117,7 +117,7 @@ def test_the_folders_scheduler_chooses_the_solver(
         ),
         ({"use_flow_sigmas": False}, "use_flow_sigmas False has no solver here: expected True"),
         ({"prediction_type": "epsilon"}, "prediction_type 'epsilon'"),
-        ({"solver_order": 4}, "field 'order': expected 1, 2 or 3"),
+        ({"solver_order": 4}, "field 'solver_order': expected 1, 2 or 3"),
         ({"disable_corrector": [0]}, "disable_corrector"),
         ({"flow_shift": "three"}, "field 'flow_shift': expected a number"),
     ],

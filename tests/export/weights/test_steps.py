@@ -6,11 +6,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyrexport.export.weights.source import Source
-from pyrexport.export.weights.steps import TORCH_DTYPES, Cast, Matrix, Quantise, Reshape, Stored, Tap, Transpose
+from pyrexport.export.weights.steps import (
+    TORCH_DTYPES,
+    Cast,
+    Integers,
+    Matrix,
+    Quantise,
+    Reshape,
+    Stored,
+    Tap,
+    Transpose,
+)
 from pyrexport.runtime.quantisation import SCHEMES
 from pyrexport.targets.dialect import expand_blocks
 
-INT4, INT8 = (Quantise(SCHEMES[name]) for name in ("int4", "int8"))
+INT4, INT8 = (Quantise(SCHEMES[name]) for name in ("w4", "w8"))
 
 CASES = {
     "a cast to 16 bits": (Cast("float16"), (7, 5)),
@@ -22,8 +32,10 @@ CASES = {
     "a transposed row": (Transpose(), (1, 5)),
     "the first tap": (Tap(0), (4, 3, 3, 2, 1)),
     "the last tap": (Tap(2), (4, 3, 3, 2, 1)),
-    "whole blocks of 4 bits": (INT4, (5, 64)),
+    "whole blocks of 4 bits": (INT4, (5, 128)),
     "a block of 4 bits that is not full": (INT4, (5, 70)),
+    "integers of a channel": (Integers(127, transposed=False), (5, 70)),
+    "integers of a channel, transposed": (Integers(63, transposed=True), (5, 70)),
     "blocks of 8 bits": (INT8, (3, 256)),
     "a block of 8 bits that is not full": (INT8, (3, 130)),
 }
@@ -75,7 +87,7 @@ def test_pieces_of_rows_make_the_bytes_of_the_whole(case, data):
     pieces = [step.apply(tensor[start : start + at_once], start) for start in range(0, rows, at_once)]
     for index, whole in enumerate(step.apply(tensor, 0)):
         parts = [piece[index] for piece in pieces]
-        together = torch.cat(parts, dim=1) if step.turns else torch.cat([part.flatten() for part in parts])
+        together = torch.cat(parts, dim=-1) if step.turns else torch.cat([part.flatten() for part in parts])
         assert raw(together) == raw(whole)
 
 
@@ -83,11 +95,11 @@ def test_the_steps_of_a_source_follow_each_other():
     steps = (Cast("bfloat16"), Matrix(), Transpose())
     assert Source("vae", "conv.weight", Stored((6, 2, 3, 2), "float32"), steps).stored == Stored((12, 6), "bfloat16")
     blocks, scales = (Source("text", "a.weight", Stored((5, 70), "float16"), (INT4,), output) for output in range(2))
-    assert blocks.stored == Stored((5, 3, 16), "uint8")
-    assert scales.stored == Stored((15,), "float32")
+    assert blocks.stored == Stored((5, 2, 32), "uint8")
+    assert scales.stored == Stored((10,), "float32")
 
 
-@pytest.mark.parametrize("step", [INT4, INT8], ids=["int4", "int8"])
+@pytest.mark.parametrize("step", [INT4, INT8], ids=["w4", "w8"])
 @pytest.mark.parametrize("columns", [256, 200])
 def test_blocks_are_symmetric_and_within_half_a_step(step, columns):
     """The largest value by size is the lowest level; one of nearly its size and other sign is cut by up to a step."""
@@ -111,3 +123,16 @@ def test_blocks_are_symmetric_and_within_half_a_step(step, columns):
     bound = np.broadcast_to(np.where(exact > half - 1, 1.0, 0.5) * np.abs(steps), padded.shape).reshape(rows, -1)
     assert (np.abs(read - matrix.numpy()) <= bound[:, :columns] * (1 + 1e-3)).all()
     assert not read[0, : scheme.block].any()
+
+
+@pytest.mark.parametrize("largest", [63, 127])
+def test_integers_are_symmetric_and_within_half_a_step_of_their_channel(largest):
+    matrix = values((6, 200), "float32")
+    matrix[2] = 0
+    integers, scales = (tensor.numpy() for tensor in Integers(largest, transposed=True).apply(matrix, 0))
+    expected = np.abs(matrix.numpy()).max(1) / largest
+    expected[2] = 1
+    assert scales == pytest.approx(expected, rel=1e-6)
+    assert np.abs(integers).max(0).tolist() == [largest, largest, 0, largest, largest, largest]
+    error = np.abs(integers.T * scales[:, None].astype(np.float64) - matrix.numpy())
+    assert (error <= scales[:, None] * 0.5001).all()

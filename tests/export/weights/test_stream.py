@@ -11,7 +11,7 @@ from pyrexport.export.bundle.options import BuildRequest, resolve_options
 from pyrexport.export.weights import stream
 from pyrexport.export.weights.places import place_weights
 from pyrexport.export.weights.source import Source
-from pyrexport.export.weights.steps import Cast, Matrix, Quantise, Stored, Transpose
+from pyrexport.export.weights.steps import Cast, Integers, Matrix, Quantise, Stored, Transpose
 from pyrexport.export.weights.stream import write_component
 from pyrexport.runtime.bundle.manifest import WEIGHTS_FILE
 from pyrexport.runtime.model.checkpoint import read_checkpoint
@@ -21,12 +21,16 @@ from pyrexport.targets.facts import find_build_target
 from safetensors.numpy import load_file, save_file
 
 
-@pytest.mark.parametrize("text_precision", ["bf16", "int4"])
-def test_weights_do_not_depend_on_the_size_of_the_pieces_they_are_read_in(tiny, tmp_path, monkeypatch, text_precision):
+@pytest.mark.parametrize("method", ["w4", "w8a8-dynamic"])
+def test_weights_do_not_depend_on_the_size_of_the_pieces_they_are_read_in(tiny, tmp_path, monkeypatch, method):
     """In 16 bits and by one row at a time, too: a piece of one row has the strides of the whole matrix."""
     checkpoint = read_checkpoint(tiny)
     target = find_build_target("ort")
-    options = resolve_options(checkpoint, target, BuildRequest("bf16", text_precision))
+    options = resolve_options(
+        checkpoint,
+        target,
+        BuildRequest({"vae": "bf16", "text_encoder": "fp16"}, {"transformer": method, "text_encoder": "w8"}),
+    )
     places = draw(checkpoint, target, options).files[WEIGHTS_FILE]
     written = []
     for chunk in (stream.CHUNK, 1024, 260):
@@ -66,7 +70,9 @@ class Scale:
         return (rows * factors.view(-1, *[1] * (rows.ndim - 1)),)
 
 
-@pytest.mark.parametrize("steps", [(), (Cast("bfloat16"), Matrix(), Transpose()), (Quantise(SCHEMES["int4"]),)])
+@pytest.mark.parametrize(
+    "steps", [(), (Cast("bfloat16"), Matrix(), Transpose()), (Quantise(SCHEMES["w4"]),), (Integers(63, True),)]
+)
 def test_a_step_of_somebody_elses_is_streamed_as_ours_are(tmp_path, monkeypatch, steps):
     """Between a tensor and the steps that the package has, in pieces of at most `CHUNK`."""
     rows, columns = 100, 48
@@ -102,7 +108,7 @@ def test_values_that_storage_cannot_hold(make_checkpoint, refused, tmp_path):
     save_file(tensors, file)
     line = refused("build", folder, "--target", "ort", "-o", tmp_path / "out", "--precision", "fp16", "--quiet")
     assert "'blocks.0.attn1.to_q.weight' holds values that are not finite in float16" in line
-    for options in (["--text-precision", "int8"], ["--vae-tile", "16x16"], ["--vae-caches", "fp16"]):
+    for options in (["--quantize", "text_encoder=w8"], ["--vae-tile", "16x16"], ["--vae-caches", "fp16"]):
         assert "says nothing" in refused("build", folder, "--target", "ort", "-o", tmp_path / "x", *options).replace(
             "say nothing", "says nothing"
         )

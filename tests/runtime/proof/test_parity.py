@@ -49,9 +49,9 @@ def test_reduced_storage_stays_within_its_tolerance_and_is_not_exact(make_bundle
     assert SCHEMES["fp32"].tolerances["stages"] < result["levels"]["stages"]["relative_l2"]
 
 
-@pytest.mark.parametrize("text_precision", ["int8", "int4"])
-def test_a_quantised_text_encoder_stays_within_its_tolerance(make_bundle, record, text_precision):
-    result = parity(make_bundle("--no-vae", text_precision=text_precision), record("--no-vae"))
+@pytest.mark.parametrize("method", ["w8", "w4"])
+def test_a_quantised_text_encoder_stays_within_its_tolerance(make_bundle, record, method):
+    result = parity(make_bundle("--no-vae", quantize=f"text_encoder={method}"), record("--no-vae"))
     levels = result["levels"]
     assert result["passed"]
     assert levels["text"]["tolerance"] / 30 < levels["text"]["relative_l2"] <= levels["text"]["tolerance"]

@@ -58,9 +58,9 @@ def test_lowering_ppf_leaves_nothing_outside(make_checkpoint):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--precision", "fp16"), "takes its weights in fp32, found fp16"),
-        (("--text-precision", "int8"), "takes its text encoder in fp32, found int8"),
-        (("--vae-caches", "fp16"), "takes its decoder's caches in fp32, found fp16"),
+        (("--precision", "fp16"), "takes the transformer in fp32, found fp16"),
+        (("--quantize", "text_encoder=w8"), "takes the text_encoder in fp32, found w8"),
+        (("--vae-caches", "fp16"), "takes the decoder's caches in fp32, found fp16"),
     ],
 )
 def test_what_it_does_not_store_is_refused(tiny, refused, tmp_path, options, message):

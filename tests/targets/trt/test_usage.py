@@ -110,7 +110,7 @@ def test_options_that_are_none_are_refused(engines, tiny, refused, tmp_path, opt
     assert "other options" in refused("parity", broken, "--reference", tiny, "--graph", "--quiet")
 
 
-@pytest.mark.parametrize(("field", "name", "value"), [("precision", "storage", "zz"), ("vae", "tile", "ab")])
+@pytest.mark.parametrize(("field", "name", "value"), [("precision", "vae", "zz"), ("vae", "tile", "ab")])
 def test_a_precision_or_a_tile_that_is_none_is_refused(engines, tiny, refused, tmp_path, field, name, value):
     broken = tmp_path / "bundle"
     shutil.copytree(engines, broken)
@@ -125,7 +125,7 @@ def test_building_says_what_is_wrong(tiny, engines, refused, tmp_path):
     assert "found '9.0'" in refused("build", tiny, *out, "--compute-capability", "9.0")
     assert "found 'x'" in refused("build", tiny, *out, "--compute-capability", "x")
     with_one = (*out, "--compute-capability", "8.9")
-    assert "--text-precision bf16" in refused("build", tiny, *with_one, "--text-precision", "fp16")
+    assert "--precision text_encoder=bf16" in refused("build", tiny, *with_one, "--precision", "text_encoder=fp16")
     assert "caches in fp32" in refused("build", tiny, *with_one, "--vae-caches", "fp16")
     ort = ("--target", "ort", "-o", tmp_path / "out")
     assert "no option 'layout'" in refused("build", tiny, *ort, "--layout", "per-stage")

@@ -1,0 +1,5 @@
+"""`python -m pyrexport` is `pyrexport`."""
+
+from .cli import main
+
+main()

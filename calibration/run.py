@@ -1,0 +1,154 @@
+"""Calibrating a checkpoint: its reference samples prompts by the runtime's own chain, and its layers are watched."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..export.reference.reference import Reference
+from ..runtime.chain.noise import generator, standard_normal
+from ..runtime.chain.plan import StepPlan, plan
+from ..runtime.chain.sampler import Conditions, sample
+from ..runtime.chain.schedules import Schedule
+from ..runtime.files import check_output
+from ..runtime.model.checkpoint import Checkpoint
+from ..runtime.model.identity import checkpoint_digest, checkpoint_files
+from ..runtime.recipe import Calibration
+from ..runtime.reporter import Reporter
+from ..runtime.trajectories import TEXTS, Trajectories
+from .observe import Observer, frame_groups, observed
+from .state import read_state, state_file, write_state
+
+__all__ = ["CalibrationRequest", "calibrate"]
+
+PACKAGES = ("pyrexport", "torch", "diffusers", "transformers", "numpy")
+"""Packages whose versions decide what a run gives."""
+
+
+@dataclass(frozen=True)
+class CalibrationRequest:
+    """What is to be run."""
+
+    prompts: Sequence[str]
+    """One run each; without a text encoder each is embedded as noise drawn from its position."""
+    schedule: Schedule
+    """Of the runs: statistics are those of its levels."""
+    seed: int = 0
+    """Of the first run; each further one has the next."""
+    percentile: float = 99.9
+    """Of magnitudes, kept beside the greatest."""
+
+
+def calibrate(
+    checkpoint: Checkpoint, output: Path, request: CalibrationRequest, reporter: Reporter | None = None
+) -> Calibration:
+    """Sample prompts, and write a recipe of what the layers of the blocks were given.
+
+    What was seen is kept beside the output after each prompt: a call that was interrupted goes on there, to the same
+    recipe.
+
+    Args:
+        checkpoint: what to calibrate.
+        output: the recipe's file.
+        request: what to run.
+        reporter: told of the steps.
+
+    Raises:
+        UsageError: the output cannot be written, an interrupted calibration of other settings lies beside it, or the
+            input of a layer is always zero.
+        CheckFailed: an input is not finite.
+    """
+    state, reporter = state_file(output), reporter or Reporter()
+    for path in (output, state):
+        check_output(path)
+    names, bounds = frame_groups(checkpoint.model.stages(checkpoint.resolution))
+    run = _trajectories(checkpoint, request, names)
+    done, observer = read_state(state, run, bounds)
+    steps = plan(checkpoint.model.pyramid, checkpoint.resolution, request.schedule)
+    reporter.begin("calibration", len(steps) * len(request.prompts))
+    if done:
+        reporter.said(f"{done} of {len(request.prompts)} prompts: kept from an interrupted calibration")
+        reporter.advance(done * len(steps))
+    if done < len(request.prompts):
+        reference = Reference(checkpoint)
+        *texts, negative = _embeddings(reference, [*request.prompts[done:], run.negative_prompt], done)
+        with observed(reference, observer):
+            for index, text in enumerate(texts, done):
+                _sample(reference, observer, steps, (text, negative), request.seed + index, reporter)
+                _recipe(observer, run).check()
+                write_state(state, run, index + 1, observer)
+    recipe = _recipe(observer, run)
+    recipe.to_file(output)
+    state.unlink()
+    return recipe
+
+
+def _trajectories(checkpoint: Checkpoint, request: CalibrationRequest, groups: tuple[str, ...]) -> Trajectories:
+    model = checkpoint.model
+    return Trajectories(
+        checkpoint=checkpoint_digest(checkpoint_files(checkpoint)),
+        kind=model.pyramid.kind.name,
+        stages=model.pyramid.depth,
+        groups=groups,
+        resolution=checkpoint.resolution,
+        schedule=request.schedule,
+        prompts=len(request.prompts),
+        prompts_sha256=hashlib.sha256("\n".join(request.prompts).encode()).hexdigest(),
+        text=TEXTS[0 if checkpoint.text_encoder else 1],
+        negative_prompt=model.negative_prompt,
+        seed=request.seed,
+        percentile=request.percentile,
+        versions={name: version(name) for name in PACKAGES},
+    )
+
+
+def _embeddings(reference: Reference, prompts: list[str], first: int) -> list[NDArray[np.float32]]:
+    """Embeddings [text length, text width] of prompts, the first of which has a position in the whole list."""
+    if reference.checkpoint.text_encoder:
+        return list(reference.encode(prompts))
+    model = reference.checkpoint.model
+    shape = (model.text_length, model.transformer.text_dim)
+    return [standard_normal(generator(first + index), shape) for index in range(len(prompts))]
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """The reference as a denoiser that says which evaluation comes."""
+
+    reference: Reference
+    observer: Observer
+    negative: Conditions
+
+    def velocity(self, step: StepPlan, latent: NDArray[np.float32], conditions: Conditions) -> NDArray[np.float32]:
+        self.observer.at(step, unconditional=conditions is self.negative)
+        return self.reference.velocity(step, latent, conditions)
+
+
+def _sample(
+    reference: Reference,
+    observer: Observer,
+    steps: Sequence[StepPlan],
+    texts: tuple[NDArray[np.float32], NDArray[np.float32]],
+    seed: int,
+    reporter: Reporter,
+) -> None:
+    """Run the chain with the embeddings of a prompt and of the negative one."""
+    conditions, negative = {"text": texts[0]}, {"text": texts[1]}
+    sample(
+        steps,
+        reference.checkpoint.model.pyramid.taps,
+        _Watched(reference, observer, negative),
+        conditions,
+        negative=negative,
+        seed=seed,
+        callback=lambda _: reporter.advance(1),
+    )
+
+
+def _recipe(observer: Observer, run: Trajectories) -> Calibration:
+    found = {layer: statistics.ranges(run.percentile) for layer, statistics in observer.inputs.items()}
+    return Calibration(run, {layer: found[owner] for layer, owner in observer.owners.items()})
