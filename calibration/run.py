@@ -39,7 +39,7 @@ class CalibrationRequest:
     """Of the runs: statistics are those of its levels."""
     seed: int = 0
     """Of the first run; each further one has the next."""
-    percentile: float = 99.9
+    percentile: float = 100.0
     """Of magnitudes, kept beside the greatest."""
 
 

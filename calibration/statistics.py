@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.recipe import Ranges
+from ..runtime.recipe import Ranges, integer_range
 
 __all__ = ["BINS", "Place", "Sizes", "Statistics", "histogram", "percentile"]
 
@@ -115,4 +115,6 @@ class Statistics:
         kept = {name: array for name, array in self.arrays.items() if name != "histogram"}
         greatest = kept["channels"].max(axis=(1, 2))
         magnitudes = [percentile(counts, percent) for counts in self.arrays["histogram"]]
-        return Ranges(**kept, magnitude=np.minimum(np.array(magnitudes, np.float32), greatest))
+        magnitude = np.minimum(np.array(magnitudes, np.float32), greatest)
+        scale, zero = integer_range(kept["lowest"], kept["highest"], magnitude)
+        return Ranges(**kept, magnitude=magnitude, scale=scale, zero=zero)

@@ -46,6 +46,7 @@ AGAIN = f"COMPONENT is one of {', '.join(COMPONENTS)}, without one the transform
     metavar="[COMPONENT=]METHOD",
     help=f"Of the matrices of blocks: {', '.join(METHODS)}. {AGAIN}",
 )
+@click.option("--recipe", type=PATH, help="Of pyrexport calibrate, for methods that round activations by it.")
 @click.option(
     "--vae-tile",
     default="auto",
@@ -71,6 +72,7 @@ def command(
     output: Path | None,
     precision: tuple[str, ...],
     quantize: tuple[str, ...],
+    recipe: Path | None,
     vae_tile: str,
     vae_caches: str,
     own: Mapping[str, Any],
@@ -92,7 +94,7 @@ def command(
     from ..export.bundle.output import check_replaceable
 
     schemes = by_component(precision, "--precision"), by_component(quantize, "--quantize")
-    options = resolve_options(opened, target, BuildRequest(*schemes, vae_tile, vae_caches, own))
+    options = resolve_options(opened, target, BuildRequest(*schemes, recipe, vae_tile, vae_caches, own))
     if output is None:
         _plan(opened, target, options, as_json=as_json, quiet=quiet)
         return

@@ -33,7 +33,7 @@ from .recipes import recipe_document, show_recipe
 @click.option(
     "--percentile",
     type=click.FloatRange(0, 100, min_open=True),
-    default=99.9,
+    default=100.0,
     show_default=True,
     help="Of magnitudes, kept beside the greatest.",
 )

@@ -6,6 +6,7 @@ says what its rounding may cost.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 __all__ = ["CACHE_SCHEMES", "COMPONENTS", "FLOAT_SCHEMES", "METHODS", "SCHEMES", "Recipe", "Scheme"]
 
@@ -30,7 +31,8 @@ class Scheme:
     largest: int = 127
     """Where each output channel has a scale: the largest magnitude of an integer."""
     activations: str = ""
-    """How a product's input becomes 8-bit integers: "dynamic", by a scale that each run finds; empty: not at all."""
+    """How a product's input becomes 8-bit integers: "dynamic", by a scale that each run finds; "static", by that of a
+    recipe; empty: not at all."""
     components: tuple[str, ...] = COMPONENTS
     """What can be stored so."""
     min_psnr: float = 30.0
@@ -91,10 +93,19 @@ SCHEMES = {
         Scheme(
             "w8a8-dynamic",
             "int8",
-            {"text": 1e-1, "stages": 1e-1, "chain": 2e-1, "teacher_forced": 1e-1, "video": 25.0},
+            {"text": 1e-1, "stages": 5e-2, "chain": 2e-1, "teacher_forced": 2e-1, "video": 30.0},
             bits=8,
             activations="dynamic",
             components=MATRICES,
+        ),
+        # The same, but the scale is that of a recipe, for each layer and stage: what it has not seen is cut.
+        Scheme(
+            "w8a8",
+            "int8",
+            {"stages": 5e-2, "chain": 2e-1, "teacher_forced": 2e-1, "video": 30.0},
+            bits=8,
+            activations="static",
+            components=("transformer",),
         ),
     )
 }
@@ -117,6 +128,10 @@ class Recipe:
     default: Scheme
     layers: Mapping[str, Scheme] = field(default_factory=dict, hash=False)
     """Schemes that are not the default, by the checkpoint's name of the layer."""
+    calibrated: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Entries of the tensors of the file that says what the inputs of layers are: see `runtime.recipe`."""
+    stage: int = 0
+    """Whose inputs these are, where stages share their layers."""
 
     def scheme(self, layer: str) -> Scheme:
         """The scheme of a layer, whose tensors are LAYER.weight and LAYER.bias."""

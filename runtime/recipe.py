@@ -6,6 +6,7 @@ A layer is called by the checkpoint's name of it, such as `blocks.0.attn1.to_q`.
     LAYER/magnitude               [stages]              the percentile of |x| that was asked for, from above by 1/64
     LAYER/channels                [stages, groups, in]  greatest |x| of each channel, the first frame apart where the
                                                         model keeps it apart; one group where the input is text
+    LAYER/scale, LAYER/zero       [stages]              what makes it 8-bit integers: x ≈ scale · (q - zero)
     LAYER/passes                  [stages, passes]      greatest |x| with the prompt, and with the negative one
     LAYER/steps                   [steps]               greatest |x| in each step of the schedule, the noisiest first
 
@@ -25,7 +26,7 @@ from .errors import UsageError
 from .model.signed import Arrays, content_hash, read_signed, write_signed
 from .trajectories import Trajectories
 
-__all__ = ["Calibration", "Ranges", "read_calibration"]
+__all__ = ["KEY", "Calibration", "Ranges", "integer_range", "read_calibration"]
 
 KEY = "recipe"
 
@@ -42,6 +43,9 @@ class Ranges:
     channels: Floats
     passes: Floats
     steps: Floats
+    scale: Floats
+    zero: Floats
+    """Whole numbers from 0 to 255."""
 
     @property
     def width(self) -> int:
@@ -62,7 +66,7 @@ class Ranges:
         stages = run.stages
         groups = self.channels.shape[1] if self.channels.ndim == 3 and self.channels.shape[1] == 1 else len(run.groups)
         shapes = {
-            **dict.fromkeys(("lowest", "highest", "magnitude"), (stages,)),
+            **dict.fromkeys(("lowest", "highest", "magnitude", "scale", "zero"), (stages,)),
             "channels": (stages, groups, self.channels.shape[-1] if self.channels.ndim else 1),
             "passes": (stages, len(run.passes)),
             "steps": (sum(run.schedule.steps),),
@@ -77,6 +81,8 @@ class Ranges:
                 raise UsageError(f"{where}: not all values are finite; calibrate again")
             if field not in ("lowest", "highest") and (array < 0).any():
                 raise UsageError(f"{where}: a magnitude is not negative, found {array.min():g}; calibrate again")
+        if not (self.scale > 0).all() or (self.zero != self.zero.round()).any() or self.zero.max() > 255:
+            raise UsageError(f"layer '{name}': expected scales above 0 and zeros from 0 to 255; calibrate again")
         if (self.lowest > self.highest).any():
             raise UsageError(f"layer '{name}': the least value is above the greatest; calibrate again")
         for stage in range(stages):
@@ -86,6 +92,13 @@ class Ranges:
                     f"layer '{name}', stage {stage}: a range is zero: its input was never anything else; "
                     "give other prompts, or look for a fault of the checkpoint"
                 )
+
+
+def integer_range(lowest: Floats, highest: Floats, magnitude: Floats) -> tuple[Floats, Floats]:
+    """Scale and zero of 8-bit integers that hold a range and zero itself, values beyond a magnitude being cut."""
+    low, high = (np.clip(side, 0, magnitude) for side in (-lowest, highest))
+    scale = ((low + high) / np.float32(255)).astype(np.float32)
+    return scale, np.rint(low / scale).astype(np.float32)
 
 
 FIELDS = tuple(field.name for field in fields(Ranges))

@@ -221,15 +221,22 @@ def check_bundle(steps: Steps, name: str, folder: Path, torch: Torch | None) -> 
             steps.attempt(f"{name}: {stage_key(stage).name} parity", 20, parity)
 
 
+def schemes_of(checkpoint: Path, precision: str) -> dict[str, str]:
+    """The precision of each component that is there; UMT5 leaves fp16's range."""
+    present = read_checkpoint(checkpoint, rename=to_diffusers).components
+    return {name: "bf16" if (name, precision) == ("text_encoder", "fp16") else precision for name in present}
+
+
 def build_all(steps: Steps, checkpoint: Path, precision: str, folder: Path) -> dict[str, Path]:
     """A bundle for each library that is here."""
-    bundles, installed = {}, {name: library.installed_version(name) for name in library.MODULES}
+    schemes, bundles = schemes_of(checkpoint, precision), dict[str, Path]()
+    installed = {name: library.installed_version(name) for name in library.MODULES}
     for name, version in installed.items():
         if version is None:
             steps.results[f"{name}: build"] = {"skipped": "not installed"}
             continue
         out, alone = folder / name, {name: version}
-        build_one = lambda out=out: str(build(checkpoint, out, target="trt", precision=precision))  # noqa: E731
+        build_one = lambda out=out: str(build(checkpoint, out, target="trt", precision=schemes))  # noqa: E731
         with patch.object(library, "installed_version", alone.get):  # where both are here, the target takes the first
             if steps.attempt(f"{name}: build", 60, build_one) is not None:
                 bundles[name] = out

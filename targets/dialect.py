@@ -48,17 +48,26 @@ class Dialect:
         weight = expand_blocks(values, scales, scheme.bits)[:, : x.shape[-1]]
         return nn.functional.linear(x, weight)
 
-    def integer_product(self, x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
-        """Product of x […, in], rounded to 8 bits in the run, and a matrix of integers, stored as `transposed` says.
+    def integer_product(
+        self,
+        x: Tensor,
+        values: Tensor,
+        scales: Tensor,
+        bias: Tensor | None,
+        scale: Tensor | None = None,
+        zero: Tensor | None = None,
+    ) -> Tensor:
+        """Product of x […, in], rounded to 8 bits, and a matrix of integers, stored as `transposed` says.
 
         Args:
             x: […, in].
             values: int8.
             scales: of each output channel [out].
             bias: [out].
+            scale, zero: float32 and uint8, of the integers of x; None: by the range of x itself.
         """
         weight = values.float() * scales if self.transposed else (values.float() * scales[:, None]).T
-        y = torch.matmul(rounded_input(x), weight)
+        y = torch.matmul(rounded_input(x, scale, zero), weight)
         return y if bias is None else y + bias
 
     def convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
@@ -115,8 +124,10 @@ class Dialect:
         return
 
 
-def rounded_input(x: Tensor) -> Tensor:
-    """x as 8-bit integers with one scale and one zero point hold it, as ONNX's `DynamicQuantizeLinear` defines them."""
+def rounded_input(x: Tensor, scale: Tensor | None = None, zero: Tensor | None = None) -> Tensor:
+    """x as 8-bit integers hold it, by a given scale and zero, or those of ONNX's `DynamicQuantizeLinear`."""
+    if scale is not None and zero is not None:
+        return ((torch.round(x / scale) + zero).clamp(0, 255) - zero) * scale
     low, high = x.amin().clamp(max=0.0), x.amax().clamp(min=0.0)
     scale = ((high - low) / 255.0).clamp(min=torch.finfo(torch.float32).tiny)
     zero = torch.round(-low / scale).clamp(0, 255)

@@ -9,10 +9,12 @@ import torch
 from ...runtime.bundle.graphs import STAGE, TEXT, VAE_FIRST, Decoder, GraphSpec, graph_specs
 from ...runtime.bundle.manifest import WEIGHTS_FILE
 from ...runtime.model.checkpoint import Checkpoint
+from ...runtime.model.safetensors import TensorEntry
 from ...runtime.quantisation import SCHEMES
 from ...targets.dialect import Dialect
 from ...targets.facts import BuildTarget
 from ..families import modules_of
+from ..families.layers import CALIBRATION
 from ..lowering.graphs import GraphModule
 from ..weights.places import Places, place_weights
 from ..weights.source import Source, sources_of
@@ -46,6 +48,12 @@ class Blueprint:
     """The text encoder's embeddings, which no graph holds."""
     files: Mapping[str, Places]
     """Where weights lie in each file that is filled with them."""
+
+    @property
+    def tensors(self) -> Mapping[str, Mapping[str, TensorEntry]]:
+        """What weights come from: the tensors of each component, and those of a recipe."""
+        recipe = self.options.calibration
+        return self.checkpoint.components | ({} if recipe is None else {CALIBRATION: recipe.tensors})
 
     @property
     def weights_file(self) -> str:
@@ -117,9 +125,8 @@ def _graph_modules(
         yield from _symbolic_stages(checkpoint, options, dialect, stages)
     else:
         for spec, stage in zip(stages, checkpoint.model.stages(options.resolution), strict=True):
-            module, layers = family.stage_graph(
-                checkpoint, stage, options.recipe(checkpoint, spec.key.component), dialect
-            )
+            recipe = options.recipe(checkpoint, spec.key.component, stage.index)
+            module, layers = family.stage_graph(checkpoint, stage, recipe, dialect)
             yield GraphModule(spec, module, layers=layers)
     texts = [spec for spec in specs if spec.key.role == TEXT]
     if target.symbolic and texts:

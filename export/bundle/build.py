@@ -33,6 +33,7 @@ def build(
     target: str = DEFAULT_TARGET,
     precision: Choices = None,
     quantize: Choices = None,
+    recipe: str | Path | None = None,
     vae_tile: str = "auto",
     vae_caches: str = "fp32",
     resolution: str | None = None,
@@ -48,7 +49,8 @@ def build(
         output: folder of the bundle.
         target: an installed target.
         precision: "fp32", "fp16" or "bf16" of the transformer's matrices, or by component: {"vae": "fp16"}.
-        quantize: "w8a8-dynamic", "w8" or "w4" of the matrices of the transformer's blocks, or by component.
+        quantize: "w8a8-dynamic", "w8a8", "w8" or "w4" of the matrices of the transformer's blocks, or by component.
+        recipe: a file of `pyrexport calibrate`, for "w8a8".
         vae_tile: "auto", "none" or "HEIGHTxWIDTH" in latent pixels; see `choose_tile`.
         vae_caches: "fp32" or "fp16".
         resolution: "FRAMESxHEIGHTxWIDTH", in place of the checkpoint's own.
@@ -63,7 +65,9 @@ def build(
     size = None if resolution is None else Resolution.parse(resolution)
     found = find_build_target(target)
     opened = read_checkpoint(Path(checkpoint), resolution=size, rename=to_diffusers, variant=variant)
-    request = BuildRequest(precision, quantize, vae_tile, vae_caches, target_options)
+    request = BuildRequest(
+        precision, quantize, None if recipe is None else Path(recipe), vae_tile, vae_caches, target_options
+    )
     options = resolve_options(opened, found, request)
     return build_bundle(opened, found, Path(output), options, force=force, run_graphs=run_graphs)
 

@@ -2,15 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import UsageError
 from ...runtime.files import file_digest, write_whole
-from ...runtime.model.checkpoint import Checkpoint
-from ...runtime.model.safetensors import read_header
+from ...runtime.model.safetensors import TensorEntry, read_header
 from .blueprint import Blueprint
 from .output import STATE_FILE
 
@@ -31,14 +30,14 @@ def fingerprint(lines: Iterable[str]) -> str:
 class Identities:
     """Which version of each component's files a build began with."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, tensors: Mapping[str, Mapping[str, TensorEntry]]) -> None:
         """Take down the files as they are.
 
         Raises:
             UsageError: a file was replaced since its header was read.
         """
-        self.checkpoint = checkpoint
-        self.of = {component: self._find(component) for component in checkpoint.components}
+        self.tensors = tensors
+        self.of = {component: self._find(component) for component in tensors}
         self._check_headers()
 
     def require_unchanged(self, component: str) -> None:
@@ -48,19 +47,20 @@ class Identities:
             UsageError: they are.
         """
         if self._find(component) != self.of[component]:
-            raise UsageError(f"{self.checkpoint.folder / component} was changed during the build: run it again")
+            folder = next(iter(self.tensors[component].values())).file.parent
+            raise UsageError(f"{folder} was changed during the build: run it again")
 
     def _find(self, component: str) -> str:
         """What tells one version of a component's files from another without reading them."""
         lines = []
-        for file in sorted({entry.file for entry in self.checkpoint.components[component].values()}):
+        for file in sorted({entry.file for entry in self.tensors[component].values()}):
             status = file.stat()
             lines.append(f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}")
         return fingerprint(lines)
 
     def _check_headers(self) -> None:
         """What is read next would be elsewhere in a file that was replaced."""
-        entries = [entry for tensors in self.checkpoint.components.values() for entry in tensors.values()]
+        entries = [entry for tensors in self.tensors.values() for entry in tensors.values()]
         headers = {file: read_header(file) for file in dict.fromkeys(entry.file for entry in entries)}
         for entry in entries:
             if headers[entry.file].get(entry.name) != entry:
@@ -73,7 +73,7 @@ class Journal:
     def __init__(self, folder: Path, blueprint: Blueprint) -> None:
         """Read what an interrupted build left, if its weights lie where this one's will."""
         self.file = folder / STATE_FILE
-        self.identities = Identities(blueprint.checkpoint)
+        self.identities = Identities(blueprint.tensors)
         self.placed = fingerprint(f"{f} {line}" for f, places in blueprint.files.items() for line in places.lines())
         self.inputs = self._inputs(blueprint)
         self.entries = self._read()

@@ -12,7 +12,6 @@ from ...runtime.bundle.entries import FileEntry, GraphEntry, TableEntry, TextEnt
 from ...runtime.bundle.graphs import GraphKey
 from ...runtime.bundle.manifest import TOKENIZER_FILE, WEIGHTS_FILE, Manifest
 from ...runtime.files import file_digest
-from ...runtime.model.checkpoint import Checkpoint
 from ...runtime.model.identity import checkpoint_digest, checkpoint_files
 from ...runtime.reporter import Reporter
 from ..families import modules_of
@@ -51,7 +50,7 @@ def make_manifest(
         graphs=graphs,
         files=_files(folder, blueprint, reporter),
         weight_bytes=blueprint.weight_bytes,
-        provenance=_provenance(checkpoint),
+        provenance=_provenance(blueprint),
     )
 
 
@@ -82,9 +81,10 @@ def _files(folder: Path, blueprint: Blueprint, reporter: Reporter) -> dict[str, 
     return files
 
 
-def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
-    files = checkpoint_files(checkpoint)
+def _provenance(blueprint: Blueprint) -> dict[str, Any]:
+    files, recipe = checkpoint_files(blueprint.checkpoint), blueprint.options.calibration
     return {
+        "recipe": None if recipe is None else {"sha256": recipe.sha256, "prompts": recipe.prompts},
         "checkpoint": {"sha256": checkpoint_digest(files), "files": files},
         "packages": {name: version(name) for name in PACKAGES},
     }

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ...runtime.bundle.graphs import Decoder
@@ -14,6 +15,7 @@ from ...runtime.model.checkpoint import Checkpoint
 from ...runtime.quantisation import CACHE_SCHEMES, COMPONENTS, FLOAT_SCHEMES, METHODS, SCHEMES, Recipe, Scheme
 from ...targets.facts import BuildTarget
 from ..families import modules_of
+from .recipes import RecipeFile, open_recipe
 
 __all__ = ["BuildOptions", "BuildRequest", "Choices", "choose_tile", "options_of", "resolve_options"]
 
@@ -39,6 +41,8 @@ class BuildRequest:
     """Schemes of what is stored in floating-point numbers: names of `FLOAT_SCHEMES`."""
     quantize: Choices = None
     """Schemes of the matrices of blocks: names of `METHODS`."""
+    recipe: Path | None = None
+    """A file of `pyrexport calibrate`, for methods that need one."""
     vae_tile: str = "auto"
     """How frames are cut: "auto", "none", or "HEIGHTxWIDTH" in latent pixels."""
     vae_caches: str = "fp32"
@@ -61,12 +65,16 @@ class BuildOptions:
     vae_caches: str
     target: Mapping[str, Any]
     """A value for each of the target's own options, as JSON."""
+    calibration: RecipeFile | None = None
+    """The recipe that it is built by."""
 
-    def recipe(self, checkpoint: Checkpoint, component: str) -> Recipe:
-        """The scheme of each of a component's layers."""
+    def recipe(self, checkpoint: Checkpoint, component: str, stage: int = 0) -> Recipe:
+        """The scheme of each of a component's layers, and the ranges of their inputs in a stage."""
         scheme = self.quantised.get(component)
         layers = () if scheme is None else modules_of(checkpoint.model.family).block_matrices(checkpoint, component)
-        return Recipe(SCHEMES[self.precision[component]], {layer: scheme for layer in layers if scheme is not None})
+        schemes = {layer: scheme for layer in layers if scheme is not None}
+        calibrated = {} if self.calibration is None else self.calibration.tensors
+        return Recipe(SCHEMES[self.precision[component]], schemes, calibrated, stage)
 
     def decoder(self, checkpoint: Checkpoint, *, packed: bool) -> Decoder | None:
         """How frames are decoded, where there is a VAE."""
@@ -109,6 +117,7 @@ def resolve_options(checkpoint: Checkpoint, target: BuildTarget, request: BuildR
         vae_tile=_tile(checkpoint, request),
         vae_caches=request.vae_caches,
         target=own,
+        calibration=open_recipe(checkpoint, methods, request.recipe),
     )
 
 

@@ -78,7 +78,7 @@ def write_weights(folder: Path, blueprint: Blueprint, journal: Journal, reporter
                 continue
             journal.identities.require_unchanged(component)
             reporter.begin(key, sum(place.nbytes for place in places.component(component).values()))
-            tensors = blueprint.checkpoint.components[component]
+            tensors = blueprint.tensors[component]
             write_component(tensors, places, component, folder / name, reporter.advance)
             journal.finish(key, {"inputs": inputs, "sha256": _region(folder / name, places, component)})
 

@@ -13,9 +13,13 @@ from ...runtime.model.safetensors import TensorEntry
 from ...runtime.quantisation import Recipe, Scheme
 from ...targets.dialect import Dialect
 from ..weights.source import Source, empty_parameter
-from ..weights.steps import Cast, Integers, Matrix, Quantise, Reshape, Step, Tap, Transpose
+from ..weights.steps import Cast, Integers, Matrix, Pick, Quantise, Reshape, Step, Tap, Transpose
 
-__all__ = ["Linear", "WeightSpace", "linear", "run_time_zero"]
+__all__ = ["CALIBRATION", "Linear", "WeightSpace", "linear", "run_time_zero"]
+
+
+CALIBRATION = "calibration"
+"""The component whose tensors are a recipe's."""
 
 
 class WeightSpace:
@@ -46,6 +50,15 @@ class WeightSpace:
         step = Integers(scheme.largest, self.dialect.transposed)
         values, scales = (self._make(f"{layer}.weight", step, output=output) for output in range(2))
         return values, scales
+
+    def input_range(self, layer: str) -> tuple[nn.Parameter, nn.Parameter]:
+        """Scale and zero of a layer's input in the stage of the recipe, float32 and uint8."""
+        stage, tensors = self.recipe.stage, self.recipe.calibrated
+        scale, zero = (f"{layer}/{field}" for field in ("scale", "zero"))
+        return (
+            empty_parameter(Source.of(CALIBRATION, scale, tensors[scale], (Pick(stage),))),
+            empty_parameter(Source.of(CALIBRATION, zero, tensors[zero], (Cast("uint8"), Pick(stage)))),
+        )
 
     def kernel(self, layer: str, tap: int | None = None) -> nn.Parameter:
         """LAYER.weight [out, in, kh, kw]; one tap of a causal 3-D kernel [out, in, kt, kh, kw]."""
@@ -88,7 +101,7 @@ class BlockLinear(nn.Module):
 
 
 class IntegerLinear(nn.Module):
-    """A product of 8-bit integers: its input is rounded as well as its weight."""
+    """A product of 8-bit integers: its input is rounded as well as its weight, by a scale of its own or a recipe's."""
 
     def __init__(self, space: WeightSpace, layer: str, scheme: Scheme, *, bias: bool) -> None:
         """The layer whose tensors are LAYER.weight and LAYER.bias."""
@@ -96,10 +109,14 @@ class IntegerLinear(nn.Module):
         self.product = space.dialect.integer_product
         self.values, self.scales = space.integers(layer, scheme)
         self.bias = space.vector(f"{layer}.bias") if bias else None
+        self.scale: nn.Parameter | None = None
+        self.zero: nn.Parameter | None = None
+        if scheme.activations == "static":
+            self.scale, self.zero = space.input_range(layer)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The product and the bias: x […, in] to […, out]."""
-        return self.product(x, self.values, self.scales, self.bias)
+        return self.product(x, self.values, self.scales, self.bias, self.scale, self.zero)
 
 
 def linear(space: WeightSpace, layer: str, *, bias: bool = True, precise: bool = False) -> nn.Module:

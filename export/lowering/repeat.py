@@ -47,7 +47,7 @@ _SCHEMA = OpSchema(
         )
     ],
     outputs=[OpSchema.FormalParameter("output", "V")],
-    type_constraints=[("V", [f"tensor({kind})" for kind in ("float", "float16", "bfloat16", "uint8")], "")],
+    type_constraints=[("V", [f"tensor({kind})" for kind in ("float", "float16", "bfloat16", "int8", "uint8")], "")],
 )
 _LAYER = onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, 1), NAME, _SCHEMA)
 CALL: Mapping[Any, Callable[..., Any]] = {

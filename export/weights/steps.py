@@ -13,7 +13,19 @@ import torch
 
 from ...runtime.quantisation import Scheme
 
-__all__ = ["TORCH_DTYPES", "Cast", "Integers", "Matrix", "Quantise", "Reshape", "Step", "Stored", "Tap", "Transpose"]
+__all__ = [
+    "TORCH_DTYPES",
+    "Cast",
+    "Integers",
+    "Matrix",
+    "Pick",
+    "Quantise",
+    "Reshape",
+    "Step",
+    "Stored",
+    "Tap",
+    "Transpose",
+]
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, name) for name in ("float32", "float16", "bfloat16", "int8", "uint8", "int32", "int64")
@@ -168,6 +180,21 @@ class Quantise(_Straight):
         columns = np.ascontiguousarray(rows.float().numpy().T)
         quantise(values, columns, scales, np.zeros(0, np.uint8), self.scheme.block, count, into, True)
         return torch.from_numpy(values), torch.from_numpy(scales)
+
+
+@dataclass(frozen=True)
+class Pick(_Straight):
+    """One value of a vector, as a scalar."""
+
+    index: int
+
+    def shape(self, given: Stored) -> tuple[Stored, ...]:
+        """A scalar."""
+        return (Stored((), given.dtype),)
+
+    def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
+        """The value; a vector of so few is read whole."""
+        return (rows[self.index - start],)
 
 
 @dataclass(frozen=True)

@@ -40,13 +40,17 @@ def _(x: Tensor, values: Tensor, scales: Tensor, bits: int, block: int) -> Tenso
 
 
 @torch.library.custom_op("pyrexport::integer_product", mutates_args=())
-def integer_product(x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+def integer_product(
+    x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, scale: Tensor | None, zero: Tensor | None
+) -> Tensor:
     """Product of x [..., in], rounded to 8 bits, and int8 values [in, out]; see `Dialect.integer_product`."""
-    return Dialect().integer_product(x, values, scales, bias)
+    return Dialect().integer_product(x, values, scales, bias, scale, zero)
 
 
 @integer_product.register_fake
-def _(x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+def _(
+    x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, scale: Tensor | None, zero: Tensor | None
+) -> Tensor:
     return x.new_empty(*x.shape[:-1], values.shape[1])
 
 
@@ -67,9 +71,17 @@ class Fused(Dialect):
         """The product as one operator."""
         return quantised_product(x, values, scales, scheme.bits, scheme.block)
 
-    def integer_product(self, x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    def integer_product(
+        self,
+        x: Tensor,
+        values: Tensor,
+        scales: Tensor,
+        bias: Tensor | None,
+        scale: Tensor | None = None,
+        zero: Tensor | None = None,
+    ) -> Tensor:
         """The product in integers."""
-        return integer_product(x, values, scales, bias)
+        return integer_product(x, values, scales, bias, scale, zero)
 
     def rotation(self, heads: int, size: int) -> Callable[..., Tensor]:
         """The rotation as one operator."""

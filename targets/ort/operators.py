@@ -52,9 +52,12 @@ _MATMUL_INTEGER_TO_FLOAT = _schema(
 )
 
 
-def integer_matmul(x: Any, values: Any, scales: Any, bias: Any = None) -> Any:
+def integer_matmul(x: Any, values: Any, scales: Any, bias: Any = None, scale: Any = None, zero: Any = None) -> Any:
     """A product of 8-bit integers; inputs that layers share are rounded once, where ONNX Runtime finds them equal."""
-    integers, scale, zero = opset23.DynamicQuantizeLinear(x)
+    if scale is None:
+        integers, scale, zero = opset23.DynamicQuantizeLinear(x)
+    else:
+        integers = opset23.QuantizeLinear(x, scale, zero)
     return _MATMUL_INTEGER_TO_FLOAT(integers, values, scale, scales, zero, None, bias)
 
 

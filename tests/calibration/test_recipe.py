@@ -8,7 +8,7 @@ from pyrexport.runtime.chain.pyramid import Resolution
 from pyrexport.runtime.chain.schedules import Schedule
 from pyrexport.runtime.chain.solvers import SolverChoice
 from pyrexport.runtime.errors import UsageError
-from pyrexport.runtime.recipe import Calibration, Ranges, read_calibration
+from pyrexport.runtime.recipe import Calibration, Ranges, integer_range, read_calibration
 from pyrexport.runtime.trajectories import Trajectories
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -35,7 +35,9 @@ def ranges(width: int, groups: int = 2) -> Ranges:
     low, high = -draw.uniform(1, 2, 2), draw.uniform(1, 2, 2)
     shapes = {"magnitude": 2, "channels": (2, groups, width), "passes": (2, 2), "steps": 3}
     others = {name: draw.uniform(0.5, 1, shape).astype(np.float32) for name, shape in shapes.items()}
-    return Ranges(lowest=low.astype(np.float32), highest=high.astype(np.float32), **others)
+    lowest, highest = low.astype(np.float32), high.astype(np.float32)
+    scale, zero = integer_range(lowest, highest, others["magnitude"])
+    return Ranges(lowest=lowest, highest=highest, scale=scale, zero=zero, **others)
 
 
 RECIPE = Calibration(RUN, {"b.to_q": ranges(4), "a.to_k": ranges(3, groups=1)})

@@ -250,3 +250,26 @@ def test_outputs_that_cannot_be(bundle, refused, tmp_path, monkeypatch, argument
 
 def test_what_is_no_bundle_is_refused(tiny, refused, tmp_path):
     assert "is not a bundle" in refused("decode", tiny, tmp_path / "a.npy", "-o", tmp_path / "x.npz")
+
+
+def test_latents_of_nobody_knows_which_model_are_decoded_with_a_warning(bundle, cli, tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros(SHAPE, np.float32))
+    done = cli("decode", bundle, tmp_path / "a.npy", "-o", tmp_path / "x.npz", "--quiet")
+    assert done.exit_code == 0
+    assert "may be another model's: nothing beside it (a.npy.json) says which" in done.stderr
+    assert (tmp_path / "a.npy").exists()
+
+
+def test_latents_of_a_checkpoint_say_which(tiny, bundle, make_checkpoint, cli, refused, tmp_path):
+    """Of the checkpoint itself they are decoded by its bundle, of another they are refused."""
+    other = make_checkpoint("--seed", "3")
+    for index, checkpoint in enumerate((tiny, other)):
+        run = ("sample", checkpoint, *HOW, "--resolution", "17x64x64", "-o", tmp_path / f"{index}.npy")
+        assert cli(*run).exit_code == 0
+    assert cli("decode", bundle, tmp_path / "0.npy", "-o", tmp_path / "0.npz", "--quiet").exit_code == 0
+    assert "found those of another" in refused("decode", bundle, tmp_path / "1.npy", "-o", tmp_path / "1.npz")
+
+
+def test_a_frame_rate_that_is_no_number_is_refused(bundle, cli, tmp_path):
+    result = cli("sample", bundle, *HOW, "-o", tmp_path / "x.mp4", "--fps", "nan")
+    assert (result.exit_code, "is not a number" in result.stderr) == (2, True)

@@ -55,6 +55,6 @@ def test_the_step_is_one_of_its_kind() -> None:
 
 
 def test_the_scheme_goes_to_layers_by_their_names() -> None:
-    schemes = {**quantisation.SCHEMES, "int8-64": quantisation.Scheme("int8-64", "uint8", {}, bits=8, block=64)}
+    schemes = {**quantisation.SCHEMES, "w8-64": quantisation.Scheme("w8-64", "uint8", {}, bits=8, block=64)}
     made = run("A scheme", {**vars(quantisation), "SCHEMES": schemes})
-    assert not made["Recipe"](schemes["fp32"], {"a": schemes["int8-64"]}).scheme("a").is_float
+    assert not made["Recipe"](schemes["fp32"], {"a": schemes["w8-64"]}).scheme("a").is_float

@@ -6,6 +6,7 @@ from typing import Any
 from pyrexport.export.bundle.blueprint import Blueprint, draw
 from pyrexport.export.bundle.options import BuildOptions
 from pyrexport.export.lowering.graphs import GraphModule
+from pyrexport.runtime.quantisation import COMPONENTS
 from pyrexport.targets.facts import BuildTarget
 from support.building import small_checkpoint
 
@@ -13,7 +14,8 @@ from support.building import small_checkpoint
 def blueprint(checkpoint: Path, target: BuildTarget, precision: str = "fp32", **target_options: Any) -> Blueprint:
     """A bundle that could be built; the target's engine need not be there."""
     opened = small_checkpoint(checkpoint)
-    return draw(opened, target, BuildOptions(opened.resolution, precision, precision, None, "fp32", target_options))
+    schemes = dict.fromkeys(COMPONENTS, precision)
+    return draw(opened, target, BuildOptions(opened.resolution, schemes, {}, None, "fp32", target_options))
 
 
 def graph_of(drawn: Blueprint, name: str) -> GraphModule:

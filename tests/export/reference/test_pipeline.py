@@ -12,9 +12,14 @@ import pytest
 import torch
 from click.testing import Result
 from diffusers import WanPipeline
+from pyrexport.export.reference.reference import Reference
 from pyrexport.runtime.chain.noise import generator
 from pyrexport.runtime.chain.plan import plan
+from pyrexport.runtime.chain.pyramid import Resolution
 from pyrexport.runtime.chain.sampler import initial_latent
+from pyrexport.runtime.chain.solvers import SolverChoice
+from pyrexport.runtime.errors import UsageError
+from pyrexport.runtime.model.checkpoint import read_checkpoint
 from pyrexport.runtime.proof.metrics import distance
 
 UNIPC = {
@@ -54,7 +59,7 @@ def plain_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("steps", "guidance"), [(8, 5.0), (8, 1.0), (50, 5.0), (50, 1.0)])
+@pytest.mark.parametrize(("steps", "guidance"), [(4, 5.0), (8, 5.0), (8, 1.0), (50, 5.0), (50, 1.0)])
 def test_a_bundle_makes_the_latents_of_their_own_pipeline(
     checkpoint: Path, plain_bundle: Path, steps: int, guidance: float
 ) -> None:
@@ -131,3 +136,58 @@ def test_a_scheduler_without_a_solver_is_refused_by_name(
 ) -> None:
     folder = with_scheduler(make_checkpoint("--kind", "plain"), UNIPC | change, tmp_path / "odd")
     assert words in refused("inspect", folder)
+
+
+def test_a_number_is_so_many_steps_of_the_folders_scheduler(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Also where the paper distilled a model to so few."""
+    folder = with_scheduler(make_checkpoint("--kind", "plain"), UNIPC, tmp_path / "unipc")
+    model = read_checkpoint(folder).model
+    for steps in ("2", "4"):
+        schedule = model.schedule(steps)
+        assert (schedule.solver.name, schedule.guidance_scale, schedule.steps) == ("unipc", 5.0, (int(steps),))
+    assert model.schedule("distilled-4").guidance_scale == 1.0
+
+
+def test_the_class_is_that_of_model_index(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """As in diffusers, which reads the configuration into it whatever class that names."""
+    folder = with_scheduler(make_checkpoint("--kind", "plain"), UNIPC, tmp_path / "both")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    assert read_checkpoint(folder).model.schedule("8").solver.name == "euler"
+    assert type(WanPipeline.from_pretrained(str(folder)).scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
+
+
+@pytest.mark.parametrize("name", ["midpoint", "heun", "logrho"])
+def test_what_diffusers_takes_for_bh2_is_bh2(make_checkpoint: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    folder = with_scheduler(make_checkpoint("--kind", "plain"), UNIPC | {"solver_type": name}, tmp_path / name)
+    assert read_checkpoint(folder).model.schedule("8").solver == SolverChoice.of("unipc")
+
+
+def test_a_scheduler_that_was_not_fetched_is_missed(
+    make_checkpoint: Callable[..., Path], refused: Callable[..., str], tmp_path: Path
+) -> None:
+    """Gone, or a link to nothing: never another solver in its place."""
+    folder = with_scheduler(make_checkpoint("--kind", "plain"), UNIPC, tmp_path / "part")
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.unlink()
+    assert "model_index.json names the scheduler UniPCMultistepScheduler" in refused("inspect", folder)
+    file.symlink_to("nowhere")
+    assert "is missing" in refused("inspect", folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"lower_order_final": False}, {"lower_order_final": False, "solver_order": 3}])
+def test_options_that_break_diffusers_own_scheduler_are_told(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """There is no trace to record: it gives NaN, or a singular system of equations."""
+    plain = make_checkpoint("--kind", "plain", "--no-vae", "--no-text-encoder")
+    folder = with_scheduler(plain, UNIPC | options, tmp_path / "nan")
+    checkpoint = read_checkpoint(folder, resolution=Resolution(17, 64, 64))
+    steps = plan(checkpoint.model.pyramid, checkpoint.resolution, checkpoint.model.schedule("8", guidance_scale=1.0))
+    text = np.zeros((checkpoint.model.text_length, checkpoint.model.transformer.text_dim), np.float32)
+    with pytest.raises(UsageError, match="gives no finite latents with the options of this folder over 8 steps"):
+        Reference(checkpoint).sample(steps, text, text, 0, lambda step: None)

@@ -119,14 +119,32 @@ def test_a_flipped_byte_behind_a_link_is_found(copy, cli):
 
 def test_what_downloads_and_file_systems_leave_behind_is_ignored_and_nothing_else(copy, cli):
     (copy / ".cache" / "huggingface").mkdir(parents=True)
-    for name in ("README.md", ".gitattributes", ".DS_Store", "._weights.bin", ".nfs00000000012a", "Thumbs.db"):
+    for name in (
+        "README.md",
+        ".gitattributes",
+        ".DS_Store",
+        "._weights.bin",
+        ".nfs00000000012a",
+        "Thumbs.db",
+        "LICENSE.txt",
+        "Icon\r",
+    ):
         (copy / name).write_bytes(b"x")
+    for name in (".git", "@eaDir", "lost+found", ".ipynb_checkpoints"):
+        (copy / name).mkdir()
     (copy / "desktop.ini").write_bytes(b"x")
     open_bundle(copy, verify=True)
     for name in ("stage7.onnx", "weights2.bin", "readme.md", ".hidden", "nfs1"):
         (copy / name).write_bytes(b"x")
         assert f"{name} is not part of the bundle" in cli("inspect", copy, "--quiet").stderr
         (copy / name).unlink()
+
+
+def test_a_pointer_is_named_before_what_lies_beside_it(copy, refused):
+    """In a clone, what is not part of the bundle is the smaller trouble."""
+    (copy / "notes.txt").write_text("x")
+    (copy / "weights.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\n")
+    assert "weights.bin is a Git-LFS pointer" in refused("inspect", copy)
 
 
 @pytest.mark.parametrize("name", ["weights.bin", "manifest.json"])

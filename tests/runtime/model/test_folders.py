@@ -139,6 +139,20 @@ def test_a_text_encoder_of_transformers_5_is_read(make_checkpoint, cli, tmp_path
     assert (torch.from_numpy(ours) == torch.from_numpy(theirs)).all()
 
 
+def test_a_table_that_is_there_twice_is_there_once(make_checkpoint, cli, refused, tmp_path):
+    """Where the two differ, either could be the one that was trained."""
+    folder = Path(shutil.copytree(make_checkpoint("--no-vae", "--blocks", "1"), tmp_path / "checkpoint"))
+    weights = folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"].clone()
+    build = ("build", folder, "--target", "ort", "--quiet", "--resolution", "17x64x64", "-o")
+    save_file(tensors, weights)
+    assert cli(*build, tmp_path / "same").exit_code == 0
+    tensors["encoder.embed_tokens.weight"][-1, 0] += 1
+    save_file(tensors, weights)
+    assert "to be 'shared.weight' again, found other values" in refused(*build, tmp_path / "other")
+
+
 def test_a_slow_tokenizer_alone_is_refused_with_the_way_to_the_fast_one(folder, refused):
     (folder / "tokenizer" / "tokenizer.json").unlink()
     (folder / "tokenizer" / "spiece.model").write_bytes(b"x")
