@@ -79,11 +79,13 @@ def test_odd_sizes_become_even_by_their_last_row_and_column(tmp_path: Path) -> N
 
 def test_a_higher_factor_makes_a_smaller_file(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), np.uint8)
-    default, same, small = (
-        write(tmp_path / f"{name}.mp4", frames, encoding).stat().st_size
-        for name, encoding in (("a", Encoding(16)), ("b", Encoding(16, 15)), ("c", Encoding(16, 40)))
+    default, same, next_, small = (
+        write(tmp_path / f"{crf}.mp4", frames, Encoding(16, **crf)).stat().st_size
+        for crf in ({}, {"crf": 15}, {"crf": 16}, {"crf": 40})
     )
-    assert small < default == same
+    # x264 spends some 20 bytes more or less after other videos of the process; the next factor saves 400.
+    assert default == pytest.approx(same, rel=0.005)
+    assert small < next_ < 0.99 * same
 
 
 @pytest.mark.parametrize("rate", [1, 23.976, 59.94, 240])
