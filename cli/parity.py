@@ -13,8 +13,7 @@ from ..runtime.bundle.engines import EngineOptions
 from ..runtime.bundle.graphs import stage_key
 from ..runtime.bundle.manifest import MANIFEST_FILE, signed
 from ..runtime.bundle.opening import open_bundle
-from ..runtime.chain.solvers import SOLVERS
-from ..runtime.documents import MAX_INTEGER, read_json
+from ..runtime.documents import read_json
 from ..runtime.errors import CheckFailed, UsageError
 from ..runtime.files import check_output, write_whole
 from ..runtime.model.checkpoint import Checkpoint
@@ -31,10 +30,9 @@ from .common import (
     progress,
     require_bundle,
     resolve_checkpoint,
-    variant_option,
 )
 from .hub import find_model
-from .recording import DEFAULT_SEEDS, Recording
+from .recording import Recording, recording_options
 
 
 @click.command()
@@ -42,17 +40,7 @@ from .recording import DEFAULT_SEEDS, Recording
 @click.option("--reference", type=PATH, help="The checkpoint: record and compare in one go.")
 @click.option("--trace", type=PATH, help="A recorded trace: no PyTorch and no checkpoint is needed.")
 @click.option("--record", type=PATH, help="Record a trace of the reference into this file.")
-@click.option("--prompt", "prompts", multiple=True, help="May be given more than once.")
-@click.option("--prompts", "prompts_file", type=PATH, help="A file with a prompt a line.")
-@click.option(
-    "--seed", "seeds", type=click.IntRange(0, MAX_INTEGER), multiple=True, default=DEFAULT_SEEDS, show_default=True
-)
-@click.option("--schedule", help="Of the recorded runs.")
-@click.option("--levels", help="Explicit natural levels of the recorded runs.")
-@click.option("--guidance-scale", type=float)
-@click.option("--solver", type=click.Choice(list(SOLVERS)), help="Of the recorded runs.")
-@click.option("--negative-prompt")
-@variant_option
+@recording_options
 @click.option("--vae-tile", help="HEIGHTxWIDTH: record for bundles that decode in such tiles, in latent pixels.")
 @click.option("--decode/--no-decode", default=True, help="Also compare videos.")
 @click.option("--bisect", is_flag=True, help="Name the first block that diverges; needs --reference.")

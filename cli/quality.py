@@ -10,8 +10,6 @@ from rich.markup import escape
 
 from ..runtime.bundle.engines import EngineOptions
 from ..runtime.bundle.graphs import stage_key
-from ..runtime.chain.solvers import SOLVERS
-from ..runtime.documents import MAX_INTEGER
 from ..runtime.errors import CheckFailed, UsageError
 from ..runtime.pipeline.pipeline import Pipeline, load
 from ..runtime.proof.quality import QualityLimits, check_quality, check_traces, limits_of
@@ -26,11 +24,10 @@ from .common import (
     progress,
     require_bundle,
     resolve_checkpoint,
-    variant_option,
 )
 from .hub import find_model
 from .plots import check_plot, write_plot
-from .recording import DEFAULT_SEEDS, Recording
+from .recording import Recording, recording_options
 
 COLUMNS = ("run", "latent L2", "cosine", "PSNR dB", "SSIM", "motion error", "differences", "sharpness")
 
@@ -45,17 +42,7 @@ COLUMNS = ("run", "latent L2", "cosine", "PSNR dB", "SSIM", "motion error", "dif
     multiple=True,
     help="A recorded trace (parity --record): no PyTorch and no checkpoint is needed. Can be given again.",
 )
-@click.option("--prompt", "prompts", multiple=True, help="May be given more than once.")
-@click.option("--prompts", "prompts_file", type=PATH, help="A file with a prompt a line.")
-@click.option(
-    "--seed", "seeds", type=click.IntRange(0, MAX_INTEGER), multiple=True, default=DEFAULT_SEEDS, show_default=True
-)
-@click.option("--schedule", help="In place of the model's default.")
-@click.option("--levels", help="Explicit natural levels, in place of a schedule.")
-@click.option("--guidance-scale", type=float)
-@click.option("--solver", type=click.Choice(list(SOLVERS)), help="In place of the schedule's own.")
-@click.option("--negative-prompt")
-@variant_option
+@recording_options
 @click.option("--min-psnr", type=float, help="Least median PSNR in dB, in place of the scheme's own.")
 @click.option(
     "--max-motion-error", type=float, help="Largest median error of motion, in place of the scheme's own: 0.05 is 5 %."

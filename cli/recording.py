@@ -1,18 +1,45 @@
-"""How `parity` records a reference: which runs, and at which sizes."""
+"""How `parity` and `quality` record a reference: which runs, and at which sizes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
+
+import click
 
 from ..runtime.bundle.opening import open_bundle
 from ..runtime.bundle.tiles import parse_tile
 from ..runtime.chain.pyramid import Resolution
 from ..runtime.chain.schedules import parse_levels
-from .common import progress, read_prompts, resolve_checkpoint
+from ..runtime.chain.solvers import SOLVERS
+from ..runtime.documents import MAX_INTEGER
+from .common import PATH, progress, read_prompts, resolve_checkpoint, variant_option
 
-__all__ = ["Recording"]
+__all__ = ["Recording", "recording_options"]
 
 DEFAULT_PROMPTS = ("a red circle moving left", "Two cats box on a stage, in the style of an old film.")
 DEFAULT_SEEDS = (0,)
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def recording_options(command: F) -> F:
+    """The options of the runs that are recorded, by the names of `Recording`'s fields."""
+    seed = click.IntRange(0, MAX_INTEGER)
+    decorated = variant_option(command)
+    for option in (
+        click.option("--negative-prompt"),
+        click.option("--solver", type=click.Choice(list(SOLVERS)), help="In place of the schedule's own."),
+        click.option("--guidance-scale", type=float),
+        click.option("--levels", help="Explicit natural levels, in place of a schedule."),
+        click.option("--schedule", help="Of the recorded runs, in place of the model's default."),
+        click.option("--seed", "seeds", type=seed, multiple=True, default=DEFAULT_SEEDS, show_default=True),
+        click.option("--prompts", "prompts_file", type=PATH, help="A file with a prompt a line."),
+        click.option("--prompt", "prompts", multiple=True, help="May be given more than once."),
+    ):
+        decorated = option(decorated)
+    return decorated
 
 
 @dataclass(frozen=True)

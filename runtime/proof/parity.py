@@ -18,7 +18,7 @@ from .metrics import Distance, distance, finite, psnr, same_shape, ssim, worst
 from .tolerances import tolerances_of
 from .trace import Run, Trace
 
-__all__ = ["check_parity"]
+__all__ = ["check_model", "check_parity", "check_trace", "free_running"]
 
 Array = NDArray[Any]
 Advance = Callable[[str], None]
@@ -40,8 +40,8 @@ def check_parity(pipeline: Pipeline, trace: Trace, *, advance: Advance = lambda 
         UsageError: the trace is of another model.
     """
     manifest = pipeline.bundle.manifest
-    _check_model(trace, manifest)
-    _check_trace(trace, manifest)
+    check_model(trace, manifest)
+    check_trace(trace, manifest)
     levels: dict[str, dict[str, Any]] = {}
     if manifest.text is not None:
         levels["text"] = _text(pipeline, trace, advance)
@@ -63,14 +63,24 @@ def check_parity(pipeline: Pipeline, trace: Trace, *, advance: Advance = lambda 
     }
 
 
-def _check_model(trace: Trace, manifest: Manifest) -> None:
+def check_model(trace: Trace, manifest: Manifest) -> None:
+    """Refuse a trace of another model.
+
+    Raises:
+        UsageError: it is; names what differs.
+    """
     ours = {**manifest.model.to_json(), "resolution": str(manifest.resolution)}
     if trace.model != ours:
         odd = next(key for key in {**trace.model, **ours} if trace.model.get(key) != ours.get(key))
         raise UsageError(f"{trace.path} was recorded from another model: its '{odd}' differs from the bundle's")
 
 
-def _check_trace(trace: Trace, manifest: Manifest) -> None:
+def check_trace(trace: Trace, manifest: Manifest) -> None:
+    """Refuse a trace that does not hold what is to be compared.
+
+    Raises:
+        UsageError: it has no runs or probes, or some of them are cut or of other shapes.
+    """
     depth = manifest.model.pyramid.depth
     if not trace.runs or not trace.probes:
         raise UsageError(f"{trace.path} holds no run or no probe; record it again")
@@ -148,7 +158,7 @@ def _chain(pipeline: Pipeline, trace: Trace, advance: Advance) -> tuple[dict[str
     for index, run in enumerate(trace.runs):
         steps = plan(pipeline.model.pyramid, pipeline.bundle.manifest.resolution, run.schedule)
         forced += _teacher_forced(pipeline, trace, index, steps, advance)
-        latents = _free_running(pipeline, trace, index, steps, advance)
+        latents = free_running(pipeline, trace, index, steps, advance)
         after = [trace.tensor(f"run.{index}.step.{k}.after") for k in range(len(steps))]
         growth.append([finite(distance(x, y).relative_l2) for x, y in zip(latents, after, strict=True)])
         last += _by_group(steps[-1], latents[-1], after[-1]).values()
@@ -179,7 +189,7 @@ def _teacher_forced(
     return distances
 
 
-def _free_running(
+def free_running(
     pipeline: Pipeline, trace: Trace, index: int, steps: tuple[StepPlan, ...], advance: Advance
 ) -> list[Array]:
     """The bundle's own chain from the prompt on: the latent after each step."""

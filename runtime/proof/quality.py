@@ -17,7 +17,7 @@ from ..quantisation import COMPONENTS, SCHEMES
 from .metrics import distance, finite, psnr, ssim
 
 # What a trace must be, and the chain that runs free from the prompt on, are the same for both proofs.
-from .parity import _check_model, _check_trace, _free_running
+from .parity import check_model, check_trace, free_running
 from .trace import Trace
 
 __all__ = [
@@ -176,8 +176,8 @@ def check_traces(pipeline: Pipeline, traces: Sequence[Trace]) -> None:
     size = manifest.resolution
     shape = (size.frames, size.height, size.width, 3)
     for trace in traces:
-        _check_model(trace, manifest)
-        _check_trace(trace, manifest)
+        check_model(trace, manifest)
+        check_trace(trace, manifest)
         for index, run in enumerate(trace.runs):
             if not run.decoded:
                 raise UsageError(f"{trace.path} holds no frames of its run {index}: record it without --no-decode")
@@ -229,7 +229,7 @@ def _run(pipeline: Pipeline, trace: Trace, index: int, advance: Advance) -> dict
     """A run that was sampled again: how far it is from the recorded one."""
     run, reference = trace.runs[index], trace.tensor(f"run.{index}.frames")
     steps = plan(pipeline.model.pyramid, pipeline.bundle.manifest.resolution, run.schedule)
-    latents = _free_running(pipeline, trace, index, steps, advance)
+    latents = free_running(pipeline, trace, index, steps, advance)
     require_finite(latents[-1], f"the latents of '{run.prompt}', seed {run.seed},")
     chain = []
     for step, latent in zip(steps, latents, strict=True):
