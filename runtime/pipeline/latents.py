@@ -14,9 +14,8 @@ from ..bundle.manifest import Manifest
 from ..chain.pyramid import Resolution
 from ..chain.sampler import floats
 from ..documents import Fields, read_json
-from ..errors import UsageError
+from ..errors import CheckFailed, UsageError
 from ..files import refuse_pointer, write_whole
-from .decoder import require_finite
 from .video import save_array
 
 __all__ = [
@@ -129,7 +128,8 @@ def read_latents(path: Path, manifest: Manifest) -> Array:
         raise UsageError(f"{path} is malformed: expected latents as .npy, found {error}") from None
     _check_origin(path, read_origin(path), manifest)
     latents = floats(values, manifest.stages[0].latent, f"{path}: latents [C, T, H, W] at {manifest.resolution}")
-    require_finite(latents, f"the latents in {path}")
+    if not np.isfinite(latents).all():
+        raise CheckFailed(f"{path}: the latents are not finite: what sampled them failed, or the file is damaged")
     return latents
 
 
