@@ -103,9 +103,9 @@ def command(
         build_bundle(opened, target, output, options, force=force, run_graphs=not no_run, reporter=Bars(bar))
     nbytes = {path.name: path.stat().st_size for path in sorted(output.iterdir())}
     if as_json:
-        print_json(
-            {"bundle": str(output), "target": target_name, "precision": dict(options.precision), "files": nbytes}
-        )
+        quantised = {component: scheme.name for component, scheme in options.quantised.items()}
+        stored = {"precision": dict(options.precision), "quantised": quantised}
+        print_json({"bundle": str(output), "target": target_name, **stored, "files": nbytes})
     else:
         click.echo(f"{output}: {len(nbytes)} files, {sum(nbytes.values()):,} bytes")
 

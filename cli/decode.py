@@ -7,7 +7,7 @@ import click
 
 from ..runtime.bundle.engines import EngineOptions
 from ..runtime.errors import UsageError
-from ..runtime.pipeline.latents import origin_file, read_latents, read_origin, remove_latents
+from ..runtime.pipeline.latents import origin_file, read_latents, read_origin
 from ..runtime.pipeline.pipeline import load
 from .common import PATH, engine_options, output_options, print_json, progress, require_bundle
 from .finishing import decode_latents
@@ -53,8 +53,6 @@ def command(
         with progress(quiet) as bar:
             decode_latents(job, sampler, found, video, bar)
         seconds = time.perf_counter() - start
-    if latents.absolute() == job.latents_file.absolute():  # what `sample` kept until this very output was there
-        remove_latents(latents)
     files, run = [str(path) for path in job.files], None if origin is None else dict(origin.run)
     if as_json:
         print_json({"latents": str(latents), "files": files, "seconds": seconds, "run": run})

@@ -44,7 +44,8 @@ class Finish:
         file = job.latents_file
         if file not in job.files and file.exists() and read_origin(file) != origin:
             raise UsageError(
-                f"{file} holds latents of another run, whose decoding did not end: {self.way_on(job)}, or remove it"
+                f"{file} holds latents of another run that was stopped: {self.way_on(job)}; "
+                "remove it where their video is there, or not wanted"
             )
 
     def way_on(self, job: Job) -> str:

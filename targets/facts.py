@@ -6,7 +6,7 @@ nothing heavy: the methods do.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +46,6 @@ class BuildTarget(Target):
     """Arithmetic runs in the type that the weights are stored in, in place of float32."""
     packs_caches: bool = False
     """The decoder's caches are one flat tensor, and its frames and new caches another."""
-    plans_memory: bool = False
-    """`plan_memory` tells what a graph takes before it is built."""
     evaluator: str = ""
     """The target that evaluates its networks where its device is not; empty: it needs none."""
     build_options: tuple[Option, ...] = ()
@@ -100,9 +98,9 @@ class BuildTarget(Target):
         """
         return None
 
-    def plan_memory(self, form: OnnxForm) -> int:
-        """What a run of a graph will take, in bytes, without weights; asked where `plans_memory` says so."""
-        raise NotImplementedError
+    def memory_plan(self) -> Callable[[OnnxForm], int] | None:
+        """What tells, before a graph is built, the bytes that a run of it will take without weights; None: nothing."""
+        return None
 
     def network_digest(self, facts: Facts) -> str:
         """What `digest.network_digest` said of the network that a graph's engine was built from."""

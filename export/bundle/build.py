@@ -152,7 +152,8 @@ def plan_memory(
     Raises:
         UsageError: the target cannot tell before it is built.
     """
-    if not target.plans_memory:
+    plan = target.memory_plan()
+    if plan is None:
         raise UsageError(
             f"target '{target.name}' is measured when it is built, not planned: read `inspect BUNDLE` then"
         )
@@ -163,6 +164,6 @@ def plan_memory(
         reporter.begin(f"graph {program}", 1)
         forms = make_forms(target.form, program, graphs, blueprint.dialect, places, Path(blueprint.weights_file))
         for graph, form in zip(graphs, forms, strict=True):
-            found[graph.spec.key] = target.plan_memory(form)
+            found[graph.spec.key] = plan(form)
         reporter.advance(1)
     return found

