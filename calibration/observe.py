@@ -1,7 +1,7 @@
 """Watching the PyTorch reference: what goes into each linear layer of its blocks, while it runs as it always does."""
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import pairwise
@@ -17,7 +17,7 @@ from ..runtime.chain.pyramid import Stage
 from ..runtime.errors import CheckFailed
 from .statistics import Place, Sizes, Statistics
 
-__all__ = ["Observer", "frame_groups", "observed"]
+__all__ = ["Observer", "frame_groups", "in_pieces", "observed"]
 
 FEED_FORWARD_BYTES = 64 * 2**20
 """Most that the hidden activation of a feed-forward takes: it runs in pieces of so many tokens."""
@@ -103,7 +103,7 @@ def observed(reference: Reference, observer: Observer) -> Iterator[None]:
             names = {module: name.removeprefix("transformer.") for name, module in stage.named_modules()}
             for block in modules_of(checkpoint.model.family).blocks(stage):
                 undone.callback(block.register_forward_pre_hook(observer.enter, with_kwargs=True).remove)
-                undone.enter_context(_in_pieces(block, observer))
+                undone.enter_context(in_pieces(block, partial(setattr, observer, "start")))
                 for layer in (module for module in block.modules() if isinstance(module, nn.Linear)):
                     name = names[layer]
                     assert f"{name}.weight" in checkpoint.transformer, name
@@ -112,8 +112,13 @@ def observed(reference: Reference, observer: Observer) -> Iterator[None]:
 
 
 @contextmanager
-def _in_pieces(block: Any, observer: Observer) -> Iterator[None]:
-    """The feed-forward of a block in pieces of tokens: each token has its own result, so sums alone may differ."""
+def in_pieces(block: Any, begin: Callable[[int], object]) -> Iterator[None]:
+    """The feed-forward of a block in pieces of tokens: each token has its own result, so sums alone may differ.
+
+    Args:
+        block: of a reference.
+        begin: told the first token of each piece, and 0 after the last.
+    """
     whole = block.ffn.forward
     widest = max(layer.out_features for layer in block.ffn.modules() if isinstance(layer, nn.Linear))
     most = max(1, FEED_FORWARD_BYTES // (4 * widest))
@@ -124,9 +129,9 @@ def _in_pieces(block: Any, observer: Observer) -> Iterator[None]:
             return result
         out = torch.empty_like(tokens)
         for start in range(0, tokens.shape[1], most):
-            observer.start = start
+            begin(start)
             out[:, start : start + most] = whole(tokens[:, start : start + most])
-        observer.start = 0
+        begin(0)
         return out
 
     block.ffn.forward = forward

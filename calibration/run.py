@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,13 +14,18 @@ from ..runtime.chain.noise import generator, standard_normal
 from ..runtime.chain.plan import StepPlan, plan
 from ..runtime.chain.sampler import Conditions, sample
 from ..runtime.chain.schedules import Schedule
+from ..runtime.errors import UsageError
 from ..runtime.files import check_output
 from ..runtime.model.checkpoint import Checkpoint
 from ..runtime.model.identity import checkpoint_digest, checkpoint_files
-from ..runtime.recipe import Calibration
+from ..runtime.quantisation import SCHEMES
+from ..runtime.ranges import Ranges
+from ..runtime.recipe import Calibration, read_calibration
 from ..runtime.reporter import Reporter
 from ..runtime.trajectories import TEXTS, Trajectories
+from .decide import decide, schemes_of
 from .observe import Observer, frame_groups, observed
+from .sensitivity import JUDGED, Judge, keep_worst
 from .state import read_state, state_file, write_state
 
 __all__ = ["CalibrationRequest", "calibrate"]
@@ -40,7 +45,13 @@ class CalibrationRequest:
     seed: int = 0
     """Of the first run; each further one has the next."""
     percentile: float = 100.0
-    """Of magnitudes, kept beside the greatest."""
+    """Of magnitudes: what is beyond is cut."""
+    method: str = "w8a8"
+    """That the recipe is for: one of `METHODS` that a recipe can serve."""
+    target_psnr: float | None = None
+    """Keep layers until videos reach this PSNR in dB; None: none is kept."""
+    statistics: Path | None = None
+    """A recipe of the same run, whose statistics are taken."""
 
 
 def calibrate(
@@ -65,8 +76,40 @@ def calibrate(
     state, reporter = state_file(output), reporter or Reporter()
     for path in (output, state):
         check_output(path)
+    _check(checkpoint, request)
     names, bounds = frame_groups(checkpoint.model.stages(checkpoint.resolution))
     run = _trajectories(checkpoint, request, names)
+    reference = Reference(checkpoint)
+    if request.statistics is None:
+        layers = _statistics(reference, state, request, run, bounds, reporter)
+    else:
+        layers = _taken(request.statistics, run)
+    recipe = decide(reference, run, layers, request.method, reporter)
+    if request.target_psnr is not None:
+        recipe = _search(reference, recipe, request, reporter)
+    recipe.to_file(output)
+    state.unlink(missing_ok=True)
+    return recipe
+
+
+def _check(checkpoint: Checkpoint, request: CalibrationRequest) -> None:
+    taken = [name for name, scheme in SCHEMES.items() if scheme.searched]
+    if request.method not in taken:
+        raise UsageError(f"the method '{request.method}' takes no recipe: expected one of {', '.join(taken)}")
+    if request.target_psnr is not None and not checkpoint.vae:
+        raise UsageError(f"{checkpoint.folder} has no VAE: a PSNR is of videos, give no target of it")
+
+
+def _statistics(
+    reference: Reference,
+    state: Path,
+    request: CalibrationRequest,
+    run: Trajectories,
+    bounds: Sequence[tuple[int, ...]],
+    reporter: Reporter,
+) -> dict[str, Ranges]:
+    """Ranges by layer; what was seen is kept after each prompt."""
+    checkpoint = reference.checkpoint
     done, observer = read_state(state, run, bounds)
     steps = plan(checkpoint.model.pyramid, checkpoint.resolution, request.schedule)
     reporter.begin("calibration", len(steps) * len(request.prompts))
@@ -74,17 +117,38 @@ def calibrate(
         reporter.said(f"{done} of {len(request.prompts)} prompts: kept from an interrupted calibration")
         reporter.advance(done * len(steps))
     if done < len(request.prompts):
-        reference = Reference(checkpoint)
         *texts, negative = _embeddings(reference, [*request.prompts[done:], run.negative_prompt], done)
         with observed(reference, observer):
             for index, text in enumerate(texts, done):
                 _sample(reference, observer, steps, (text, negative), request.seed + index, reporter)
-                _recipe(observer, run).check()
+                _check_ranges(observer, run)
                 write_state(state, run, index + 1, observer)
-    recipe = _recipe(observer, run)
-    recipe.to_file(output)
-    state.unlink()
-    return recipe
+    return _ranges(observer, run)
+
+
+def _taken(file: Path, run: Trajectories) -> dict[str, Ranges]:
+    """The ranges of another recipe."""
+    found = read_calibration(file)
+    ours, theirs = run.to_json(), found.run.to_json()
+    differing = [name for name in ours if theirs.get(name) != ours[name]]
+    if differing:
+        raise UsageError(f"{file} has statistics of another run ({', '.join(differing)} differ): give its own settings")
+    return dict(found.layers)
+
+
+def _search(reference: Reference, recipe: Calibration, request: CalibrationRequest, reporter: Reporter) -> Calibration:
+    """The recipe with the fewest layers kept that reach the target."""
+    assert request.target_psnr is not None
+    checkpoint, prompts = reference.checkpoint, list(request.prompts[:JUDGED])
+    *texts, negative = _embeddings(reference, [*prompts, recipe.run.negative_prompt], 0)
+    steps = plan(checkpoint.model.pyramid, checkpoint.resolution, request.schedule)
+    judge = Judge(reference, steps, {"text": negative}, schemes_of(request.method), reporter)
+    for index, text in enumerate(texts):
+        judge.add(text, request.seed + index)
+    damage = judge.damage(recipe.choices)
+    measured = {layer: replace(choice, damage=damage[layer]) for layer, choice in recipe.choices.items()}
+    chosen, trials = keep_worst(judge, measured, request.target_psnr)
+    return replace(recipe, choices=chosen, target_psnr=request.target_psnr, trials=trials)
 
 
 def _trajectories(checkpoint: Checkpoint, request: CalibrationRequest, groups: tuple[str, ...]) -> Trajectories:
@@ -149,6 +213,12 @@ def _sample(
     )
 
 
-def _recipe(observer: Observer, run: Trajectories) -> Calibration:
+def _ranges(observer: Observer, run: Trajectories) -> dict[str, Ranges]:
     found = {layer: statistics.ranges(run.percentile) for layer, statistics in observer.inputs.items()}
-    return Calibration(run, {layer: found[owner] for layer, owner in observer.owners.items()})
+    return {layer: found[owner] for layer, owner in observer.owners.items()}
+
+
+def _check_ranges(observer: Observer, run: Trajectories) -> None:
+    """Refuse what nothing can be made of before another prompt is run."""
+    for layer, ranges in _ranges(observer, run).items():
+        ranges.check(layer, run)

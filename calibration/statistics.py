@@ -1,7 +1,6 @@
-"""Running statistics of the inputs of layers: extremes, and a histogram from which percentiles are read.
+"""Running statistics of the inputs of layers: extremes, sums of squares, and a histogram for percentiles.
 
-Maxima and counts alone are kept, never an activation. They do not depend on the order in which values come, so that
-runs of several prompts add up to the same, in one go or in several.
+These alone are kept, never an activation, so that runs of several prompts add up, in one go or in several.
 """
 
 import math
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.recipe import Ranges, integer_range
+from ..runtime.ranges import Ranges
 
 __all__ = ["BINS", "Place", "Sizes", "Statistics", "histogram", "percentile"]
 
@@ -79,9 +78,10 @@ class Statistics:
         stages = sizes.stages
         return cls(
             {
-                "lowest": np.full(stages, np.inf, np.float32),
-                "highest": np.full(stages, -np.inf, np.float32),
-                "channels": np.zeros((stages, groups, width), np.float32),
+                "lowest": np.full((stages, groups, width), np.inf, np.float32),
+                "highest": np.full((stages, groups, width), -np.inf, np.float32),
+                "squares": np.zeros((stages, width), np.float64),
+                "count": np.zeros(stages, np.int64),
                 "passes": np.zeros((stages, sizes.passes), np.float32),
                 "steps": np.zeros(sizes.steps, np.float32),
                 "histogram": np.zeros((stages, BINS), np.int64),
@@ -90,31 +90,34 @@ class Statistics:
 
     @property
     def finite(self) -> bool:
-        """Whether every value was: NaN and infinity stay in the maxima."""
-        return bool(np.isfinite(self.arrays["channels"]).all())
+        """Whether every value was: NaN and infinity stay in the sums."""
+        return bool(np.isfinite(self.arrays["squares"]).all())
 
     def see(self, place: Place, group: int, values: Floats) -> None:
         """Add the values [tokens, in] of a frame group."""
-        arrays, rows = self.arrays, max(1, PIECE_VALUES // values.shape[1])
+        arrays, rows, at = self.arrays, max(1, PIECE_VALUES // values.shape[1]), (place.stage, group)
         for start in range(0, len(values), rows):
             piece = values[start : start + rows]
             low, high = piece.min(axis=0), piece.max(axis=0)
-            channels = np.maximum(np.abs(low), np.abs(high))
-            for name, at, found, wider in (
-                ("lowest", place.stage, low.min(), np.minimum),
-                ("highest", place.stage, high.max(), np.maximum),
-                ("channels", (place.stage, group), channels, np.maximum),
-                ("passes", (place.stage, place.passed), channels.max(), np.maximum),
-                ("steps", place.step, channels.max(), np.maximum),
-            ):
-                arrays[name][at] = wider(arrays[name][at], found)
+            np.minimum(arrays["lowest"][at], low, out=arrays["lowest"][at])
+            np.maximum(arrays["highest"][at], high, out=arrays["highest"][at])
+            arrays["squares"][place.stage] += np.square(piece, dtype=np.float64).sum(axis=0)
+            arrays["count"][place.stage] += len(piece)
             arrays["histogram"][place.stage] += histogram(piece)
+            greatest = max(-low.min(), high.max())
+            for name, index in (("passes", (place.stage, place.passed)), ("steps", place.step)):
+                arrays[name][index] = np.maximum(arrays[name][index], greatest)
 
     def ranges(self, percent: float) -> Ranges:
-        """What a recipe says of the layer: the magnitude is never above the greatest that was seen."""
-        kept = {name: array for name, array in self.arrays.items() if name != "histogram"}
-        greatest = kept["channels"].max(axis=(1, 2))
-        magnitudes = [percentile(counts, percent) for counts in self.arrays["histogram"]]
-        magnitude = np.minimum(np.array(magnitudes, np.float32), greatest)
-        scale, zero = integer_range(kept["lowest"], kept["highest"], magnitude)
-        return Ranges(**kept, magnitude=magnitude, scale=scale, zero=zero)
+        """What a recipe says of the input: the magnitude is never above the greatest that was seen."""
+        arrays = self.arrays
+        greatest = np.maximum(np.abs(arrays["lowest"]), np.abs(arrays["highest"])).max(axis=(1, 2))
+        magnitudes = [percentile(counts, percent) for counts in arrays["histogram"]]
+        return Ranges(
+            lowest=arrays["lowest"],
+            highest=arrays["highest"],
+            square=(arrays["squares"] / np.maximum(arrays["count"], 1)[:, None]).astype(np.float32),
+            magnitude=np.minimum(np.array(magnitudes, np.float32), greatest),
+            passes=arrays["passes"],
+            steps=arrays["steps"],
+        )

@@ -46,12 +46,12 @@ AGAIN = f"COMPONENT is one of {', '.join(COMPONENTS)}, without one the transform
     metavar="[COMPONENT=]METHOD",
     help=f"Of the matrices of blocks: {', '.join(METHODS)}. {AGAIN}",
 )
-@click.option("--recipe", type=PATH, help="Of pyrexport calibrate, for methods that round activations by it.")
+@click.option("--recipe", type=PATH, help="Of pyrexport calibrate: what it chose for the method.")
 @click.option(
     "--vae-tile",
     default="auto",
     show_default=True,
-    help="Decode frames in tiles: HEIGHTxWIDTH in latent pixels, none, or auto: where a frame would need over 3 GiB.",
+    help="Decode frames in tiles: HEIGHTxWIDTH in latent pixels, none, or auto: where a frame would need over 2.3 GB.",
 )
 @click.option(
     "--vae-caches",

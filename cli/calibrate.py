@@ -8,6 +8,7 @@ import click
 from ..runtime.documents import MAX_INTEGER
 from ..runtime.errors import UsageError
 from ..runtime.files import check_output
+from ..runtime.quantisation import SCHEMES
 from .common import (
     PATH,
     Bars,
@@ -35,8 +36,23 @@ from .recipes import recipe_document, show_recipe
     type=click.FloatRange(0, 100, min_open=True),
     default=100.0,
     show_default=True,
-    help="Of magnitudes, kept beside the greatest.",
+    help="Of magnitudes: what is beyond is cut.",
 )
+@click.option(
+    "--quantize",
+    "method",
+    type=click.Choice([name for name, scheme in SCHEMES.items() if scheme.searched]),
+    default="w8a8",
+    show_default=True,
+    help="The method that the recipe is for.",
+)
+@click.option(
+    "--keep",
+    type=click.Choice(["auto"]),
+    help="auto: measure what rounding each layer costs, and keep the worst as they are, no more than needed.",
+)
+@click.option("--target-psnr", type=click.FloatRange(min=0), help="Of --keep auto, in dB; default: the method's own.")
+@click.option("--statistics", type=PATH, help="A recipe of the same run: only choose anew, from its statistics.")
 @click.option("--plot", type=PATH, help="Also draw the ranges into this .png.")
 @reading_options
 @output_options
@@ -47,13 +63,19 @@ def command(
     schedule: str | None,
     seed: int,
     percentile: float,
+    method: str,
+    keep: str | None,
+    target_psnr: float | None,
+    statistics: Path | None,
     plot: Path | None,
     reading: Reading,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Collect statistics of CHECKPOINT's activations over prompts; goes on where it was interrupted."""
+    """Watch CHECKPOINT's activations over prompts and choose by what layers are rounded; goes on where it stopped."""
     _check_outputs(output, plot)
+    if target_psnr is not None and keep is None:
+        raise UsageError("--target-psnr is of --keep auto: give both")
     words = read_prompts(prompts)
     folder = find_model(checkpoint, reading.variant, quiet=quiet)
     found = resolve_checkpoint(folder, reading.resolution, reading.variant)
@@ -61,8 +83,11 @@ def command(
     from ..calibration.run import CalibrationRequest, calibrate
 
     start = time.perf_counter()
+    if keep is not None and target_psnr is None:
+        target_psnr = SCHEMES[method].min_psnr
+    request = CalibrationRequest(words, chosen, seed, percentile, method, target_psnr, statistics)
     with progress(quiet) as bar:
-        recipe = calibrate(found, output, CalibrationRequest(words, chosen, seed, percentile), Bars(bar))
+        recipe = calibrate(found, output, request, Bars(bar))
     seconds = time.perf_counter() - start
     if plot is not None:
         from ..calibration.plot import plot_recipe

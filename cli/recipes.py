@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..runtime.recipe import Calibration, Ranges
+from ..runtime.ranges import Ranges
+from ..runtime.recipe import Calibration
 from .common import print_table
 
 __all__ = ["recipe_document", "show_recipe"]
@@ -24,18 +26,22 @@ def recipe_document(recipe: Calibration, path: Path) -> dict[str, Any]:
         "hash": recipe.hash,
         **recipe.run.to_json(),
         "warnings": list(recipe.warnings),
-        "layers": {name: _layer(recipe, ranges) for name, ranges in recipe.layers.items()},
+        "methods": dict(recipe.methods),
+        "target_psnr": recipe.target_psnr,
+        "trials": [asdict(trial) for trial in recipe.trials],
+        "layers": {name: _layer(recipe, name, ranges) for name, ranges in recipe.layers.items()},
     }
 
 
-def _layer(recipe: Calibration, ranges: Ranges) -> dict[str, Any]:
+def _layer(recipe: Calibration, name: str, ranges: Ranges) -> dict[str, Any]:
     maximum, groups = ranges.maximum, ranges.channels.max(axis=2)
+    low, high = ranges.lowest.min(axis=(1, 2)), ranges.highest.max(axis=(1, 2))
     names = recipe.run.groups if groups.shape[1] == len(recipe.run.groups) else ("all",)
     stages = [
         {
             "stage": stage,
-            "lowest": float(ranges.lowest[stage]),
-            "highest": float(ranges.highest[stage]),
+            "lowest": float(low[stage]),
+            "highest": float(high[stage]),
             "magnitude": float(ranges.magnitude[stage]),
             "ratio": float(maximum[stage] / ranges.magnitude[stage]),
             "groups": dict(zip(names, map(float, groups[stage]), strict=True)),
@@ -43,7 +49,8 @@ def _layer(recipe: Calibration, ranges: Ranges) -> dict[str, Any]:
         }
         for stage in range(recipe.stages)
     ]
-    return {"width": ranges.width, "stages": stages, "steps": list(map(float, ranges.steps))}
+    choice = recipe.choices[name].to_json()
+    return {"width": ranges.width, "stages": stages, "steps": list(map(float, ranges.steps)), "choice": choice}
 
 
 def show_recipe(document: Mapping[str, Any]) -> None:
@@ -61,8 +68,38 @@ def show_recipe(document: Mapping[str, Any]) -> None:
     rows = [row for index in range(document["stages"]) for row in _outliers(layers, index)]
     columns = ["layer", "stage", "lowest", "highest", f"P{document['percentile']:g} |x|", "max / P", "first / rest"]
     print_table("greatest outliers of each stage", [*columns, "uncond. / cond."], rows)
+    _show_choices(document)
     for line in document["warnings"]:
         click.echo(f"Warning: {line}", err=True)
+
+
+def _show_choices(document: Mapping[str, Any]) -> None:
+    """What was chosen: the layers with the greatest errors, or with the greatest damage where that was measured."""
+    choices = {name: layer["choice"] for name, layer in document["layers"].items()}
+    migrated = sum(choice["strength"] > 0 for choice in choices.values())
+    kept = [name for name, choice in choices.items() if not choice["scheme"]]
+    methods = ", ".join(f"{component}={method}" for component, method in document["methods"].items())
+    click.echo(
+        f"for --quantize {methods}: {len(kept)} of {len(choices)} layers kept, the inputs of {migrated} migrated"
+    )
+    if document["trials"]:
+        tried = ", ".join(f"{trial['kept']} kept: {trial['psnr']:.1f} dB" for trial in document["trials"])
+        click.echo(f"to reach {document['target_psnr']:g} dB: {tried}")
+    worst = sorted(choices, key=lambda name: (not choices[name]["scheme"], *_cost(choices[name])), reverse=True)
+    rows = [_choice_row(name, choices[name]) for name in worst[: max(TOP, len(kept))]]
+    columns = ["layer", "stored", "migration", "rounded", "chosen", "damage by stage"]
+    print_table("choices, the costliest layers first", columns, rows)
+
+
+def _cost(choice: Mapping[str, Any]) -> tuple[float, float]:
+    return max(choice["damage"], default=0.0), choice["errors"].get("chosen", 0.0)
+
+
+def _choice_row(name: str, choice: Mapping[str, Any]) -> list[str]:
+    errors = [f"{choice['errors'][which]:.2e}" if which in choice["errors"] else "" for which in ("rounded", "chosen")]
+    damage = " ".join(f"{value:.1e}" for value in choice["damage"])
+    stored = choice["scheme"] or f"kept: {choice['reason']}"
+    return [name, stored, f"{choice['strength']:g}" if choice["strength"] else "", *errors, damage]
 
 
 def _outliers(layers: Mapping[str, Any], index: int) -> list[list[str]]:

@@ -33,6 +33,8 @@ class Scheme:
     activations: str = ""
     """How a product's input becomes 8-bit integers: "dynamic", by a scale that each run finds; "static", by that of a
     recipe; empty: not at all."""
+    searched: bool = False
+    """Whether a recipe can choose its numbers; where activations are static, one must."""
     components: tuple[str, ...] = COMPONENTS
     """What can be stored so."""
     min_psnr: float = 30.0
@@ -86,6 +88,7 @@ SCHEMES = {
             {"text": 3e-1, "stages": 3e-1, "chain": 5e-1, "teacher_forced": 3e-1, "video": 15.0},
             bits=4,
             block=64,
+            searched=True,
             components=MATRICES,
             min_psnr=22.0,
         ),
@@ -96,6 +99,7 @@ SCHEMES = {
             {"text": 1e-1, "stages": 5e-2, "chain": 2e-1, "teacher_forced": 2e-1, "video": 30.0},
             bits=8,
             activations="dynamic",
+            searched=True,
             components=MATRICES,
         ),
         # The same, but the scale is that of a recipe, for each layer and stage: what it has not seen is cut.
@@ -105,6 +109,7 @@ SCHEMES = {
             {"stages": 5e-2, "chain": 2e-1, "teacher_forced": 2e-1, "video": 30.0},
             bits=8,
             activations="static",
+            searched=True,
             components=("transformer",),
         ),
     )

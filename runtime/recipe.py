@@ -1,116 +1,55 @@
-"""Recipes: what the inputs of a model's layers were on real sampling runs, by stage, in one file of data.
+"""Recipes: what a model's layers were given on real sampling runs, and what becomes of each, in one file of data.
 
-A layer is called by the checkpoint's name of it, such as `blocks.0.attn1.to_q`. For each, in float32, the file holds
-
-    LAYER/lowest, LAYER/highest   [stages]              least and greatest value of its input
-    LAYER/magnitude               [stages]              the percentile of |x| that was asked for, from above by 1/64
-    LAYER/channels                [stages, groups, in]  greatest |x| of each channel, the first frame apart where the
-                                                        model keeps it apart; one group where the input is text
-    LAYER/scale, LAYER/zero       [stages]              what makes it 8-bit integers: x ≈ scale · (q - zero)
-    LAYER/passes                  [stages, passes]      greatest |x| with the prompt, and with the negative one
-    LAYER/steps                   [steps]               greatest |x| in each step of the schedule, the noisiest first
-
-with stages finest first, and what was run as JSON in its metadata.
+A layer is called by the checkpoint's name of it, such as `blocks.0.attn1.to_q`. The file holds `LAYER/FIELD` in float32
+for each field of `Ranges`, and `LAYER/scale`, `LAYER/zero`, `LAYER/migration`, `LAYER/blocks` where its `Choice` has
+them; what was run, and the choices, as JSON in its metadata.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from .choices import TENSORS, Choice
 from .documents import Fields
 from .errors import UsageError
 from .model.signed import Arrays, content_hash, read_signed, write_signed
+from .quantisation import METHODS
+from .ranges import FIELDS, Ranges
 from .trajectories import Trajectories
 
-__all__ = ["KEY", "Calibration", "Ranges", "integer_range", "read_calibration"]
+__all__ = ["KEY", "Calibration", "Trial", "read_calibration"]
 
 KEY = "recipe"
 
-Floats = NDArray[np.float32]
-
 
 @dataclass(frozen=True)
-class Ranges:
-    """What the input of a layer was; see the head of the module."""
+class Trial:
+    """A try of the search for what to keep."""
 
-    lowest: Floats
-    highest: Floats
-    magnitude: Floats
-    channels: Floats
-    passes: Floats
-    steps: Floats
-    scale: Floats
-    zero: Floats
-    """Whole numbers from 0 to 255."""
-
-    @property
-    def width(self) -> int:
-        """Channels of the input."""
-        return int(self.channels.shape[-1])
-
-    @property
-    def maximum(self) -> Floats:
-        """Greatest |x| by stage [stages]."""
-        return np.maximum(np.abs(self.lowest), np.abs(self.highest))
-
-    def check(self, name: str, run: Trajectories) -> None:
-        """Refuse what no run can have given.
-
-        Raises:
-            UsageError: a shape is wrong, a value is not finite or negative, or a range is empty; names layer and stage.
-        """
-        stages = run.stages
-        groups = self.channels.shape[1] if self.channels.ndim == 3 and self.channels.shape[1] == 1 else len(run.groups)
-        shapes = {
-            **dict.fromkeys(("lowest", "highest", "magnitude", "scale", "zero"), (stages,)),
-            "channels": (stages, groups, self.channels.shape[-1] if self.channels.ndim else 1),
-            "passes": (stages, len(run.passes)),
-            "steps": (sum(run.schedule.steps),),
-        }
-        for field, shape in shapes.items():
-            array: Floats = getattr(self, field)
-            where = f"layer '{name}', {field}"
-            if array.shape != shape or not array.size or array.dtype != np.float32:
-                found = f"{array.dtype} {list(array.shape)}"
-                raise UsageError(f"{where}: expected float32 {list(shape)}, found {found}; calibrate again")
-            if not np.isfinite(array).all():
-                raise UsageError(f"{where}: not all values are finite; calibrate again")
-            if field not in ("lowest", "highest") and (array < 0).any():
-                raise UsageError(f"{where}: a magnitude is not negative, found {array.min():g}; calibrate again")
-        if not (self.scale > 0).all() or (self.zero != self.zero.round()).any() or self.zero.max() > 255:
-            raise UsageError(f"layer '{name}': expected scales above 0 and zeros from 0 to 255; calibrate again")
-        if (self.lowest > self.highest).any():
-            raise UsageError(f"layer '{name}': the least value is above the greatest; calibrate again")
-        for stage in range(stages):
-            ranges = (self.maximum[stage], self.magnitude[stage], *self.channels[stage].max(axis=1))
-            if not min(ranges) > 0:
-                raise UsageError(
-                    f"layer '{name}', stage {stage}: a range is zero: its input was never anything else; "
-                    "give other prompts, or look for a fault of the checkpoint"
-                )
-
-
-def integer_range(lowest: Floats, highest: Floats, magnitude: Floats) -> tuple[Floats, Floats]:
-    """Scale and zero of 8-bit integers that hold a range and zero itself, values beyond a magnitude being cut."""
-    low, high = (np.clip(side, 0, magnitude) for side in (-lowest, highest))
-    scale = ((low + high) / np.float32(255)).astype(np.float32)
-    return scale, np.rint(low / scale).astype(np.float32)
-
-
-FIELDS = tuple(field.name for field in fields(Ranges))
+    kept: int
+    """Layers that were kept, those that damage most."""
+    psnr: float
+    """Median of the videos' PSNR in dB against those of no rounding; 100 where they are the same."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A recipe: what was run, and the ranges of each layer."""
+    """A recipe: what was run, the ranges of each layer, and what becomes of it."""
 
     run: Trajectories
     layers: Mapping[str, Ranges]
     """By the checkpoint's name of the layer, in the order in which they run."""
+    methods: Mapping[str, str]
+    """By component: the method that its choices are for, of `quantisation.METHODS`."""
+    choices: Mapping[str, Choice]
+    """By layer."""
+    target_psnr: float | None = None
+    """What the search for layers to keep was to reach; None: there was none."""
+    trials: tuple[Trial, ...] = ()
+    """What it tried, in order."""
 
     @property
     def stages(self) -> int:
@@ -143,15 +82,19 @@ class Calibration:
         return self.layers[layer]
 
     def check(self) -> None:
-        """Refuse ranges that no run can have given.
+        """Refuse what no run can have given, and choices that nothing can be rounded by.
 
         Raises:
-            UsageError: there are none at all, or some are impossible: see `Ranges.check`.
+            UsageError: there are no layers, or some are impossible: see `Ranges.check` and `Choice.check`.
         """
         if not self.layers:
             raise UsageError("the recipe has no layers; calibrate again")
+        if set(self.choices) != set(self.layers):
+            odd = min(set(self.choices) ^ set(self.layers))
+            raise UsageError(f"the recipe has ranges or a choice of '{odd}', and not both; calibrate again")
         for name, ranges in self.layers.items():
             ranges.check(name, self.run)
+            self.choices[name].check(name, ranges)
 
     def check_fits(self, checkpoint: str, widths: Mapping[str, int], depth: int) -> None:
         """Refuse to be used for another model.
@@ -182,16 +125,25 @@ class Calibration:
         """Write it, with its hash.
 
         Raises:
-            UsageError: its ranges are impossible, or the file cannot be written.
+            UsageError: it is impossible, or the file cannot be written.
         """
         self.check()
         write_signed(path, KEY, self._document(), self._arrays())
 
     def _document(self) -> dict[str, Any]:
-        return {**self.run.to_json(), "layers": [[name, ranges.width] for name, ranges in self.layers.items()]}
+        return {
+            **self.run.to_json(),
+            "layers": [[name, ranges.width] for name, ranges in self.layers.items()],
+            "methods": dict(self.methods),
+            "choices": {name: choice.to_json() for name, choice in self.choices.items()},
+            "target_psnr": self.target_psnr,
+            "trials": [asdict(trial) for trial in self.trials],
+        }
 
     def _arrays(self) -> Arrays:
-        return {f"{name}/{field}": getattr(ranges, field) for name, ranges in self.layers.items() for field in FIELDS}
+        ranges = {f"{name}/{field}": getattr(each, field) for name, each in self.layers.items() for field in FIELDS}
+        chosen = {f"{n}/{tensor}": array for n, each in self.choices.items() for tensor, array in each.tensors.items()}
+        return ranges | chosen
 
 
 def read_calibration(path: Path) -> Calibration:
@@ -201,23 +153,51 @@ def read_calibration(path: Path) -> Calibration:
         UsageError: it is none, was changed since it was made, or holds what no run can have given.
     """
     document, arrays = read_signed(path, KEY, "a recipe of pyrexport calibrate")
-    run = Trajectories.from_json(document, str(path))
-    widths: dict[str, int] = dict(Fields(document, str(path)).get("layers", "pairs of a name and a width", _are_pairs))
-    missing = [f"{name}/{field}" for name in widths for field in FIELDS if f"{name}/{field}" not in arrays]
-    if missing:
-        raise UsageError(f"{path}: tensor '{missing[0]}' is missing; calibrate again")
-    layers = {name: Ranges(**{field: arrays.pop(f"{name}/{field}") for field in FIELDS}) for name in widths}
+    fields, run = Fields(document, str(path)), Trajectories.from_json(document, str(path))
+    widths: dict[str, int] = dict(fields.get("layers", "pairs of a name and a width", _are_pairs))
+    layers = {name: Ranges(**{field: _take(arrays, path, name, field) for field in FIELDS}) for name in widths}
+    for name, ranges in layers.items():
+        if ranges.lowest.ndim == 3 and ranges.width != widths[name]:
+            raise UsageError(f"{path}: layer '{name}': expected {widths[name]} channels, found {ranges.width}")
+    found = fields.object("choices")
+    choices = {name: _choice(found, arrays, path, name) for name in found.document}
     if arrays:
         raise UsageError(f"{path}: unexpected tensor '{min(arrays)}'; calibrate again")
-    for name, ranges in layers.items():
-        if ranges.channels.ndim == 3 and ranges.width != widths[name]:
-            raise UsageError(f"{path}: layer '{name}': expected {widths[name]} channels, found {ranges.width}")
-    calibration = Calibration(run, layers)
+    methods = fields.object("methods")
+    calibration = Calibration(
+        run,
+        layers,
+        {component: methods.text(component, choices=METHODS) for component in methods.document},
+        choices,
+        None if document.get("target_psnr") is None else fields.number("target_psnr"),
+        tuple(_trial(each, f"{path}: trials") for each in fields.get("trials", "a list", lambda v: type(v) is list)),
+    )
     try:
         calibration.check()
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
     return calibration
+
+
+def _take(arrays: dict[str, NDArray[Any]], path: Path, layer: str, tensor: str) -> NDArray[Any]:
+    if f"{layer}/{tensor}" not in arrays:
+        raise UsageError(f"{path}: tensor '{layer}/{tensor}' is missing; calibrate again")
+    return arrays.pop(f"{layer}/{tensor}")
+
+
+def _choice(choices: Fields, arrays: dict[str, NDArray[Any]], path: Path, layer: str) -> Choice:
+    found = choices.object(layer)
+    names = found.get("tensors", f"names of {', '.join(TENSORS)}", _are_tensors)
+    return Choice.from_json(found.document, found.source, {name: _take(arrays, path, layer, name) for name in names})
+
+
+def _trial(document: Any, source: str) -> Trial:
+    found = Fields(document, source)
+    return Trial(found.integer("kept", least=0), found.number("psnr"))
+
+
+def _are_tensors(value: Any) -> bool:
+    return isinstance(value, list) and all(each in TENSORS for each in value)
 
 
 def _are_pairs(value: Any) -> bool:

@@ -11,7 +11,7 @@ from .model.schedules import ScheduleEntry
 
 __all__ = ["FORMAT", "PASSES", "TEXTS", "Trajectories"]
 
-FORMAT = 1
+FORMAT = 2
 PASSES = ("conditional", "unconditional")
 """Evaluations of a guided step."""
 

@@ -105,6 +105,8 @@ def build_bundle(
     check_replaceable(output, force)
     blueprint, partial = draw(checkpoint, target, options), partial_of(output)
     reporter = reporter or Reporter()
+    for line in () if options.calibration is None else options.calibration.warnings:
+        reporter.warned(line)
     with locked(partial, reporter):
         try:
             _write(partial, blueprint, reporter, run_graphs=run_graphs)

@@ -19,11 +19,15 @@ from .recipes import RecipeFile, open_recipe
 
 __all__ = ["BuildOptions", "BuildRequest", "Choices", "choose_tile", "options_of", "resolve_options"]
 
-VAE_BUDGET = 3 * 2**30
-"""Memory that decoding may take before frames are cut into tiles, in bytes."""
+VAE_BUDGET = 2_300_000_000
+"""Memory that decoding may take before frames are cut into tiles, in bytes: a sample then stays below 2.5 GB."""
 
-ACTIVATIONS = 1.3
-"""Most that a decoder's step holds beside its old and new caches, by the bytes of its caches in float32."""
+# Fitted to ONNX Runtime's plans of Wan2.1's decoder at 81x448x832, tiles of 1,120 to 2,288 latent pixels (1 %).
+DECODER_BASE = 404_000_000
+"""What a decoder takes whatever its tile, in bytes."""
+
+ACTIVATIONS, CACHES = 2.143, 0.684
+"""What it takes by the bytes of its caches in float32: for all else, and for the caches as they are kept."""
 
 LEAST_CHOSEN = 16
 """Height and width of the smallest tile that is chosen: its overlaps are 4 latent pixels wide, 32 of the video."""
@@ -72,8 +76,10 @@ class BuildOptions:
         """The scheme of each of a component's layers, and the ranges of their inputs in a stage."""
         scheme = self.quantised.get(component)
         layers = () if scheme is None else modules_of(checkpoint.model.family).block_matrices(checkpoint, component)
-        schemes = {layer: scheme for layer in layers if scheme is not None}
-        calibrated = {} if self.calibration is None else self.calibration.tensors
+        found = self.calibration
+        kept = frozenset() if found is None else found.kept
+        schemes = {layer: scheme for layer in layers if scheme is not None and layer not in kept}
+        calibrated = {} if found is None else found.tensors
         return Recipe(SCHEMES[self.precision[component]], schemes, calibrated, stage)
 
     def decoder(self, checkpoint: Checkpoint, *, packed: bool) -> Decoder | None:
@@ -195,7 +201,8 @@ def choose_tile(checkpoint: Checkpoint, caches: str = "fp32") -> tuple[int, int]
     def estimate(height: int, width: int) -> float:
         pixels = height * width
         # The decoder's attention, near its start, holds its scores and their softmax beside the old caches.
-        return max((2 * kept + ACTIVATIONS) * per_pixel * pixels, kept * per_pixel * pixels + 2 * 4 * pixels**2)
+        step = max((ACTIVATIONS + CACHES * kept) * per_pixel * pixels, kept * per_pixel * pixels + 2 * 4 * pixels**2)
+        return DECODER_BASE + step
 
     if estimate(*frame) <= VAE_BUDGET:
         return None

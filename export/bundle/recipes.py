@@ -9,7 +9,7 @@ from ...runtime.model.checkpoint import Checkpoint
 from ...runtime.model.identity import checkpoint_digest, checkpoint_files
 from ...runtime.model.safetensors import TensorEntry, read_header
 from ...runtime.quantisation import SCHEMES
-from ...runtime.recipe import read_calibration
+from ...runtime.recipe import Calibration, read_calibration
 from ..families import modules_of
 
 __all__ = ["RecipeFile", "open_recipe"]
@@ -23,11 +23,16 @@ class RecipeFile:
     """Of its content."""
     prompts: int
     """Number of the prompts that it was made of."""
+    kept: frozenset[str]
+    """Layers that it keeps as their component's other weights are."""
+    intervals: Mapping[str, tuple[tuple[float, float], ...]]
+    """Of each layer whose input is rounded by constants: what its integers are to hold in each stage, finest first."""
+    warnings: tuple[str, ...]
     tensors: Mapping[str, TensorEntry]
 
 
 def open_recipe(checkpoint: Checkpoint, methods: Mapping[str, str], file: Path | None) -> RecipeFile | None:
-    """The recipe of a build, where its methods need one.
+    """The recipe of a build, where it has one.
 
     Args:
         checkpoint: that is to be built.
@@ -35,26 +40,50 @@ def open_recipe(checkpoint: Checkpoint, methods: Mapping[str, str], file: Path |
         file: what `pyrexport calibrate` wrote.
 
     Raises:
-        UsageError: there is none and one is needed, or the other way round; it is of another checkpoint, or malformed.
+        UsageError: there is none and one is needed, or the other way round; it is of another checkpoint or method, or
+            malformed.
     """
-    static = [component for component, name in methods.items() if SCHEMES[name].activations == "static"]
-    if not static and file is None:
-        return None
-    if not static:
-        raise UsageError(f"{file}: no method of this build takes a recipe: leave it out, or give --quantize w8a8")
-    if file is None:
+    static = [name for name in methods.values() if SCHEMES[name].activations == "static"]
+    if file is None and static:
         raise UsageError(
-            f"the method {methods[static[0]]} needs the ranges of activations: make a recipe with "
+            f"the method {static[0]} needs the ranges of activations: make a recipe with "
             "'pyrexport calibrate', and give it with --recipe"
         )
+    if file is None:
+        return None
     found = read_calibration(file)
-    widths = {
-        layer: checkpoint.components[component][f"{layer}.weight"].shape[1]
-        for component in static
-        for layer in modules_of(checkpoint.model.family).block_matrices(checkpoint, component)
-    }
     try:
-        found.check_fits(checkpoint_digest(checkpoint_files(checkpoint)), widths, checkpoint.model.pyramid.depth)
+        _check_fits(found, checkpoint, methods)
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from None
-    return RecipeFile(found.hash, found.run.prompts, read_header(file))
+    rounded = {name: choice for name, choice in found.choices.items() if choice.scheme}
+    return RecipeFile(
+        sha256=found.hash,
+        prompts=found.run.prompts,
+        kept=frozenset(found.choices) - frozenset(rounded),
+        intervals={
+            name: tuple((float(low), float(high)) for low, high in found.of(name).interval(choice.migration))
+            for name, choice in rounded.items()
+            if SCHEMES[choice.scheme].activations == "static"
+        },
+        warnings=found.warnings,
+        tensors=read_header(file),
+    )
+
+
+def _check_fits(found: Calibration, checkpoint: Checkpoint, methods: Mapping[str, str]) -> None:
+    for component, method in found.methods.items():
+        if methods.get(component) != method:
+            asked = methods.get(component, "no --quantize of it")
+            raise UsageError(f"the recipe is for --quantize {component}={method}, found {asked}: give that")
+    for component, method in methods.items():
+        if SCHEMES[method].activations == "static" and component not in found.methods:
+            raise UsageError(
+                f"the recipe says nothing of the {component}: calibrate with --quantize {component}={method}"
+            )
+    widths = {
+        layer: checkpoint.components[component][f"{layer}.weight"].shape[1]
+        for component in found.methods
+        for layer in modules_of(checkpoint.model.family).block_matrices(checkpoint, component)
+    }
+    found.check_fits(checkpoint_digest(checkpoint_files(checkpoint)), widths, checkpoint.model.pyramid.depth)

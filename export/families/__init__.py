@@ -52,6 +52,10 @@ class FamilyModules(Protocol):
         """Layers of a component's blocks that are products with a matrix: what can be stored in integers."""
         ...
 
+    def migrations(self, checkpoint: Checkpoint) -> Sequence[tuple[str, ...]]:
+        """Layers of the transformer that share an input which a vector can divide at no cost, where it is made."""
+        ...
+
     def latent_statistics(self, checkpoint: Checkpoint) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of the latents per channel."""
         ...

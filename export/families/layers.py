@@ -12,6 +12,7 @@ from torch import nn
 from ...runtime.model.safetensors import TensorEntry
 from ...runtime.quantisation import Recipe, Scheme
 from ...targets.dialect import Dialect
+from ..weights.calibrated import Columns, Rows, SearchedBlocks
 from ..weights.source import Source, empty_parameter
 from ..weights.steps import Cast, Integers, Matrix, Pick, Quantise, Reshape, Step, Tap, Transpose
 
@@ -29,27 +30,29 @@ class WeightSpace:
         """Parameters of one component of a checkpoint."""
         self.component, self.tensors, self.recipe, self.dialect = component, tensors, recipe, dialect
 
-    def vector(self, name: str, shape: tuple[int, ...] | None = None) -> nn.Parameter:
-        """A tensor as it is (or reshaped), in float32: biases, norms, modulation tables."""
-        reshaped: tuple[Step, ...] = () if shape is None else (Reshape(shape),)
-        return self._make(name, Cast("float32"), *reshaped)
+    def vector(self, name: str, shape: tuple[int, ...] | None = None, *, feeds: str = "") -> nn.Parameter:
+        """A tensor as it is (or reshaped), in float32: biases, norms, modulation tables.
 
-    def matrix(self, layer: str, *, precise: bool = False) -> nn.Parameter:
+        Where it makes the input of a layer, `feeds`, it is divided by that layer's migration.
+        """
+        reshaped: tuple[Step, ...] = () if shape is None else (Reshape(shape),)
+        return self._make(name, Cast("float32"), *self._divided(feeds), *reshaped)
+
+    def matrix(self, layer: str, *, precise: bool = False, feeds: str = "") -> nn.Parameter:
         """LAYER.weight [out, …] as a matrix, [in, out] or [out, in], as its engine takes it without a copy."""
         dtype = "float32" if precise and self.dialect.precise else self.recipe.scheme(layer).dtype
         turned: tuple[Step, ...] = (Transpose(),) if self.dialect.transposed else ()
-        return self._make(f"{layer}.weight", Cast(dtype), Matrix(), *turned)
+        return self._make(f"{layer}.weight", *self._migrated(layer, feeds), Cast(dtype), Matrix(), *turned)
 
-    def blocks(self, layer: str, scheme: Scheme) -> tuple[nn.Parameter, nn.Parameter]:
+    def blocks(self, layer: str, scheme: Scheme, feeds: str) -> tuple[nn.Parameter, nn.Parameter]:
         """LAYER.weight [out, in] as blocks and their scales; see `Quantise`."""
-        values, scales = (self._make(f"{layer}.weight", Quantise(scheme), output=output) for output in range(2))
-        return values, scales
+        searched = self.recipe.calibrated.get(f"{layer}/blocks")
+        made = Quantise(scheme) if searched is None else SearchedBlocks(scheme, searched)
+        return self._pair(layer, made, feeds)
 
-    def integers(self, layer: str, scheme: Scheme) -> tuple[nn.Parameter, nn.Parameter]:
+    def integers(self, layer: str, scheme: Scheme, feeds: str) -> tuple[nn.Parameter, nn.Parameter]:
         """LAYER.weight [out, in] as integers, turned as its engine takes them, and scales [out]; see `Integers`."""
-        step = Integers(scheme.largest, self.dialect.transposed)
-        values, scales = (self._make(f"{layer}.weight", step, output=output) for output in range(2))
-        return values, scales
+        return self._pair(layer, Integers(scheme.largest, self.dialect.transposed), feeds)
 
     def input_range(self, layer: str) -> tuple[nn.Parameter, nn.Parameter]:
         """Scale and zero of a layer's input in the stage of the recipe, float32 and uint8."""
@@ -59,6 +62,29 @@ class WeightSpace:
             empty_parameter(Source.of(CALIBRATION, scale, tensors[scale], (Pick(stage),))),
             empty_parameter(Source.of(CALIBRATION, zero, tensors[zero], (Cast("uint8"), Pick(stage)))),
         )
+
+    def migration(self, layer: str) -> nn.Parameter | None:
+        """What a layer's input is to be divided by [in], where its recipe says so."""
+        entry = self._migration(layer)
+        return None if entry is None else empty_parameter(Source.of(CALIBRATION, f"{layer}/migration", entry, ()))
+
+    def _migration(self, layer: str) -> TensorEntry | None:
+        found: TensorEntry | None = self.recipe.calibrated.get(f"{layer}/migration")
+        return found
+
+    def _divided(self, feeds: str) -> tuple[Step, ...]:
+        entry = self._migration(feeds)
+        return () if entry is None else (Rows(entry),)
+
+    def _migrated(self, layer: str, feeds: str) -> tuple[Step, ...]:
+        """What a weight goes through before it is rounded."""
+        entry = self._migration(layer)
+        return (() if entry is None else (Columns(entry),)) + self._divided(feeds)
+
+    def _pair(self, layer: str, made: Step, feeds: str) -> tuple[nn.Parameter, nn.Parameter]:
+        steps = (*self._migrated(layer, feeds), made)
+        values, scales = (self._make(f"{layer}.weight", *steps, output=output) for output in range(2))
+        return values, scales
 
     def kernel(self, layer: str, tap: int | None = None) -> nn.Parameter:
         """LAYER.weight [out, in, kh, kw]; one tap of a causal 3-D kernel [out, in, kt, kh, kw]."""
@@ -72,12 +98,12 @@ class WeightSpace:
 class Linear(nn.Module):
     """A matrix product, with a bias where there is one."""
 
-    def __init__(self, space: WeightSpace, layer: str, *, bias: bool, precise: bool) -> None:
+    def __init__(self, space: WeightSpace, layer: str, *, bias: bool, precise: bool, feeds: str) -> None:
         """The layer whose tensors are LAYER.weight and LAYER.bias; see `Dialect.precise`."""
         super().__init__()
         self.product = space.dialect.product
-        self.weight = space.matrix(layer, precise=precise)
-        self.bias = space.vector(f"{layer}.bias") if bias else None
+        self.weight = space.matrix(layer, precise=precise, feeds=feeds)
+        self.bias = space.vector(f"{layer}.bias", feeds=feeds) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The product and the bias: x […, in] to […, out]."""
@@ -87,12 +113,12 @@ class Linear(nn.Module):
 class BlockLinear(nn.Module):
     """A product with a weight in blocks of few bits with a scale each, computed in float32."""
 
-    def __init__(self, space: WeightSpace, layer: str, scheme: Scheme, *, bias: bool) -> None:
+    def __init__(self, space: WeightSpace, layer: str, scheme: Scheme, *, bias: bool, feeds: str) -> None:
         """The layer whose tensors are LAYER.weight and LAYER.bias."""
         super().__init__()
         self.product, self.scheme = space.dialect.block_product, scheme
-        self.values, self.scales = space.blocks(layer, scheme)
-        self.bias = space.vector(f"{layer}.bias") if bias else None
+        self.values, self.scales = space.blocks(layer, scheme, feeds)
+        self.bias = space.vector(f"{layer}.bias", feeds=feeds) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The product and the bias: x […, in] to […, out]."""
@@ -103,12 +129,12 @@ class BlockLinear(nn.Module):
 class IntegerLinear(nn.Module):
     """A product of 8-bit integers: its input is rounded as well as its weight, by a scale of its own or a recipe's."""
 
-    def __init__(self, space: WeightSpace, layer: str, scheme: Scheme, *, bias: bool) -> None:
+    def __init__(self, space: WeightSpace, layer: str, scheme: Scheme, *, bias: bool, feeds: str) -> None:
         """The layer whose tensors are LAYER.weight and LAYER.bias."""
         super().__init__()
         self.product = space.dialect.integer_product
-        self.values, self.scales = space.integers(layer, scheme)
-        self.bias = space.vector(f"{layer}.bias") if bias else None
+        self.values, self.scales = space.integers(layer, scheme, feeds)
+        self.bias = space.vector(f"{layer}.bias", feeds=feeds) if bias else None
         self.scale: nn.Parameter | None = None
         self.zero: nn.Parameter | None = None
         if scheme.activations == "static":
@@ -119,14 +145,14 @@ class IntegerLinear(nn.Module):
         return self.product(x, self.values, self.scales, self.bias, self.scale, self.zero)
 
 
-def linear(space: WeightSpace, layer: str, *, bias: bool = True, precise: bool = False) -> nn.Module:
-    """A layer as the recipe says."""
+def linear(space: WeightSpace, layer: str, *, bias: bool = True, precise: bool = False, feeds: str = "") -> nn.Module:
+    """A layer as the recipe says; `feeds` names the layer whose input its output becomes, divided by its migration."""
     scheme = space.recipe.scheme(layer)
     if scheme.is_float:
-        return Linear(space, layer, bias=bias, precise=precise)
+        return Linear(space, layer, bias=bias, precise=precise, feeds=feeds)
     if scheme.activations:
-        return IntegerLinear(space, layer, scheme, bias=bias)
-    return BlockLinear(space, layer, scheme, bias=bias)
+        return IntegerLinear(space, layer, scheme, bias=bias, feeds=feeds)
+    return BlockLinear(space, layer, scheme, bias=bias, feeds=feeds)
 
 
 def run_time_zero(x: torch.Tensor) -> torch.Tensor:

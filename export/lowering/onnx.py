@@ -16,7 +16,7 @@ from ..weights.source import Source, sources_of
 from .graphs import GraphModule
 from .passes import anonymise, simplify
 from .program import export_program
-from .repeat import CALL, add_function, are_alike, as_calls, export_layer
+from .repeat import add_function, as_calls, calls, export_layer, kinds_of
 
 __all__ = ["OnnxExport", "export_onnx"]
 
@@ -68,14 +68,14 @@ def _quiet() -> Iterator[None]:
 
 
 def _export(graph: GraphModule, dialect: Dialect) -> ir.Model:
-    layers = graph.layers if are_alike(graph.layers) else ()
-    with as_calls(layers):
+    kinds = kinds_of(graph.layers)
+    with as_calls(kinds):
         program = export_program(graph.module, graph.spec.inputs, graph.symbols)
     outputs = [spec.name for spec in graph.spec.outputs]
-    model = _translate(program, graph.spec.inputs, outputs, dialect, {**dialect.operators, **CALL})
-    if layers:
-        layer, specs = export_layer(layers[0], program)
-        add_function(model, _translate(layer, specs, ["output"], dialect, dialect.operators), layers[0])
+    model = _translate(program, graph.spec.inputs, outputs, dialect, {**dialect.operators, **calls(len(kinds))})
+    for kind, (first, *_) in enumerate(kinds):
+        layer, specs = export_layer(first, program)
+        add_function(model, kind, _translate(layer, specs, ["output"], dialect, dialect.operators), first)
     return model
 
 

@@ -23,8 +23,11 @@ __all__ = [
     "Reshape",
     "Step",
     "Stored",
+    "Straight",
     "Tap",
     "Transpose",
+    "block_integers",
+    "channel_integers",
 ]
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
@@ -64,7 +67,7 @@ class Step(Protocol):
 
 
 @dataclass(frozen=True)
-class _Straight:
+class Straight:
     """A step in which rows stay rows."""
 
     @property
@@ -74,7 +77,7 @@ class _Straight:
 
 
 @dataclass(frozen=True)
-class Cast(_Straight):
+class Cast(Straight):
     """The same values in another number type."""
 
     dtype: str
@@ -89,7 +92,7 @@ class Cast(_Straight):
 
 
 @dataclass(frozen=True)
-class Reshape(_Straight):
+class Reshape(Straight):
     """The same values, in the same order, in another shape."""
 
     to: tuple[int, ...]
@@ -104,7 +107,7 @@ class Reshape(_Straight):
 
 
 @dataclass(frozen=True)
-class Matrix(_Straight):
+class Matrix(Straight):
     """A tensor [out, …] as a matrix [out, in]."""
 
     def shape(self, given: Stored) -> tuple[Stored, ...]:
@@ -136,7 +139,7 @@ class Transpose:
 
 
 @dataclass(frozen=True)
-class Tap(_Straight):
+class Tap(Straight):
     """One tap in time of a causal kernel [out, in, kt, kh, kw]."""
 
     index: int
@@ -151,7 +154,7 @@ class Tap(_Straight):
 
 
 @dataclass(frozen=True)
-class Quantise(_Straight):
+class Quantise(Straight):
     """A matrix [out, in] as blocks [out, in / block, bytes of a block] and scales [out · in / block].
 
     They are made by ONNX Runtime's own block quantiser, symmetric around half the range.
@@ -183,7 +186,7 @@ class Quantise(_Straight):
 
 
 @dataclass(frozen=True)
-class Pick(_Straight):
+class Pick(Straight):
     """One value of a vector, as a scalar."""
 
     index: int
@@ -219,10 +222,24 @@ class Integers:
 
     def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
         """Integers and scales of the rows."""
-        values = rows.float()
-        magnitudes = values.abs().amax(dim=1)
-        scales = torch.where(magnitudes > 0, magnitudes / self.largest, 1.0)
-        integers = (values / scales[:, None]).round().clamp(-self.largest, self.largest).to(torch.int8)
+        integers, scales = channel_integers(rows, self.largest)
         if self.transposed:
             integers = integers.T.clone(memory_format=torch.contiguous_format)
         return integers, scales
+
+
+def channel_integers(rows: torch.Tensor, largest: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows [out, in] as int8, and a scale for each [out]; see `Integers`."""
+    values = rows.float()
+    magnitudes = values.abs().amax(dim=1)
+    scales = torch.where(magnitudes > 0, magnitudes / largest, 1.0)
+    return (values / scales[:, None]).round().clamp(-largest, largest).to(torch.int8), scales
+
+
+def block_integers(rows: torch.Tensor, scales: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """Rows [out, in] as blocks [out, in / block, bytes of a block], by a scale for each [out · in / block]."""
+    half, blocks = 2 ** (scheme.bits - 1), -(-rows.shape[1] // scheme.block)
+    padded = torch.nn.functional.pad(rows.float(), (0, blocks * scheme.block - rows.shape[1]))
+    by_block = padded.view(len(rows), blocks, scheme.block)
+    values = (by_block / scales.view(len(rows), blocks, 1)).round().clamp(-half, half - 1).add(half).to(torch.uint8)
+    return values if scheme.bits == 8 else values[..., 0::2] | values[..., 1::2] << 4

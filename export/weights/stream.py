@@ -14,7 +14,7 @@ from .places import Places
 from .source import Source
 from .steps import TORCH_DTYPES, Step
 
-__all__ = ["CHUNK", "write_component"]
+__all__ = ["CHUNK", "read_tensor", "write_component"]
 
 CHUNK = 32 * 1024 * 1024
 """Largest piece that is read, in bytes of float32; its conversions hold two more of its size."""
@@ -118,6 +118,16 @@ def _read(entry: TensorEntry, file: int, first: int, count: int) -> torch.Tensor
             )
         done += got
     return torch.frombuffer(data, dtype=dtype) if count else torch.empty(0, dtype=dtype)
+
+
+def read_tensor(entry: TensorEntry) -> torch.Tensor:
+    """A whole tensor, in float32.
+
+    Raises:
+        UsageError: it was cut.
+    """
+    with entry.file.open("rb", buffering=0) as data:
+        return _read(entry, data.fileno(), 0, entry.elements).view(entry.shape).float()
 
 
 def _pwrite(file: int, values: torch.Tensor, offset: int) -> None:

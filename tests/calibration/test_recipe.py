@@ -7,8 +7,10 @@ import pytest
 from pyrexport.runtime.chain.pyramid import Resolution
 from pyrexport.runtime.chain.schedules import Schedule
 from pyrexport.runtime.chain.solvers import SolverChoice
+from pyrexport.runtime.choices import Choice
 from pyrexport.runtime.errors import UsageError
-from pyrexport.runtime.recipe import Calibration, Ranges, integer_range, read_calibration
+from pyrexport.runtime.ranges import Ranges, integer_range
+from pyrexport.runtime.recipe import Calibration, Trial, read_calibration
 from pyrexport.runtime.trajectories import Trajectories
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -32,15 +34,28 @@ RUN = Trajectories(
 
 def ranges(width: int, groups: int = 2) -> Ranges:
     draw = np.random.default_rng(width)
-    low, high = -draw.uniform(1, 2, 2), draw.uniform(1, 2, 2)
-    shapes = {"magnitude": 2, "channels": (2, groups, width), "passes": (2, 2), "steps": 3}
-    others = {name: draw.uniform(0.5, 1, shape).astype(np.float32) for name, shape in shapes.items()}
-    lowest, highest = low.astype(np.float32), high.astype(np.float32)
-    scale, zero = integer_range(lowest, highest, others["magnitude"])
-    return Ranges(lowest=lowest, highest=highest, scale=scale, zero=zero, **others)
+    shapes = {"lowest": (2, groups, width), "highest": (2, groups, width), "square": (2, width)}
+    shapes |= {"magnitude": 2, "passes": (2, 2), "steps": 3}
+    found = {name: draw.uniform(0.5, 1, shape).astype(np.float32) for name, shape in shapes.items()}
+    return Ranges(**found | {"lowest": -found["lowest"]})
 
 
-RECIPE = Calibration(RUN, {"b.to_q": ranges(4), "a.to_k": ranges(3, groups=1)})
+def choice(own: Ranges, **tensors) -> Choice:
+    scale, zero = integer_range(own.interval())
+    return Choice("w8a8", "", 0.5, {"rounded": 0.02}, (0.1, 0.2), {"scale": scale, "zero": zero, **tensors})
+
+
+LAYERS = {"b.to_q": ranges(4), "a.to_k": ranges(3, groups=1)}
+CHOICES = {
+    "b.to_q": choice(LAYERS["b.to_q"], migration=np.float32([1, 2, 0.5, 1])),
+    "a.to_k": Choice("", "one of the 1 that damage most"),
+}
+RECIPE = Calibration(RUN, LAYERS, {"transformer": "w8a8"}, CHOICES, 30.0, (Trial(0, 12.5), Trial(1, 31.0)))
+
+
+def changed(**fields: np.ndarray) -> Calibration:
+    """The recipe with other ranges of its first layer."""
+    return replace(RECIPE, layers={**LAYERS, "b.to_q": replace(LAYERS["b.to_q"], **fields)})
 
 
 @pytest.fixture
@@ -57,11 +72,16 @@ def test_what_is_written_is_read(path):
     for name, layer in RECIPE.layers.items():
         for field, values in vars(layer).items():
             assert np.array_equal(getattr(found.of(name), field), values)
+        written, read = RECIPE.choices[name], found.choices[name]
+        assert replace(read, tensors={}) == replace(written, tensors={})
+        assert read.tensors.keys() == written.tensors.keys()
+        assert all(np.array_equal(read.tensors[tensor], array) for tensor, array in written.tensors.items())
+    assert (found.methods, found.target_psnr, found.trials) == (RECIPE.methods, 30.0, RECIPE.trials)
     found.check_fits(RUN.checkpoint, {"a.to_k": 3, "b.to_q": 4}, 2)
 
 
 def test_the_file_is_one_of_the_safetensors_library(path):
-    assert np.array_equal(load_file(path)["a.to_k/channels"], RECIPE.of("a.to_k").channels)
+    assert np.array_equal(load_file(path)["a.to_k/highest"], RECIPE.of("a.to_k").highest)
     with safe_open(path, framework="np") as file:
         metadata = file.metadata()
     save_file(load_file(path), path, metadata=metadata)  # in another order: the content's hash is the same
@@ -87,14 +107,13 @@ def test_an_edited_byte_is_refused_wherever_it_is(path, refused):
 
 FAULTS = {
     "nan": ("lowest", lambda a: a * np.float32(np.nan), "layer 'b.to_q', lowest: not all values are finite"),
-    "infinity": ("channels", lambda a: a + np.float32(np.inf), "not all values are finite"),
+    "infinity": ("square", lambda a: a + np.float32(np.inf), "not all values are finite"),
     "zero": ("magnitude", lambda a: 0 * a, "layer 'b.to_q', stage 0: a range is zero"),
-    "zero group": ("channels", lambda a: a * np.float32([[[1], [1]], [[1], [0]]]), "stage 1: a range is zero"),
-    "negative": ("magnitude", lambda a: -a, "a magnitude is not negative"),
-    "crossed": ("lowest", lambda a: -9 * a, "the least value is above the greatest"),
-    "shape": ("highest", lambda a: a[:1], "highest: expected float32 [2], found float32 [1]"),
-    "groups": ("channels", lambda a: np.concatenate([a, a[:, :1]], axis=1), "expected float32 [2, 2, 4]"),
-    "flat": ("channels", lambda a: a[0, 0], "channels: expected float32 [2, 2, 4]"),
+    "negative": ("magnitude", lambda a: -a, "expected nothing below 0"),
+    "crossed": ("lowest", lambda a: -9 * a, "a least value is above the greatest"),
+    "shape": ("magnitude", lambda a: a[:1], "magnitude: expected float32 [2], found float32 [1]"),
+    "groups": ("highest", lambda a: np.concatenate([a, a[:, :1]], axis=1), "expected float32 [2, 2, 4]"),
+    "flat": ("square", lambda a: a[0], "square: expected float32 [2, 4]"),
     "dtype": ("steps", lambda a: a.astype(np.float64), "found float64 [3]"),
 }
 
@@ -102,8 +121,36 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_no_run_can_have_given_is_refused_past_the_hash(fault, path, monkeypatch, refused):
     field, change, said = FAULTS[fault]
-    broken = replace(RECIPE.of("b.to_q"), **{field: change(getattr(RECIPE.of("b.to_q"), field))})
-    recipe = Calibration(RUN, {**RECIPE.layers, "b.to_q": broken})
+    recipe = changed(**{field: change(getattr(RECIPE.of("b.to_q"), field))})
+    _refused_past_the_hash(recipe, said, path, monkeypatch, refused)
+
+
+CHOICE_FAULTS = {
+    "no scale": ({"scale": None}, "tensor 'b.to_q/scale' is missing"),
+    "zero scale": ({"scale": np.float32([0, 1])}, "layer 'b.to_q', scale: expected values above 0"),
+    "nan": ({"migration": np.float32([1, np.nan, 1, 1])}, "layer 'b.to_q', migration: not all values are finite"),
+    "negative migration": ({"migration": np.float32([1, -1, 1, 1])}, "expected values above 0"),
+    "width": ({"migration": np.ones(3, np.float32)}, "migration: expected float32 [4]"),
+    "zero point": ({"zero": np.float32([0.5, 1])}, "whole numbers from 0 to 255"),
+    "far zero": ({"zero": np.float32([256, 1])}, "whole numbers from 0 to 255"),
+}
+
+
+@pytest.mark.parametrize("fault", CHOICE_FAULTS)
+def test_numbers_that_nothing_is_rounded_by_are_refused(fault, path, monkeypatch, refused):
+    fields, said = CHOICE_FAULTS[fault]
+    own = CHOICES["b.to_q"]
+    tensors = {name: array for name, array in {**own.tensors, **fields}.items() if array is not None}
+    recipe = replace(RECIPE, choices={**CHOICES, "b.to_q": replace(own, tensors=tensors)})
+    _refused_past_the_hash(recipe, said, path, monkeypatch, refused)
+
+
+def test_a_layer_without_a_choice_is_refused(path, monkeypatch, refused):
+    recipe = replace(RECIPE, choices={"b.to_q": CHOICES["b.to_q"]})
+    _refused_past_the_hash(recipe, "ranges or a choice of 'a.to_k', and not both", path, monkeypatch, refused)
+
+
+def _refused_past_the_hash(recipe, said, path, monkeypatch, refused):
     with pytest.raises(UsageError):
         recipe.to_file(path)
     monkeypatch.setattr(Calibration, "check", lambda self: None)
@@ -112,7 +159,7 @@ def test_what_no_run_can_have_given_is_refused_past_the_hash(fault, path, monkey
     assert said in refused("inspect", path)
 
 
-@pytest.mark.parametrize("name", ["b.to_q/lowest", "a.to_k/channels"])
+@pytest.mark.parametrize("name", ["b.to_q/lowest", "a.to_k/square", "b.to_q/migration"])
 def test_a_missing_tensor_is_named(name, path, monkeypatch):
     kept = Calibration._arrays(RECIPE)
     monkeypatch.setattr(Calibration, "_arrays", lambda self: {key: kept[key] for key in kept if key != name})
@@ -152,13 +199,13 @@ def test_a_recipe_of_another_model_says_what_differs():
 
 
 def test_a_later_format_is_refused(path, monkeypatch):
-    monkeypatch.setattr("pyrexport.runtime.trajectories.FORMAT", 2)
+    monkeypatch.setattr("pyrexport.runtime.trajectories.FORMAT", 3)
     RECIPE.to_file(path)
     monkeypatch.undo()
-    with pytest.raises(UsageError, match=r"expected 1 \(another format"):
+    with pytest.raises(UsageError, match=r"expected 2 \(another format"):
         read_calibration(path)
 
 
 def test_one_prompt_is_warned_of():
-    (line,) = Calibration(replace(RUN, prompts=1), RECIPE.layers).warnings
+    (line,) = replace(RECIPE, run=replace(RUN, prompts=1)).warnings
     assert "one prompt" in line

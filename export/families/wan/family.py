@@ -81,6 +81,17 @@ class WanModules:
             and "relative_attention_bias" not in name
         ]
 
+    def migrations(self, checkpoint: Checkpoint) -> Sequence[tuple[str, ...]]:
+        """Inputs that a modulation, an affine norm or the values of an attention make; not those of a GELU or text."""
+        config, found = checkpoint.model.transformer, list[tuple[str, ...]]()
+        assert isinstance(config, WanConfig)
+        for name in (f"blocks.{index}" for index in range(config.num_layers)):
+            found.append(tuple(f"{name}.attn1.to_{which}" for which in "qkv"))
+            found += [(f"{name}.attn2.to_q",)] if config.cross_attn_norm else []
+            found += [(f"{name}.{attention}.to_out.0",) for attention in ("attn1", "attn2")]
+            found.append((f"{name}.ffn.net.0.proj",))
+        return found
+
     def latent_statistics(self, checkpoint: Checkpoint) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of the latents, 0 and 1 where there is no VAE."""
         channels = checkpoint.model.pyramid.geometry.channels

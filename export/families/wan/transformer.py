@@ -111,11 +111,14 @@ class Block(nn.Module):
         self.norm2 = space.dialect.layer_norm(config.width, config.eps) if config.cross_attn_norm else None
         self.attn1 = Attention(space, f"{name}.attn1", config)
         self.attn2 = Attention(space, f"{name}.attn2", config)
-        self.norm2_weight = space.vector(f"{name}.norm2.weight") if config.cross_attn_norm else None
-        self.norm2_bias = space.vector(f"{name}.norm2.bias") if config.cross_attn_norm else None
+        asks = f"{name}.attn2.to_q"
+        self.norm2_weight = space.vector(f"{name}.norm2.weight", feeds=asks) if config.cross_attn_norm else None
+        self.norm2_bias = space.vector(f"{name}.norm2.bias", feeds=asks) if config.cross_attn_norm else None
         self.ffn_in = linear(space, f"{name}.ffn.net.0.proj")
         self.ffn_out = linear(space, f"{name}.ffn.net.2")
         self.scale_shift_table = space.vector(f"{name}.scale_shift_table")
+        self.divisor1 = space.migration(f"{name}.attn1.to_q")
+        self.divisor3 = space.migration(f"{name}.ffn.net.0.proj")
 
     def forward(
         self, x: torch.Tensor, context: torch.Tensor, modulation: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
@@ -123,7 +126,7 @@ class Block(nn.Module):
         """Tokens x [1, N, width] after the block, of the same shape."""
         table = self.scale_shift_table + modulation
         shift, scale, gate = table[:, 0:1], table[:, 1:2], table[:, 2:3]
-        y = self.norm1(x) * (1.0 + scale) + shift
+        y = _modulated(self.norm1(x), scale, shift, self.divisor1)
         x = x + self.attn1(y, y, cos, sin) * gate
         y = x if self.norm2 is None else self.norm2(x, self.norm2_weight, self.norm2_bias)
         x = x + self.attn2(y, context)
@@ -135,8 +138,14 @@ class Block(nn.Module):
 
     def _feed_forward(self, x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         shift, scale, gate = table[:, 3:4], table[:, 4:5], table[:, 5:6]
-        y = self.norm3(x) * (1.0 + scale) + shift
+        y = _modulated(self.norm3(x), scale, shift, self.divisor3)
         return x + self.ffn_out(self.dialect.gelu(self.ffn_in(y))) * gate
+
+
+def _modulated(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, divisor: torch.Tensor | None) -> torch.Tensor:
+    """Normed tokens x [1, N, width], modulated by vectors [1, 1, width]; a divisor [width] acts on these alone."""
+    gain = 1.0 + scale
+    return x * gain + shift if divisor is None else x * (gain / divisor) + shift / divisor
 
 
 class Attention(nn.Module):
@@ -150,7 +159,10 @@ class Attention(nn.Module):
         self.rms_q, self.rms_k = (dialect.rms_norm(config.width, config.eps) for _ in range(2))
         self.rotate = dialect.rotation(heads, config.attention_head_dim)
         self.to_q, self.to_k = linear(space, f"{name}.to_q"), linear(space, f"{name}.to_k")
-        self.to_v, self.to_out = linear(space, f"{name}.to_v"), linear(space, f"{name}.to_out.0")
+        self.to_v, self.to_out = (
+            linear(space, f"{name}.to_v", feeds=f"{name}.to_out.0"),
+            linear(space, f"{name}.to_out.0"),
+        )
         self.norm_q, self.norm_k = space.vector(f"{name}.norm_q.weight"), space.vector(f"{name}.norm_k.weight")
 
     def forward(

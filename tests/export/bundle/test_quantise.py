@@ -10,7 +10,7 @@ import onnx
 import pytest
 from pyrexport.runtime.bundle.opening import open_bundle
 from pyrexport.runtime.quantisation import SCHEMES
-from pyrexport.runtime.recipe import integer_range
+from pyrexport.runtime.ranges import Ranges, integer_range
 from pyrexport.targets.ort.target import KERNELS
 
 LEAN = ("--no-text-encoder", "--no-vae")
@@ -100,17 +100,22 @@ def test_weights_are_within_what_the_kernels_sums_hold(make_bundle, kernel):
 
 def test_a_range_holds_zero_and_what_it_was_made_of():
     """By ONNX's own definition of a quantised value; beyond the magnitude values are cut."""
-    lowest, highest = np.float32([-1, 0.5, -3]), np.float32([2, 4, -1])
-    scale, zero = integer_range(lowest, highest, np.float32([10, 10, 2]))
+    lowest, highest = (np.float32(ends).reshape(3, 1, 1) for ends in ([-1, 0.5, -4], [2, 4, -1]))
+    magnitude, others = np.float32([2, 4, 2]), (np.ones((3, 1), np.float32), np.ones(3, np.float32))
+    ranges = Ranges(lowest, highest, others[0], magnitude, *others)
+    scale, zero = integer_range(ranges.interval())
     assert scale == pytest.approx([3 / 255, 4 / 255, 2 / 255], rel=1e-6)
     assert zero.tolist() == [85, 0, 255]
+    halved, same = integer_range(ranges.interval(np.float32([2])))
+    assert np.array_equal(2 * halved, scale)
+    assert np.array_equal(same, zero)
 
 
 def test_what_cannot_be_is_refused(make_checkpoint, tiny, recipe, refused, tmp_path):
     lean = make_checkpoint(*LEAN)
     build = ("build", lean, "--target", "ort", "--resolution", "17x64x64", "-o", tmp_path / "out")
     assert "make a recipe with 'pyrexport calibrate'" in refused(*build, "--quantize", "w8a8")
-    assert "leave it out" in refused(*build, "--quantize", "w8", "--recipe", recipe)
+    assert "is for --quantize transformer=w8a8, found w8" in refused(*build, "--quantize", "w8", "--recipe", recipe)
     assert "has no quantisation 'int3': expected one of w8, w4, w8a8-dynamic, w8a8" in refused(
         *build, "--quantize", "int3"
     )

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pyrexport.export.lowering.graphs import GraphModule
 from pyrexport.export.lowering.onnx import OnnxExport, export_onnx
-from pyrexport.export.lowering.repeat import are_alike, as_calls
+from pyrexport.export.lowering.repeat import as_calls, kinds_of
 from pyrexport.targets.ort import TARGET as ORT
 from pyrexport.targets.trt import TARGET as TRT
 from support.graphs import blueprint, graph_of
@@ -53,19 +53,20 @@ def test_a_repeated_block_computes_what_all_of_them_do(tiny: Path, target: Any, 
     assert not kinds[1] - kinds[0]
 
 
-def test_blocks_that_differ_are_not_repeated() -> None:
+def test_blocks_are_repeated_by_kind() -> None:
     linear = torch.nn.Linear
-    assert are_alike([linear(2, 3), linear(2, 3)])
-    assert not are_alike([linear(2, 3)])
-    assert not are_alike([linear(2, 3), linear(3, 2)])
-    assert not are_alike([linear(2, 3), linear(2, 3, bias=False)])
-    assert not are_alike([linear(2, 3), linear(2, 3).half()])
-    assert not are_alike([torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)])  # with buffers, which no call hands over
+    first, second, third = linear(2, 3), linear(2, 3), linear(2, 3, bias=False)
+    assert kinds_of([first, second]) == [[first, second]]
+    assert kinds_of([first, third, second]) == [[first, second], [third]]
+    assert kinds_of([first]) == []
+    for other in (linear(3, 2), third, linear(2, 3).half()):
+        assert kinds_of([first, other]) == []
+    assert kinds_of([torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)]) == []  # with buffers, which no call hands over
 
 
 def test_modules_are_left_as_they_were() -> None:
     layers = [torch.nn.Linear(2, 2) for _ in range(2)]
     before = layers[0](torch.ones(1, 2))
-    with pytest.raises(RuntimeError, match="stopped"), as_calls(layers):
+    with pytest.raises(RuntimeError, match="stopped"), as_calls([layers]):
         raise RuntimeError("stopped")
     assert torch.equal(layers[0](torch.ones(1, 2)), before)

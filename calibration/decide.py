@@ -1,0 +1,48 @@
+"""From the ranges of layers to a recipe: each group of layers that share an input has its numbers chosen."""
+
+from collections.abc import Mapping
+
+from ..export.families import modules_of
+from ..export.reference.reference import Reference
+from ..export.weights.stream import read_tensor
+from ..runtime.choices import Choice
+from ..runtime.quantisation import SCHEMES, Scheme
+from ..runtime.ranges import Ranges
+from ..runtime.recipe import Calibration
+from ..runtime.reporter import Reporter
+from ..runtime.trajectories import Trajectories
+from ..targets.facts import DEFAULT_TARGET, find_build_target
+from .search import choose_numbers
+
+__all__ = ["decide", "schemes_of"]
+
+
+def schemes_of(method: str) -> dict[str, Scheme]:
+    """A method's scheme by its name, as the default target stores it."""
+    target = find_build_target(DEFAULT_TARGET)
+    return {method: target.adapted(SCHEMES[method], target.resolve_options({}))}
+
+
+def decide(
+    reference: Reference, run: Trajectories, layers: Mapping[str, Ranges], method: str, reporter: Reporter
+) -> Calibration:
+    """Choose by what each layer is rounded; a group of weights is in memory at a time.
+
+    Args:
+        reference: of the checkpoint.
+        run: that the ranges are of.
+        layers: their ranges.
+        method: of `METHODS`.
+        reporter: told of the groups.
+    """
+    checkpoint, scheme = reference.checkpoint, schemes_of(method)[method]
+    migrations = [group for group in modules_of(checkpoint.model.family).migrations(checkpoint) if group[0] in layers]
+    grouped = {layer for group in migrations for layer in group}
+    groups = [*migrations, *((layer,) for layer in layers if layer not in grouped)]
+    choices: dict[str, Choice] = {}
+    reporter.begin("choice of numbers", len(groups))
+    for group in groups:
+        weights = {layer: read_tensor(checkpoint.transformer[f"{layer}.weight"]) for layer in group}
+        choices |= choose_numbers(weights, layers[group[0]], scheme, method, migrates=group in migrations)
+        reporter.advance(1)
+    return Calibration(run, layers, {"transformer": method}, {layer: choices[layer] for layer in layers})

@@ -1,0 +1,70 @@
+"""Steps whose numbers are a recipe's: what moves outliers from activations to weights, and scales that were searched.
+
+Each holds the place of its numbers in the recipe's file and reads them when it works.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ...runtime.model.safetensors import TensorEntry
+from ...runtime.quantisation import Scheme
+from .steps import Quantise, Stored, Straight, block_integers
+
+__all__ = ["Columns", "Rows", "SearchedBlocks", "read_values"]
+
+
+def read_values(entry: TensorEntry, start: int = 0, count: int | None = None) -> torch.Tensor:
+    """Values of a float32 tensor of a recipe, from its value number `start` on."""
+    count = entry.elements - start if count is None else count
+    return torch.from_numpy(np.fromfile(entry.file, np.float32, count, offset=entry.offset + 4 * start))
+
+
+@dataclass(frozen=True)
+class Columns(Straight):
+    """A matrix [out, in] whose columns are multiplied by a vector [in]: the input of its product is divided by it."""
+
+    by: TensorEntry
+
+    def shape(self, given: Stored) -> tuple[Stored, ...]:
+        """The same shape, in float32."""
+        return (Stored(given.shape, "float32"),)
+
+    def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
+        """The rows, multiplied."""
+        return (rows.float() * read_values(self.by),)
+
+
+@dataclass(frozen=True)
+class Rows(Straight):
+    """A tensor [out, …] whose rows are divided by a vector [out]: its product is the input of a layer that asks so."""
+
+    by: TensorEntry
+
+    def shape(self, given: Stored) -> tuple[Stored, ...]:
+        """The same shape, in float32."""
+        return (Stored(given.shape, "float32"),)
+
+    def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
+        """The rows, divided."""
+        divisors = read_values(self.by, start, len(rows))
+        return (rows.float() / divisors.view(-1, *(1,) * (rows.ndim - 1)),)
+
+
+@dataclass(frozen=True)
+class SearchedBlocks(Straight):
+    """A matrix [out, in] as blocks, as `Quantise` makes them, by the scales [out · blocks] of a recipe."""
+
+    scheme: Scheme
+    scales: TensorEntry
+
+    def shape(self, given: Stored) -> tuple[Stored, ...]:
+        """Blocks of values, then their scales."""
+        return Quantise(self.scheme).shape(given)
+
+    def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
+        """Values and scales of the rows."""
+        blocks = -(-rows.shape[1] // self.scheme.block)
+        scales = read_values(self.scales, start * blocks, len(rows) * blocks)
+        return block_integers(rows, scales, self.scheme), scales
