@@ -105,6 +105,21 @@ def bundle(make_bundle: Make) -> Path:
     return make_bundle()
 
 
+@pytest.fixture(scope="session")
+def lean_recipe(shared: Make, make_checkpoint: Make) -> Path:
+    """A recipe of a tiny pyramidal transformer alone, on two prompts' noise. Not to be changed."""
+
+    def write(out: Path) -> None:
+        out.mkdir()
+        (out / "prompts.txt").write_text("a cat\na dog\n")
+        checkpoint = make_checkpoint("--no-text-encoder", "--no-vae")
+        command = ["calibrate", str(checkpoint), "--prompts", str(out / "prompts.txt"), "--resolution", "17x64x64"]
+        result = CliRunner().invoke(main, [*command, "-o", str(out / "recipe.safetensors"), "--quiet"])
+        assert result.exit_code == 0, result.output
+
+    return shared(["lean recipe"], write) / "recipe.safetensors"
+
+
 @pytest.fixture
 def copy(bundle: Path, tmp_path: Path) -> Path:
     """A copy of that bundle, to be changed."""

@@ -92,7 +92,6 @@ def build_bundle(
         target: to build for.
         output: folder of the bundle.
         options: how weights are stored and frames are cut.
-        variant: of the checkpoint's files, such as "fp16"; see `read_checkpoint`.
         force: replace a bundle that is there.
         run_graphs: let a target that lowers graphs run each one before it is called done.
         reporter: told about progress.
@@ -103,9 +102,8 @@ def build_bundle(
     """
     modules_of(checkpoint.model.family).check_components(checkpoint)
     check_replaceable(output, force)
-    blueprint, partial = draw(checkpoint, target, options), partial_of(output)
-    reporter = reporter or Reporter()
-    for line in () if options.calibration is None else options.calibration.warnings:
+    blueprint, partial, reporter = draw(checkpoint, target, options), partial_of(output), reporter or Reporter()
+    for line in options.warnings:
         reporter.warned(line)
     with locked(partial, reporter):
         try:

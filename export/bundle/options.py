@@ -72,6 +72,11 @@ class BuildOptions:
     calibration: RecipeFile | None = None
     """The recipe that it is built by."""
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What its user should know of the recipe."""
+        return () if self.calibration is None else self.calibration.warnings
+
     def recipe(self, checkpoint: Checkpoint, component: str, stage: int = 0) -> Recipe:
         """The scheme of each of a component's layers, and the ranges of their inputs in a stage."""
         scheme = self.quantised.get(component)

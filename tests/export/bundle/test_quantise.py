@@ -1,8 +1,6 @@
 """Integers in a bundle: what is stored, what is computed, what it costs, and what is refused."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,25 +12,6 @@ from pyrexport.runtime.ranges import Ranges, integer_range
 from pyrexport.targets.ort.target import KERNELS
 
 LEAN = ("--no-text-encoder", "--no-vae")
-
-
-@pytest.fixture(scope="session")
-def recipe(shared, make_checkpoint, tmp_path_factory) -> Path:
-    """Of the tiny pyramidal transformer, on two prompts' noise."""
-
-    def make(out: Path) -> None:
-        prompts = tmp_path_factory.mktemp("prompts") / "prompts.txt"
-        prompts.write_text("a cat\na dog\n")
-        command = ["-m", "pyrexport", "calibrate", str(make_checkpoint(*LEAN)), "--prompts", str(prompts)]
-        out.mkdir()
-        done = subprocess.run(
-            [sys.executable, *command, "--resolution", "17x64x64", "-o", str(out / "recipe.safetensors"), "--quiet"],
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-
-    return shared(("recipe", *LEAN), make) / "recipe.safetensors"
 
 
 def layers(bundle: Path, stage: int = 0) -> onnx.ModelProto:
@@ -49,10 +28,10 @@ def layers(bundle: Path, stage: int = 0) -> onnx.ModelProto:
     ],
 )
 def test_matrices_of_blocks_are_integers_on_disk_and_in_products(
-    make_bundle, make_checkpoint, recipe, cli, method, operator, kind
+    make_bundle, make_checkpoint, lean_recipe, cli, method, operator, kind
 ):
     """Ten of a block; and the parity that its scheme promises, which is not that of float32."""
-    given = {"recipe": str(recipe)} if method == "w8a8" else {}
+    given = {"recipe": str(lean_recipe)} if method == "w8a8" else {}
     bundle = make_bundle(*LEAN, quantize=method, **given)
     model = layers(bundle)
     blocks = open_bundle(bundle).manifest.model.transformer.num_layers
@@ -66,8 +45,8 @@ def test_matrices_of_blocks_are_integers_on_disk_and_in_products(
     assert SCHEMES["fp32"].tolerances["stages"] * 30 < found < SCHEMES[method].tolerances["stages"]
 
 
-def test_stages_share_their_integers_and_not_their_ranges(make_bundle, recipe):
-    bundle = make_bundle(*LEAN, quantize="w8a8", recipe=str(recipe))
+def test_stages_share_their_integers_and_not_their_ranges(make_bundle, lean_recipe):
+    bundle = make_bundle(*LEAN, quantize="w8a8", recipe=str(lean_recipe))
     places = [
         {
             tensor.name: next(entry.value for entry in tensor.external_data if entry.key == "offset")
@@ -111,11 +90,13 @@ def test_a_range_holds_zero_and_what_it_was_made_of():
     assert np.array_equal(same, zero)
 
 
-def test_what_cannot_be_is_refused(make_checkpoint, tiny, recipe, refused, tmp_path):
+def test_what_cannot_be_is_refused(make_checkpoint, tiny, lean_recipe, refused, tmp_path):
     lean = make_checkpoint(*LEAN)
     build = ("build", lean, "--target", "ort", "--resolution", "17x64x64", "-o", tmp_path / "out")
     assert "make a recipe with 'pyrexport calibrate'" in refused(*build, "--quantize", "w8a8")
-    assert "is for --quantize transformer=w8a8, found w8" in refused(*build, "--quantize", "w8", "--recipe", recipe)
+    assert "is for --quantize transformer=w8a8, found w8" in refused(
+        *build, "--quantize", "w8", "--recipe", lean_recipe
+    )
     assert "has no quantisation 'int3': expected one of w8, w4, w8a8-dynamic, w8a8" in refused(
         *build, "--quantize", "int3"
     )
@@ -129,9 +110,11 @@ def test_what_cannot_be_is_refused(make_checkpoint, tiny, recipe, refused, tmp_p
         *whole, "--quantize", "text_encoder=w8a8"
     )
     other = make_checkpoint(*LEAN, "--seed", "3")
-    assert "is of another checkpoint" in refused("build", other, *build[2:], "--quantize", "w8a8", "--recipe", recipe)
+    assert "is of another checkpoint" in refused(
+        "build", other, *build[2:], "--quantize", "w8a8", "--recipe", lean_recipe
+    )
     edited = tmp_path / "edited.safetensors"
-    data = bytearray(recipe.read_bytes())
+    data = bytearray(lean_recipe.read_bytes())
     data[-5] ^= 1
     edited.write_bytes(data)
     assert "was changed since it was made" in refused(*build, "--quantize", "w8a8", "--recipe", edited)
