@@ -43,7 +43,7 @@ from .recording import Recording, recording_options
 @recording_options
 @click.option("--vae-tile", help="HEIGHTxWIDTH: record for bundles that decode in such tiles, in latent pixels.")
 @click.option("--decode/--no-decode", default=True, help="Also compare videos.")
-@click.option("--bisect", is_flag=True, help="Name the first block that diverges; needs --reference.")
+@click.option("--bisect", is_flag=True, help="Name the first block and layer that diverge; needs --reference.")
 @click.option(
     "--graph",
     is_flag=True,
@@ -83,9 +83,9 @@ def command(
         if bundle is None or pipeline is None:
             _show_recorded(path, as_json)
             return
-        result = _compare(pipeline, Trace(path), quiet)
-        if bisect and reference is not None and not result["levels"]["stages"]["passed"]:
-            result["bisect"] = _bisect(pipeline, _checkpoint(reference, bundle, asked), Trace(path), result)
+        result = _compare(pipeline, Trace(path), None if reference is None else _ranges(pipeline), quiet)
+        if bisect and reference is not None and _diverges(result["levels"]):
+            result["bisect"] = _bisect(pipeline, _checkpoint(reference, bundle, asked), Trace(path), result["levels"])
     if store:
         _store(bundle, result, "graph_parity" if graph else "parity")
     if as_json:
@@ -93,7 +93,7 @@ def command(
     else:
         _show(result)
     if not result["passed"]:
-        failed = [name for name, level in result["levels"].items() if not level["passed"]]
+        failed = [_named(name, level) for name, level in result["levels"].items() if not level["passed"]]
         raise CheckFailed(f"parity failed: {', '.join(failed)} out of tolerance for {result['precision']}")
 
 
@@ -144,13 +144,19 @@ def _open(
         yield pipeline
 
 
-def _compare(pipeline: Pipeline, trace: Trace, quiet: bool) -> dict[str, Any]:
+def _ranges(pipeline: Pipeline) -> dict[str, Any] | None:
+    from ..export.proof.ranges import range_errors
+
+    return range_errors(pipeline.bundle)
+
+
+def _compare(pipeline: Pipeline, trace: Trace, ranges: dict[str, Any] | None, quiet: bool) -> dict[str, Any]:
     steps = sum(sum(run.schedule.steps) for run in trace.runs)
     texts = len({run.prompt for run in trace.runs} | {trace.negative_prompt, *trace.texts})
     totals = {"text": texts, "stages": len(trace.probes), "chain": 2 * steps, "vae": 1, "video": len(trace.runs)}
     with progress(quiet) as bar:
         tasks = {name: bar.add_task(name, total=total) for name, total in totals.items()}
-        return check_parity(pipeline, trace, advance=lambda level: bar.advance(tasks[level]))
+        return check_parity(pipeline, trace, ranges=ranges, advance=lambda level: bar.advance(tasks[level]))
 
 
 def _checkpoint(reference: Path, bundle: Path, asked: Recording) -> Checkpoint:
@@ -158,10 +164,18 @@ def _checkpoint(reference: Path, bundle: Path, asked: Recording) -> Checkpoint:
     return resolve_checkpoint(reference, open_bundle(bundle).manifest.resolution, asked.variant)
 
 
-def _bisect(pipeline: Pipeline, checkpoint: Checkpoint, trace: Trace, result: dict[str, Any]) -> dict[str, Any]:
+def _diverges(levels: dict[str, Any]) -> bool:
+    """Whether there is a layer to be named."""
+    return not all(levels[name]["passed"] for name in ("ranges", "stages") if name in levels)
+
+
+def _bisect(pipeline: Pipeline, checkpoint: Checkpoint, trace: Trace, levels: dict[str, Any]) -> dict[str, Any]:
+    """The layer whose range is wrong, or the one whose output diverges in the worst stage."""
     from ..export.proof.bisect import first_divergence
 
-    return first_divergence(pipeline, checkpoint, trace, result["levels"]["stages"]["worst_stage"])
+    if "ranges" in levels and not levels["ranges"]["passed"]:
+        return first_divergence(pipeline, checkpoint, trace, **levels["ranges"]["worst"])
+    return first_divergence(pipeline, checkpoint, trace, levels["stages"]["worst_stage"])
 
 
 def _store(bundle: Path, result: dict[str, Any], field: str) -> None:
@@ -190,13 +204,21 @@ def _show(result: dict[str, Any]) -> None:
         click.echo("free-running error after each step: " + " ".join(f"{value:.1e}" for value in growth[0]))
     if "bisect" in result:
         found = result["bisect"]
-        click.echo(f"stage {found['stage']}: first divergence at {found['first'] or 'no block of this probe'}")
+        places = [place for place in (found["first"], found["layer"]) if place]
+        click.echo(f"stage {found['stage']}: first divergence at {', '.join(places) or 'no block of this probe'}")
+
+
+def _named(name: str, level: dict[str, Any]) -> str:
+    """A level that failed, with the layer that it blames."""
+    return name if name != "ranges" else f"{name} (stage {level['worst']['stage']}, {level['worst']['layer']})"
 
 
 def _rows(name: str, level: dict[str, Any]) -> list[list[str]]:
     verdict, tolerance = "pass" if level["passed"] else "FAIL", f"{level['tolerance']:g}"
     if name == "video":
         return [[name, f"PSNR {level['psnr']:.1f} dB", f"SSIM {level['ssim']:.6f}", "", f">= {tolerance} dB", verdict]]
+    if name == "ranges":
+        return [[name, f"{level['relative_error']:.2e}", "", "", f"<= {tolerance}", verdict]]
 
     def numbers(found: dict[str, Any]) -> list[str]:
         return [f"{found['relative_l2']:.2e}", f"{found['max_abs']:.2e}", f"{found['cosine']:.9f}"]

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from .errors import UsageError
 from .files import refuse_pointer
 
-__all__ = ["MAX_INTEGER", "Fields", "read_json"]
+__all__ = ["MAX_INTEGER", "Fields", "is_number", "read_json"]
 
 MAX_INTEGER = 2**53 - 1
 """Largest whole number that every JSON reader keeps."""

@@ -40,6 +40,7 @@ def make_manifest(
         frame_rate=checkpoint.model.family.frame_rate,
         precision=options.precision,
         quantised={component: scheme.name for component, scheme in options.quantised.items()},
+        ranges={} if options.calibration is None else options.calibration.intervals,
         compute=options.precision["transformer"] if target.computes_as_stored else "fp32",
         timestep_frequencies=timestep_frequencies(checkpoint.model.transformer.freq_dim),
         latents_mean=tuple(mean),

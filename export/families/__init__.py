@@ -13,6 +13,7 @@ from ...runtime.chain.plan import StepPlan
 from ...runtime.chain.pyramid import Stage
 from ...runtime.chain.sampler import Step
 from ...runtime.model.checkpoint import Checkpoint
+from ...runtime.model.description import Model
 from ...runtime.model.families import Family
 from ...runtime.quantisation import Recipe
 from ...targets.dialect import Dialect
@@ -56,6 +57,13 @@ class FamilyModules(Protocol):
         """Layers of the transformer that share an input which a vector can divide at no cost, where it is made."""
         ...
 
+    def block_layers(self, model: Model) -> Sequence[Mapping[str, str]]:
+        """Names of the layers of each of the transformer's blocks, in the order in which they run.
+
+        The checkpoint's names, and those that the layers have in the module of `stage_graph`.
+        """
+        ...
+
     def latent_statistics(self, checkpoint: Checkpoint) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of the latents per channel."""
         ...
@@ -66,6 +74,10 @@ class FamilyModules(Protocol):
 
     def blocks(self, stage: nn.Module) -> Sequence[nn.Module]:
         """The blocks of a stage's reference, in order; the first argument of each is the residual stream."""
+        ...
+
+    def layer(self, stage: nn.Module, name: str) -> nn.Module:
+        """A layer of a stage's reference, by the checkpoint's name of it."""
         ...
 
     def load_encoder(self, checkpoint: Checkpoint) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..documents import Fields
+from ..documents import Fields, is_number
 from ..dtypes import DTYPES, WEIGHT_DTYPES
 from ..errors import UsageError
 from ..model.description import Model
@@ -27,6 +27,7 @@ __all__ = [
     "read_frame_rate",
     "read_frequencies",
     "read_parity",
+    "read_ranges",
     "read_schemes",
     "read_statistics",
 ]
@@ -253,6 +254,27 @@ def read_schemes(fields: Fields) -> tuple[dict[str, str], dict[str, str], str]:
         {name: integers.text(name, choices=METHODS) for name in given},
         precision.text("compute", choices=FLOAT_SCHEMES),
     )
+
+
+def read_ranges(fields: Fields, quantised: Mapping[str, str], depth: int) -> dict[str, tuple[tuple[float, float], ...]]:
+    """Of each layer whose input is rounded by constants: the interval that its integers hold in each stage."""
+    ranges = fields.object("ranges")
+    if ranges.document and all(SCHEMES[name].activations != "static" for name in quantised.values()):
+        raise fields.wrong("ranges", "none, where no layer's input is rounded by constants")
+
+    def fits(value: Any) -> bool:
+        return isinstance(value, list) and len(value) == depth and all(map(_is_interval, value))
+
+    expected = f"for each of {depth} stage(s) an interval [low, high] that holds zero"
+    return {
+        name: tuple((float(low), float(high)) for low, high in ranges.get(name, expected, fits))
+        for name in ranges.document
+    }
+
+
+def _is_interval(value: Any) -> bool:
+    numbers = isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
+    return numbers and bool(value[0] <= 0 <= value[1] and value[0] < value[1])
 
 
 def read_frequencies(fields: Fields, config: TransformerConfig) -> tuple[float, ...]:

@@ -23,23 +23,15 @@ from .entries import (
     read_frame_rate,
     read_frequencies,
     read_parity,
+    read_ranges,
     read_schemes,
     read_statistics,
 )
 from .graphs import Decoder, GraphKey, graph_specs
 
-__all__ = [
-    "FORMAT",
-    "MANIFEST_FILE",
-    "TOKENIZER_FILE",
-    "WEIGHTS_FILE",
-    "Manifest",
-    "digest",
-    "parse_manifest",
-    "signed",
-]
+__all__ = ["MANIFEST_FILE", "TOKENIZER_FILE", "WEIGHTS_FILE", "Manifest", "digest", "parse_manifest", "signed"]
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "weights.bin"
 TOKENIZER_FILE = "tokenizer.json"
@@ -56,6 +48,7 @@ FIELDS = (
     "frame_rate",
     "precision",
     "quantised",
+    "ranges",
     "timestep_frequencies",
     "latents",
     "preview",
@@ -88,6 +81,9 @@ class Manifest:
     """By component: the scheme of what is stored in floating-point numbers."""
     quantised: Mapping[str, str]
     """By component: the scheme of its blocks' matrices, where they are stored in integers."""
+    ranges: Mapping[str, tuple[tuple[float, float], ...]]
+    """By layer, as the checkpoint calls it, whose input is rounded by constants: the interval [low, high] that its
+    integers are to hold in each stage, finest first."""
     compute: str
     """Scheme of the arithmetic of what is stored in floating-point numbers."""
     timestep_frequencies: tuple[float, ...]
@@ -137,6 +133,7 @@ class Manifest:
                 "frame_rate": self.frame_rate,
                 "precision": {**self.precision, "compute": self.compute},
                 "quantised": dict(self.quantised),
+                "ranges": {name: [list(pair) for pair in pairs] for name, pairs in self.ranges.items()},
                 "timestep_frequencies": list(self.timestep_frequencies),
                 "latents": {"mean": list(self.latents_mean), "std": list(self.latents_std)},
                 "preview": None if self.preview is None else self.preview.to_json(),
@@ -178,11 +175,10 @@ def parse_manifest(document: Any, source: str) -> Manifest:
         raise UsageError(
             f"{source} was changed after the bundle was built: it is not what its hash says; fetch or build it again"
         )
-    model = _model(fields)
+    model, files = _model(fields), _files(fields)
     resolution = _resolution(fields, model)
     engine = _only(fields.object("engine"), "name", "version")
     precision, quantised, compute = read_schemes(fields)
-    files = _files(fields)
     text, decoder = _text(fields, model, files), _decoder(fields, model, resolution)
     mean, std = read_statistics(fields.object("latents"), model.pyramid.geometry.channels)
     return Manifest(
@@ -195,6 +191,7 @@ def parse_manifest(document: Any, source: str) -> Manifest:
         frame_rate=read_frame_rate(fields),
         precision=precision,
         quantised=quantised,
+        ranges=read_ranges(fields, quantised, model.pyramid.depth),
         compute=compute,
         timestep_frequencies=read_frequencies(fields, model.transformer),
         latents_mean=mean,

@@ -1,6 +1,6 @@
 """Parity: a bundle against a recorded reference, level by level, in NumPy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,20 @@ Array = NDArray[Any]
 Advance = Callable[[str], None]
 
 
-def check_parity(pipeline: Pipeline, trace: Trace, *, advance: Advance = lambda level: None) -> dict[str, Any]:
+def check_parity(
+    pipeline: Pipeline,
+    trace: Trace,
+    *,
+    ranges: Mapping[str, Any] | None = None,
+    advance: Advance = lambda level: None,
+) -> dict[str, Any]:
     """Compare a bundle with a trace.
 
     Args:
         pipeline: an open bundle.
         trace: a trace of the checkpoint that the bundle was built from.
+        ranges: how far the intervals that layers round their inputs in are from those of the manifest, where the
+            graphs could be read: `{"relative_error", "worst": {"stage", "layer"}}`.
         advance: told the level of each evaluation.
 
     Returns:
@@ -42,7 +50,7 @@ def check_parity(pipeline: Pipeline, trace: Trace, *, advance: Advance = lambda 
     manifest = pipeline.bundle.manifest
     check_model(trace, manifest)
     check_trace(trace, manifest)
-    levels: dict[str, dict[str, Any]] = {}
+    levels: dict[str, dict[str, Any]] = {} if ranges is None else {"ranges": dict(ranges)}
     if manifest.text is not None:
         levels["text"] = _text(pipeline, trace, advance)
     levels["stages"] = _stages(pipeline, trace, advance)
@@ -104,6 +112,8 @@ def check_trace(trace: Trace, manifest: Manifest) -> None:
 def _passes(name: str, level: dict[str, Any], tolerances: dict[str, float]) -> bool:
     if name == "video":
         return bool(level["psnr"] >= tolerances["video"])
+    if name == "ranges":
+        return bool(level["relative_error"] <= tolerances["ranges"])
     good = level["relative_l2"] <= tolerances[name]
     if name == "chain":
         good = good and level["teacher_forced"]["relative_l2"] <= tolerances["teacher_forced"]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from ..bundle.manifest import Manifest
-from ..quantisation import COMPONENTS, SCHEMES
+from ..quantisation import COMPONENTS
 
 __all__ = ["tolerances_of"]
 
@@ -21,7 +21,7 @@ HALF_CACHES = {"vae": 3e-3, "video": 40.0}
 
 
 def tolerances_of(manifest: Manifest) -> dict[str, float]:
-    """Largest relative L2 error by level, and for `video` the least PSNR in dB: the widest that anything asks for."""
+    """See `Scheme.tolerances`: the widest that anything asks for."""
     transformer, text, decoder = (manifest.scheme(component).tolerances for component in COMPONENTS)
     asked: list[Mapping[str, float]] = [
         {name: value for name, value in transformer.items() if name not in ("text", "vae")},
@@ -34,5 +34,5 @@ def tolerances_of(manifest: Manifest) -> dict[str, float]:
         asked.append(HALF_CACHES)
     return {
         name: (min if name == "video" else max)(levels[name] for levels in asked if name in levels)
-        for name in SCHEMES["fp32"].tolerances
+        for name in dict.fromkeys(name for levels in asked for name in levels)
     }

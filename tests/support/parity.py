@@ -5,11 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import pyrexport
 from pyrexport.runtime.model.safetensors import read_metadata
 from pyrexport.runtime.proof.parity import check_parity
 from pyrexport.runtime.proof.trace import Trace
 from safetensors.numpy import load_file, save_file
+from support.builders import resign
+
+Change = Callable[[list[np.ndarray]], list[np.ndarray]]
 
 OBLONG = ("--resolution", "17x64x128")
 """For `make_checkpoint`: height and width can be told apart."""
@@ -36,3 +41,17 @@ def tampered(
         change(tensors)
     save_file(tensors, out, metadata={"trace": json.dumps(document)})
     return out
+
+
+def change_weight(folder: Path, names: list[str], change: Change) -> None:
+    """Change float32 weights of stage graphs in the weights file."""
+    initializers = ir.load(folder / "stage0.onnx").graph.initializers
+    mapped = []
+    for name in names:
+        place = initializers[name].const_value
+        mapped.append(np.memmap(folder / "weights.bin", np.float32, "r+", place.offset, tuple(place.shape.numpy())))
+    values = change([np.array(m) for m in mapped])
+    for target, value in zip(mapped, values, strict=True):
+        target[...] = value
+        target.flush()
+    resign(folder)

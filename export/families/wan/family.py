@@ -1,6 +1,6 @@
 """Wan2.1's PyTorch half; see `families.FamilyModules`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from ....runtime.chain.plan import StepPlan
 from ....runtime.chain.pyramid import Stage
 from ....runtime.chain.sampler import Step
 from ....runtime.model.checkpoint import Checkpoint
+from ....runtime.model.description import Model
 from ....runtime.model.families.wan import WanConfig, WanDecoderConfig
 from ....runtime.quantisation import Recipe
 from ....targets.dialect import Dialect
@@ -33,6 +34,14 @@ from .transformer import StageGraph
 from .vae import PackedVae, VaeGraph
 
 __all__ = ["WAN_MODULES", "WanModules"]
+
+ATTENTION_LAYERS = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out.0": "to_out"}
+BLOCK_LAYERS = {
+    **{f"attn{n}.{theirs}": f"attn{n}.{ours}" for n in (1, 2) for theirs, ours in ATTENTION_LAYERS.items()},
+    "ffn.net.0.proj": "ffn_in",
+    "ffn.net.2": "ffn_out",
+}
+"""Layers of a block in the order in which they run: the checkpoint's names, and those of `transformer.Block`."""
 
 
 class WanModules:
@@ -92,6 +101,13 @@ class WanModules:
             found.append((f"{name}.ffn.net.0.proj",))
         return found
 
+    def block_layers(self, model: Model) -> Sequence[Mapping[str, str]]:
+        """Those of both attentions and of the feed-forward."""
+        return [
+            {f"blocks.{index}.{theirs}": f"blocks.{index}.{ours}" for theirs, ours in BLOCK_LAYERS.items()}
+            for index in range(model.transformer.num_layers)
+        ]
+
     def latent_statistics(self, checkpoint: Checkpoint) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of the latents, 0 and 1 where there is no VAE."""
         channels = checkpoint.model.pyramid.geometry.channels
@@ -108,6 +124,12 @@ class WanModules:
         """The transformer's blocks."""
         blocks: Any = stage.transformer.blocks  # type: ignore[union-attr]
         return tuple(blocks)
+
+    def layer(self, stage: nn.Module, name: str) -> nn.Module:
+        """A layer of diffusers' transformer."""
+        transformer: Any = stage.transformer
+        layer: nn.Module = transformer.get_submodule(name)
+        return layer
 
     def load_encoder(self, checkpoint: Checkpoint) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
         """Diffusers' VAE without its decoder."""

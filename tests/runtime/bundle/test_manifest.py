@@ -96,6 +96,19 @@ def test_results_options_and_memory_are_read_again(manifest: Manifest) -> None:
     assert parse_manifest(through_text(changed.to_json()), "again") == changed
 
 
+def test_ranges_are_read_again_and_those_that_hold_nothing_are_refused(manifest: Manifest) -> None:
+    depth, layer = manifest.model.pyramid.depth, "blocks.0.attn1.to_q"
+    changed = replace(manifest, quantised={"transformer": "w8a8"}, ranges={layer: ((-1.5, 0.1 + 0.2),) * depth})
+    assert parse_manifest(through_text(changed.to_json()), "again") == changed
+    for pair in ([0, 0], [1, 2], [-2, -1], [-1, 1, 1], [-1], [None, 1], [-1, float("inf")], 1):
+        with pytest.raises(UsageError, match=f"'{layer}': expected for each of {depth} stage"):
+            parse_manifest(signed(changed.to_json() | {"ranges": {layer: [pair] * depth}}), "again")
+    with pytest.raises(UsageError, match=f"'{layer}': expected for each of {depth} stage"):
+        parse_manifest(signed(changed.to_json() | {"ranges": {layer: [[-1, 1]] * (depth + 1)}}), "again")
+    with pytest.raises(UsageError, match="'ranges': expected none, where no layer's input is rounded"):
+        parse_manifest(signed(changed.to_json() | {"quantised": {"transformer": "w8a8-dynamic"}}), "again")
+
+
 def models() -> dict[str, Model]:
     """Models of each kind, and with each field that has a choice."""
     config = WanConfig(num_attention_heads=2, num_layers=1)

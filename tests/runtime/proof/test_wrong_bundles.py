@@ -1,11 +1,8 @@
 """Parity fails, at the right level, where one thing is wrong."""
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 import torch
 from pyrexport.export.families.wan.transformer import RotaryTables
@@ -13,23 +10,7 @@ from pyrexport.runtime.bundle.graphs import decoder_key
 from pyrexport.runtime.chain import resample
 from pyrexport.runtime.pipeline.graphs import OpenGraphs
 from support.builders import resign
-from support.parity import OBLONG, parity
-
-Change = Callable[[list[np.ndarray]], list[np.ndarray]]
-
-
-def change_weight(folder: Path, names: list[str], change: Change) -> None:
-    """Change float32 weights of stage graphs in the weights file."""
-    initializers = ir.load(folder / "stage0.onnx").graph.initializers
-    mapped = []
-    for name in names:
-        place = initializers[name].const_value
-        mapped.append(np.memmap(folder / "weights.bin", np.float32, "r+", place.offset, tuple(place.shape.numpy())))
-    values = change([np.array(m) for m in mapped])
-    for target, value in zip(mapped, values, strict=True):
-        target[...] = value
-        target.flush()
-    resign(folder)
+from support.parity import OBLONG, Change, change_weight, parity
 
 
 def to_bf16(x: np.ndarray) -> np.ndarray:
@@ -120,4 +101,5 @@ def test_the_command_fails_names_the_level_and_the_block(copy, oblong, cli):
     document = json.loads(result.stdout)
     assert document["passed"] is False
     assert document["bisect"]["first"] == "block 1"
+    assert document["bisect"]["layer"] == "blocks.1.ffn.net.2"
     assert document["bisect"]["relative_l2"]["block 0"] < 1e-5
