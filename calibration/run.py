@@ -88,7 +88,8 @@ def calibrate(
     if request.target_psnr is not None:
         recipe = _search(reference, recipe, request, reporter)
     recipe.to_file(output)
-    state.unlink(missing_ok=True)
+    if request.statistics is None:
+        state.unlink(missing_ok=True)
     return recipe
 
 

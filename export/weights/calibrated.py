@@ -22,29 +22,26 @@ def read_values(entry: TensorEntry, start: int = 0, count: int | None = None) ->
 
 
 @dataclass(frozen=True)
-class Columns(Straight):
-    """A matrix [out, in] whose columns are multiplied by a vector [in]: the input of its product is divided by it."""
+class _Migrated(Straight):
+    """A tensor that a vector of a recipe scales."""
 
     by: TensorEntry
 
     def shape(self, given: Stored) -> tuple[Stored, ...]:
         """The same shape, in float32."""
         return (Stored(given.shape, "float32"),)
+
+
+class Columns(_Migrated):
+    """A matrix [out, in] whose columns are multiplied by a vector [in]: the input of its product is divided by it."""
 
     def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
         """The rows, multiplied."""
         return (rows.float() * read_values(self.by),)
 
 
-@dataclass(frozen=True)
-class Rows(Straight):
+class Rows(_Migrated):
     """A tensor [out, …] whose rows are divided by a vector [out]: its product is the input of a layer that asks so."""
-
-    by: TensorEntry
-
-    def shape(self, given: Stored) -> tuple[Stored, ...]:
-        """The same shape, in float32."""
-        return (Stored(given.shape, "float32"),)
 
     def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
         """The rows, divided."""

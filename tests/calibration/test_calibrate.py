@@ -197,7 +197,11 @@ def test_a_state_of_other_settings_is_refused(tiny, recipe, prompts, refused, cl
     data[-1] ^= 1
     state.write_bytes(data)
     assert "remove it to begin again" in refused(*common, "--schedule", "2-2-1")
+    assert cli(*common, "--schedule", "2-2-1", "--statistics", recipe).exit_code == 0
+    assert out.read_bytes() == recipe.read_bytes()
+    assert state.read_bytes() == data, "another run's, that nothing was taken from"
     state.unlink()
+    out.unlink()
     assert cli(*common, "--schedule", "2-2-1").exit_code == 0
     assert out.read_bytes() == recipe.read_bytes()
 

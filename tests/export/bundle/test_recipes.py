@@ -66,7 +66,9 @@ def built(make_checkpoint, cli, tmp_path):
 
 
 def stage_error(cli, bundle: Path, checkpoint: Path) -> float:
+    """Of a bundle that passes its parity."""
     result = cli("parity", bundle, "--reference", checkpoint, "--json", "--quiet")
+    assert result.exit_code == 0, result.output
     return json.loads(result.stdout)["levels"]["stages"]["relative_l2"]
 
 
