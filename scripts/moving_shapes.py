@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,6 +72,19 @@ def crop(geometry: NDArray[np.float32], random: np.random.Generator, size: int) 
     return shifted
 
 
+def distance(shape: str, x: Any, y: Any, radius: Any) -> Any:
+    """How far points lie outside a shape around the origin, in pixels; NumPy arrays or PyTorch tensors."""
+    if shape == "circle":
+        return (x * x + y * y) ** 0.5 - radius
+    if shape == "square":
+        return _larger(abs(x), abs(y)) - radius
+    return _larger((abs(x) - (y + radius) / 2) * (2 / math.sqrt(5)), y - radius)
+
+
+def _larger(a: Any, b: Any) -> Any:
+    return (a + b + abs(a - b)) / 2
+
+
 def render(scenes: NDArray[np.int64], geometry: torch.Tensor, size: int = SIZE) -> torch.Tensor:
     """Clips [N, 3, T, H, W] in -1 … 1, edges anti-aliased, for scenes [N] and their geometry [N, 5]."""
     device = geometry.device
@@ -79,16 +93,11 @@ def render(scenes: NDArray[np.int64], geometry: torch.Tensor, size: int = SIZE) 
     radius = geometry[:, 0].view(-1, 1, 1, 1)
     x = axis.view(1, 1, 1, -1) - (geometry[:, 1:2] + geometry[:, 3:4] * time).view(-1, FRAMES, 1, 1)
     y = axis.view(1, 1, -1, 1) - (geometry[:, 2:3] + geometry[:, 4:5] * time).view(-1, FRAMES, 1, 1)
-    outside = {
-        "circle": lambda: torch.sqrt(x * x + y * y) - radius,
-        "square": lambda: torch.maximum(x.abs(), y.abs()) - radius,
-        "triangle": lambda: torch.maximum((x.abs() - (y + radius) / 2) * (2 / math.sqrt(5)), y - radius),
-    }
     kinds = torch.tensor([SHAPES.index(SCENES[i].shape) for i in scenes], device=device)
-    distance = torch.zeros(len(scenes), FRAMES, size, size, device=device)
+    outside = torch.zeros(len(scenes), FRAMES, size, size, device=device)
     for k, name in enumerate(SHAPES):
-        distance = torch.where((kinds == k).view(-1, 1, 1, 1), outside[name](), distance)
-    cover = (0.5 - distance).clamp(0, 1)[:, None]
+        outside = torch.where((kinds == k).view(-1, 1, 1, 1), distance(name, x, y, radius), outside)
+    cover = (0.5 - outside).clamp(0, 1)[:, None]
     paint = torch.tensor([COLOURS[SCENES[i].colour] for i in scenes], device=device).view(-1, 3, 1, 1, 1)
     ground = torch.tensor(BACKGROUND, device=device).view(1, 3, 1, 1, 1)
     return (ground + cover * (paint - ground)) / 127.5 - 1

@@ -9,9 +9,9 @@ import pyrexport
 import pytest
 from click.testing import Result
 from conftest import DATA
+from judge_shapes import scores
 from moving_shapes import SCENES, prompts
 from pyrexport.runtime.model.checkpoint import read_checkpoint
-from score_moving_shapes import scores
 
 SHAPES = DATA / "moving-shapes"
 

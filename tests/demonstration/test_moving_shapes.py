@@ -13,9 +13,9 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from conftest import DATA, SCRIPTS
-from moving_shapes import COLOURS, DIRECTIONS, SCENES, draw, prompts, render
+from judge_shapes import judge, scores
+from moving_shapes import COLOURS, DIRECTIONS, SCENES, SHAPES, draw, prompts, render
 from pyrexport.export.init.tokenizer import make_tokenizer
-from score_moving_shapes import judge, scores
 from train_moving_shapes import main as train
 from train_shapes_vae import VAE, AutoencoderKLWan, decode_clips, encode_clips, load_vae, over_whole_clips
 from training_loop import Loop
@@ -49,16 +49,21 @@ def test_shapes_stay_whole_and_in_size() -> None:
 
 
 def test_real_clips_are_judged_right(clips: list[np.ndarray]) -> None:
-    """Every one is, in every attribute."""
-    assert scores(clips, list(SCENES)) == {"colour": 1, "direction": 1, "shape": 1, "all": 1}
+    """Every one is, in every attribute; a mask of pixels leaves 2 % of an ideal outline of 24 pixels."""
+    found = scores(clips[::4], list(SCENES[::4]))
+    assert found.pop("overlap") >= 0.98
+    assert set(found.values()) == {1}
 
 
-@pytest.mark.parametrize(("attribute", "words"), [("colour", list(COLOURS)), ("direction", list(DIRECTIONS))])
+@pytest.mark.parametrize(
+    ("attribute", "words"), [("colour", list(COLOURS)), ("direction", list(DIRECTIONS)), ("shape", list(SHAPES))]
+)
 def test_clips_of_something_else_are_judged_wrong(clips: list[np.ndarray], attribute: str, words: list[str]) -> None:
-    """None passes that is of another colour or goes another way."""
+    """None passes that is of another colour or shape, or goes another way."""
+    some, clips = SCENES[::9], clips[::9]
     for shift in range(1, len(words)):
         others = [
-            replace(s, **{attribute: words[(words.index(getattr(s, attribute)) + shift) % len(words)]}) for s in SCENES
+            replace(s, **{attribute: words[(words.index(getattr(s, attribute)) + shift) % len(words)]}) for s in some
         ]
         found = scores(clips, others)
         assert found[attribute] == found["all"] == 0
@@ -67,9 +72,9 @@ def test_clips_of_something_else_are_judged_wrong(clips: list[np.ndarray], attri
 def test_noise_and_still_pictures_show_nothing(clips: list[np.ndarray]) -> None:
     """The judge does not guess."""
     noise = np.random.default_rng(0).integers(0, 256, clips[0].shape, dtype=np.uint8)
-    assert judge(np.full_like(noise, 20)).shape == "none"
-    assert judge(np.repeat(clips[0][:1], 17, axis=0)).direction == "none"
-    assert judge(noise).direction == "none"
+    assert judge(np.full_like(noise, 20))[0].shape == "none"
+    assert judge(np.repeat(clips[0][:1], 17, axis=0))[0].direction == "none"
+    assert judge(noise)[0].direction == "none"
 
 
 def test_the_vae_over_whole_clips_is_diffusers_own() -> None:
