@@ -14,7 +14,9 @@ from typing import Any
 import click
 
 from ..runtime.bundle.engines import EngineOptions, find_target
+from ..runtime.bundle.manifest import Manifest
 from ..runtime.bundle.opening import open_bundle
+from ..runtime.chain.pyramid import Resolution
 from ..runtime.errors import CheckFailed, UsageError
 from ..runtime.proof.measure import measure_bundle
 from .common import (
@@ -25,6 +27,7 @@ from .common import (
     print_table,
     progress,
     require_bundle,
+    resolution_option,
     resolve_checkpoint,
 )
 from .hub import find_model
@@ -34,6 +37,7 @@ from .hub import find_model
 @click.argument("bundle", type=PATH)
 @click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--schedule", help="Of the chain.")
+@resolution_option
 @click.option("--reference", type=PATH, help="Time this checkpoint in PyTorch too, alternating.")
 @engine_options
 @output_options
@@ -41,6 +45,7 @@ def command(
     bundle: Path,
     runs: int,
     schedule: str | None,
+    resolution: Resolution | None,
     reference: Path | None,
     engine: EngineOptions,
     as_json: bool,
@@ -51,14 +56,16 @@ def command(
     require_bundle(bundle)
     reference = None if reference is None else find_model(reference, quiet=quiet)
     threads = engine.threads or os.cpu_count() or 1
-    if not find_target(open_bundle(bundle).manifest.target).needs_device:
+    manifest = open_bundle(bundle, resolution=resolution).manifest
+    if not find_target(manifest.target).needs_device:
         engine = replace(engine, threads=threads)
-    child = None if reference is None else _reference_process(bundle, reference, schedule, threads)
+    child = None if reference is None else _reference_process(bundle, manifest, reference, schedule, threads)
     try:
         with progress(quiet) as bar:
             task = bar.add_task("runs", total=runs)
             document = measure_bundle(
                 bundle,
+                resolution=resolution,
                 runs=runs,
                 engine=engine,
                 schedule=schedule,
@@ -79,13 +86,14 @@ def command(
         _show(document)
 
 
-def _reference_process(bundle: Path, reference: Path, schedule: str | None, threads: int) -> "ReferenceProcess":
+def _reference_process(
+    bundle: Path, manifest: Manifest, reference: Path, schedule: str | None, threads: int
+) -> "ReferenceProcess":
     """A checkpoint in PyTorch, once it is known to be the bundle's model and to have the schedule.
 
     Raises:
         UsageError: it is another model, or there is no such schedule.
     """
-    manifest = open_bundle(bundle).manifest
     manifest.model.schedule(schedule)
     found = resolve_checkpoint(reference, manifest.resolution).model
     if found.to_json() != manifest.model.to_json():

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ..runtime.bundle.engines import installed_targets, target_names
+from ..runtime.chain.pyramid import Resolution
 from ..runtime.errors import UsageError
 from ..runtime.proof.memory import predicted_peaks
 from ..runtime.quantisation import CACHE_SCHEMES, COMPONENTS, FLOAT_SCHEMES, METHODS
@@ -14,14 +15,14 @@ from ..targets.facts import BuildTarget, find_build_target
 from .common import (
     PATH,
     Bars,
-    Reading,
+    ResolutionType,
     output_options,
     own_options,
     print_json,
     print_memory,
     progress,
-    reading_options,
     resolve_checkpoint,
+    variant_option,
 )
 from .hub import find_model
 
@@ -61,7 +62,14 @@ AGAIN = f"COMPONENT is one of {', '.join(COMPONENTS)}, without one the transform
     help="What the decoder keeps from frame to frame.",
 )
 @own_options(OWN, "own")
-@reading_options
+@click.option(
+    "--resolution",
+    "resolutions",
+    type=ResolutionType(),
+    multiple=True,
+    help="In place of the checkpoint's own; can be given again: the first is the default of the bundle.",
+)
+@variant_option
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
 @click.option("--no-run", is_flag=True, help="Do not run each lowered graph once, which takes long at the real size.")
 @click.option("--plan", is_flag=True, help="Only say what each graph will need in memory; write nothing.")
@@ -76,7 +84,8 @@ def command(
     vae_tile: str,
     vae_caches: str,
     own: Mapping[str, Any],
-    reading: Reading,
+    resolutions: tuple[Resolution, ...],
+    variant: str | None,
     force: bool,
     no_run: bool,
     plan: bool,
@@ -87,14 +96,14 @@ def command(
     if plan == (output is not None):
         raise UsageError("give either -o OUTPUT to build, or --plan to only say what it will need")
     target = find_build_target(target_name)
-    checkpoint = find_model(checkpoint, reading.variant, quiet=quiet)
-    opened = resolve_checkpoint(checkpoint, reading.resolution, reading.variant)
+    checkpoint = find_model(checkpoint, variant, quiet=quiet)
+    opened = resolve_checkpoint(checkpoint, resolutions[0] if resolutions else None, variant)
     from ..export.bundle.build import build_bundle
     from ..export.bundle.options import BuildRequest, resolve_options
     from ..export.bundle.output import check_replaceable
 
     schemes = by_component(precision, "--precision"), by_component(quantize, "--quantize")
-    options = resolve_options(opened, target, BuildRequest(*schemes, recipe, vae_tile, vae_caches, own))
+    options = resolve_options(opened, target, BuildRequest(*schemes, recipe, vae_tile, vae_caches, own, resolutions))
     if output is None:
         _plan(opened, target, options, as_json=as_json, quiet=quiet)
         return
@@ -127,9 +136,14 @@ def _plan(checkpoint: Any, target: BuildTarget, options: Any, *, as_json: bool, 
 
     with progress(quiet) as bar:
         memory = plan_memory(checkpoint, target, options, reporter=Bars(bar))
-    decoder = options.decoder(checkpoint, packed=target.packs_caches)
-    peaks = predicted_peaks(memory, decoder, options.resolution.frames, target.process_bytes)
+    decoders = options.decoders(checkpoint, packed=target.packs_caches)
+    peaks = {
+        size: predicted_peaks(memory[size], decoder, size.frames, target.process_bytes)
+        for size, decoder in decoders.items()
+    }
     if as_json:
-        print_json({"model": str(checkpoint.folder), "peak_anonymous_bytes": peaks})
-    else:
-        print_memory(peaks)
+        document = {str(size): {"peak_anonymous_bytes": found} for size, found in peaks.items()}
+        print_json({"model": str(checkpoint.folder), "resolutions": document})
+        return
+    for size, found in peaks.items():
+        print_memory(found, str(size))

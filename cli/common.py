@@ -45,6 +45,7 @@ __all__ = [
     "read_prompts",
     "reading_options",
     "require_bundle",
+    "resolution_option",
     "resolve_checkpoint",
     "sampling_options",
     "variant_option",
@@ -158,9 +159,8 @@ class Reading:
         Raises:
             UsageError: a value is given.
         """
-        given = [f"--{name}" for name, value in vars(self).items() if value is not None]
-        if given:
-            raise UsageError(f"{bundle} is a bundle, whose {given[0][2:]} is fixed: give {given[0]} to build one")
+        if self.variant is not None:
+            raise UsageError(f"{bundle} is a bundle, whose variant is fixed: give --variant to build one")
 
 
 def variant_option(command: F) -> F:
@@ -175,10 +175,14 @@ def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*arguments: Any, resolution: Resolution | None, variant: str | None, **others: Any) -> Any:
         return command(*arguments, reading=Reading(resolution, variant), **others)
 
-    size = click.option(
-        "--resolution", type=ResolutionType(), help="Of a checkpoint, in place of its own; a bundle's is fixed."
-    )
-    return size(variant_option(wrapped))
+    return resolution_option(variant_option(wrapped))
+
+
+def resolution_option(command: F) -> F:
+    """The option `--resolution`, of one."""
+    return click.option(
+        "--resolution", type=ResolutionType(), help="Of a checkpoint, in place of its own; of a bundle, one of its own."
+    )(command)
 
 
 def resolve_checkpoint(folder: Path, resolution: Resolution | None = None, variant: str | None = None) -> Checkpoint:
@@ -233,12 +237,12 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]
     Console(width=None if Console().is_terminal else 110).print(table)
 
 
-def print_memory(peaks: Mapping[str, int]) -> None:
+def print_memory(peaks: Mapping[str, int], resolution: str) -> None:
     """What each graph is expected to take when it runs in a process of its own, as planned or as measured before."""
     if not peaks:
         return
     rows = [[name, f"{nbytes / 2**20:,.0f}"] for name, nbytes in peaks.items()]
-    print_table("expected peak of anonymous memory", ["graph", "MiB"], rows)
+    print_table("expected peak of anonymous memory", [f"graph at {resolution}", "MiB"], rows)
 
 
 class Bars(Reporter):

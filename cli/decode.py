@@ -6,8 +6,10 @@ from pathlib import Path
 import click
 
 from ..runtime.bundle.engines import EngineOptions
+from ..runtime.bundle.opening import open_bundle
+from ..runtime.chain.pyramid import Resolution
 from ..runtime.errors import UsageError
-from ..runtime.pipeline.latents import origin_file, read_latents, read_origin
+from ..runtime.pipeline.latents import Origin, origin_file, read_latents, read_origin
 from ..runtime.pipeline.pipeline import load
 from .common import PATH, engine_options, output_options, print_json, progress, require_bundle
 from .finishing import decode_latents
@@ -41,11 +43,12 @@ def command(
         raise UsageError(f"expected an output that ends in .mp4 or .npz, or a folder for PNG; found '{output.name}'")
     bundle = find_model(bundle, quiet=quiet)
     require_bundle(bundle)
-    with load(bundle, threads=engine.threads, **engine.own) as pipeline:
+    origin = read_origin(latents)
+    with load(bundle, resolution=_resolution(bundle, origin), threads=engine.threads, **engine.own) as pipeline:
         sampler = BundleSampler(pipeline)
         if not sampler.has_vae:
             raise UsageError(f"{bundle} has no VAE: decode with a bundle of the same model that has one")
-        found, origin = read_latents(latents, pipeline.bundle.manifest), read_origin(latents)
+        found = read_latents(latents, pipeline.bundle.manifest)
         if origin is None:
             beside = origin_file(latents).name
             click.echo(f"Warning: {latents} may be another model's: nothing beside it ({beside}) says which", err=True)
@@ -58,3 +61,10 @@ def command(
         print_json({"latents": str(latents), "files": files, "seconds": seconds, "run": run})
     else:
         click.echo(f"{', '.join(files)}: {sampler.resolution.frames} frames, {seconds:.1f} s")
+
+
+def _resolution(bundle: Path, origin: Origin | None) -> Resolution | None:
+    """That of the latents, where the bundle has it."""
+    if origin is not None and origin.resolution in open_bundle(bundle).manifest.resolutions:
+        return origin.resolution
+    return None

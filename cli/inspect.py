@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from ..runtime.bundle.engines import Target, find_target
-from ..runtime.bundle.entries import decoder_json
 from ..runtime.bundle.manifest import MANIFEST_FILE, Manifest
 from ..runtime.bundle.opening import is_bundle, open_bundle
+from ..runtime.bundle.sizes import decoder_json
 from ..runtime.chain.pyramid import Resolution
 from ..runtime.documents import Fields, read_json
 from ..runtime.dtypes import DTYPES
@@ -42,7 +42,7 @@ def command(model: Path, reading: Reading, verify: bool, as_json: bool, quiet: b
         document, show = recipe_document(read_calibration(model), model), show_recipe
     elif is_bundle(model):
         reading.refuse_for_bundle(model)
-        document = inspect_bundle(model, verify, quiet)
+        document = inspect_bundle(model, reading.resolution, verify, quiet)
     elif verify:
         raise UsageError("--verify is for bundles: a checkpoint carries no hashes")
     else:
@@ -85,17 +85,15 @@ def inspect_model(model: Path, reading: Reading) -> dict[str, Any]:
     }
 
 
-def inspect_bundle(folder: Path, verify: bool, quiet: bool) -> dict[str, Any]:
+def inspect_bundle(folder: Path, resolution: Resolution | None, verify: bool, quiet: bool) -> dict[str, Any]:
     """The JSON document of a bundle; `engines` is its target's table, where the target is installed and has one."""
     nbytes = sum(path.stat().st_size for path in folder.iterdir() if path.is_file() and path.name != MANIFEST_FILE)
     with progress(quiet or not verify) as bar:
         task = bar.add_task("hashing", total=nbytes)
-        manifest = open_bundle(folder, verify=verify, advance=lambda n: bar.advance(task, n)).manifest
+        opened = open_bundle(folder, resolution=resolution, verify=verify, advance=lambda n: bar.advance(task, n))
+    manifest = opened.manifest
     target = _target(manifest, folder)
-    facts = {key.name: dict(graph.facts) for key, graph in manifest.graphs.items() if graph.facts}
-    decoder = None
-    if manifest.decoder is not None:
-        decoder = {name: value for name, value in decoder_json(manifest.decoder).items() if name != "packed"}
+    facts = {name: dict(graph.facts) for name, graph in manifest.entries.items() if graph.facts}
     table = target.table(facts) if target is not None else None
     return {
         "model": str(folder),
@@ -107,19 +105,15 @@ def inspect_bundle(folder: Path, verify: bool, quiet: bool) -> dict[str, Any]:
         **_costs(manifest.model, manifest.resolution),
         "parameters": _parameters(manifest.model),
         "bytes": manifest.weight_bytes,
-        "vae": decoder,
+        "vae": decoder_json(manifest.decoder),
         "files": {name: entry.nbytes for name, entry in manifest.files.items()},
-        "peak_anonymous_bytes": predicted_peaks(
-            {key: graph.memory for key, graph in manifest.graphs.items()},
-            manifest.decoder,
-            manifest.resolution.frames,
-            (target or Target).process_bytes,
-        ),
+        "peak_anonymous_bytes": _peaks(manifest, target),
+        "resolutions": [_summary(manifest.at(size), target) for size in manifest.resolutions],
         "verified": verify,
         "facts": facts,
         "needs_device": target is not None and target.needs_device,
-        "parity": manifest.parity,
-        "graph_parity": manifest.graph_parity,
+        "parity": manifest.parity.get(str(manifest.resolution)),
+        "graph_parity": manifest.graph_parity.get(str(manifest.resolution)),
         "provenance": manifest.provenance,
         "engines": None if table is None else asdict(table),
     }
@@ -131,9 +125,32 @@ def _target(manifest: Manifest, folder: Path) -> Target | None:
         target = find_target(manifest.target)
     except UsageError:
         return None
-    for key, graph in manifest.graphs.items():
-        target.check_facts(Fields(graph.facts, f"{folder / MANIFEST_FILE}: graph '{key.name}': facts"))
+    for name, graph in manifest.entries.items():
+        target.check_facts(Fields(graph.facts, f"{folder / MANIFEST_FILE}: graph '{name}': facts"))
     return target
+
+
+def _peaks(manifest: Manifest, target: Target | None) -> dict[str, int]:
+    return predicted_peaks(
+        {key: graph.memory for key, graph in manifest.graphs.items()},
+        manifest.decoder,
+        manifest.resolution.frames,
+        (target or Target).process_bytes,
+    )
+
+
+def _summary(manifest: Manifest, target: Target | None) -> dict[str, Any]:
+    """What a sample costs at a resolution."""
+    costs = _costs(manifest.model, manifest.resolution)
+    schedule = costs["schedules"].get(manifest.model.default_schedule)
+    return {
+        "resolution": str(manifest.resolution),
+        "tokens": [stage["tokens"] for stage in costs["stages"]],
+        "tflop": None if schedule is None else schedule["passes"] * schedule["tflop"],
+        "tiles": None if manifest.decoder is None else manifest.decoder.tiles.count,
+        "peak_anonymous_bytes": _peaks(manifest, target).get("sample"),
+        "parity": manifest.parity.get(str(manifest.resolution)),
+    }
 
 
 def _inspect_config(source: Path, resolution: Resolution | None) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import click
 from ..runtime.bundle.engines import EngineOptions
 from ..runtime.bundle.graphs import stage_key
 from ..runtime.bundle.manifest import MANIFEST_FILE, signed
-from ..runtime.bundle.opening import open_bundle
+from ..runtime.bundle.opening import Bundle, open_bundle
+from ..runtime.chain.pyramid import Resolution
 from ..runtime.documents import read_json
 from ..runtime.errors import CheckFailed, UsageError
 from ..runtime.files import check_output, write_whole
@@ -77,7 +78,8 @@ def command(
         if bundle is not None:  # first: a reference may take hours
             require_bundle(bundle)
             networks = _checkpoint(reference, bundle, asked) if graph and reference else None
-            pipeline = opened.enter_context(_open(bundle, engine, networks, Path(folder), quiet))
+            size = asked.size_for([] if trace is None else [trace])
+            pipeline = opened.enter_context(_open(bundle, size, engine, networks, Path(folder), quiet))
         if reference is not None:
             asked.write(reference, path, bundle, quiet)
         if bundle is None or pipeline is None:
@@ -87,7 +89,7 @@ def command(
         if bisect and reference is not None and _diverges(result["levels"]):
             result["bisect"] = _bisect(pipeline, _checkpoint(reference, bundle, asked), Trace(path), result["levels"])
     if store:
-        _store(bundle, result, "graph_parity" if graph else "parity")
+        _store(pipeline.bundle, result, "graph_parity" if graph else "parity")
     if as_json:
         print_json(result)
     else:
@@ -110,7 +112,7 @@ def _check_usage(
         raise UsageError("give a BUNDLE to compare, or --record FILE to record a trace")
     if record is not None and reference is None:
         raise UsageError("--record needs --reference CHECKPOINT: a trace is recorded from it")
-    if trace is not None and asked != Recording():
+    if trace is not None and asked != Recording(resolution=asked.resolution):
         raise UsageError("prompts, seeds, schedules and guidance belong to recording: a trace has its own")
     if record is not None:
         check_output(record)
@@ -125,11 +127,17 @@ def _check_proof(bundle: Path | None, reference: Path | None, *, bisect: bool, g
 
 @contextmanager
 def _open(
-    bundle: Path, engine: EngineOptions, networks: Checkpoint | None, folder: Path, quiet: bool
+    bundle: Path,
+    resolution: Resolution | None,
+    engine: EngineOptions,
+    networks: Checkpoint | None,
+    folder: Path,
+    quiet: bool,
 ) -> Iterator[Pipeline]:
     """The bundle's own engines, or its networks made again from a checkpoint."""
     if networks is None:
-        with load(bundle, resident=True, threads=engine.threads, **engine.own) as pipeline:
+        opening: dict[str, Any] = {"resolution": resolution, "threads": engine.threads, **engine.own}
+        with load(bundle, resident=True, **opening) as pipeline:
             if pipeline.target.needs_device:
                 pipeline.open(stage_key(0))
             yield pipeline
@@ -139,7 +147,7 @@ def _open(
     place = folder / "networks"
     place.mkdir()
     with progress(quiet) as bar:
-        pipeline = graph_pipeline(open_bundle(bundle), networks, place, engine, Bars(bar))
+        pipeline = graph_pipeline(open_bundle(bundle, resolution=resolution), networks, place, engine, Bars(bar))
     with pipeline:
         yield pipeline
 
@@ -161,7 +169,8 @@ def _compare(pipeline: Pipeline, trace: Trace, ranges: dict[str, Any] | None, qu
 
 def _checkpoint(reference: Path, bundle: Path, asked: Recording) -> Checkpoint:
     """The reference at the bundle's resolution."""
-    return resolve_checkpoint(reference, open_bundle(bundle).manifest.resolution, asked.variant)
+    resolution = open_bundle(bundle, resolution=asked.resolution).manifest.resolution
+    return resolve_checkpoint(reference, resolution, asked.variant)
 
 
 def _diverges(levels: dict[str, Any]) -> bool:
@@ -178,14 +187,15 @@ def _bisect(pipeline: Pipeline, checkpoint: Checkpoint, trace: Trace, levels: di
     return first_divergence(pipeline, checkpoint, trace, levels["stages"]["worst_stage"])
 
 
-def _store(bundle: Path, result: dict[str, Any], field: str) -> None:
+def _store(bundle: Bundle, result: dict[str, Any], field: str) -> None:
     """Sign the manifest again, with the result in it."""
     levels = {
         name: {key: value for key, value in level.items() if isinstance(value, int | float | bool)}
         for name, level in result["levels"].items()
     }
-    path = bundle / MANIFEST_FILE
-    document = read_json(path) | {field: {"passed": result["passed"], "levels": levels}}
+    path = bundle.folder / MANIFEST_FILE
+    document = read_json(path)
+    document[field][str(bundle.manifest.resolution)] = {"passed": result["passed"], "levels": levels}
     write_whole(path, json.dumps(signed(document), indent=1, ensure_ascii=False).encode())
 
 
@@ -198,7 +208,11 @@ def _show_recorded(path: Path, as_json: bool) -> None:
 
 def _show(result: dict[str, Any]) -> None:
     rows = [row for name, level in result["levels"].items() for row in _rows(name, level)]
-    print_table(f"parity, {result['precision']}", ["level", "relative L2", "max abs", "cosine", "tolerance", ""], rows)
+    print_table(
+        f"parity at {result['resolution']}, {result['precision']}",
+        ["level", "relative L2", "max abs", "cosine", "tolerance", ""],
+        rows,
+    )
     growth = result["levels"]["chain"]["growth"]
     if growth:
         click.echo("free-running error after each step: " + " ".join(f"{value:.1e}" for value in growth[0]))

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from ..runtime.bundle.engines import EngineOptions
 from ..runtime.bundle.graphs import stage_key
+from ..runtime.chain.pyramid import Resolution
 from ..runtime.errors import CheckFailed, UsageError
 from ..runtime.pipeline.pipeline import Pipeline, load
 from ..runtime.proof.quality import QualityLimits, check_quality, check_traces, limits_of
@@ -71,7 +72,7 @@ def command(
     bundle = find_model(bundle, quiet=quiet)
     require_bundle(bundle)
     reference = None if reference is None else find_model(reference, asked.variant, quiet=quiet)
-    with tempfile.TemporaryDirectory() as folder, _open(bundle, engine) as pipeline:
+    with tempfile.TemporaryDirectory() as folder, _open(bundle, asked.size_for(traces), engine) as pipeline:
         check_traces(pipeline, ())  # before the reference, which may take hours
         if reference is not None:
             _check_model(pipeline, reference, asked)
@@ -96,7 +97,7 @@ def _check_usage(reference: Path | None, traces: tuple[Path, ...], asked: Record
         raise UsageError("give either --reference CHECKPOINT or --trace FILE")
     if asked.prompts and asked.prompts_file:
         raise UsageError("give either --prompt or --prompts")
-    if traces and asked != Recording():
+    if traces and asked != Recording(resolution=asked.resolution):
         raise UsageError("prompts, seeds, schedules and guidance belong to --reference: a trace has its own")
 
 
@@ -107,9 +108,9 @@ def _check_limits(min_psnr: float | None, max_motion_error: float | None) -> Non
         raise UsageError(f"--max-motion-error is a ratio from 0, such as 0.05, found {max_motion_error:g}")
 
 
-def _open(bundle: Path, engine: EngineOptions) -> Pipeline:
+def _open(bundle: Path, resolution: Resolution | None, engine: EngineOptions) -> Pipeline:
     """The bundle, with a device that answers where it needs one."""
-    pipeline = load(bundle, threads=engine.threads, **engine.own)
+    pipeline = load(bundle, resolution=resolution, threads=engine.threads, **engine.own)
     if pipeline.target.needs_device:
         pipeline.open(stage_key(0))
     return pipeline

@@ -1,6 +1,7 @@
 """How `parity` and `quality` record a reference: which runs, and at which sizes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +14,9 @@ from ..runtime.chain.pyramid import Resolution
 from ..runtime.chain.schedules import parse_levels
 from ..runtime.chain.solvers import SOLVERS
 from ..runtime.documents import MAX_INTEGER
-from .common import PATH, progress, read_prompts, resolve_checkpoint, variant_option
+from ..runtime.errors import UsageError
+from ..runtime.proof.trace import Trace
+from .common import PATH, progress, read_prompts, resolution_option, resolve_checkpoint, variant_option
 
 __all__ = ["Recording", "recording_options"]
 
@@ -27,7 +30,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def recording_options(command: F) -> F:
     """The options of the runs that are recorded, by the names of `Recording`'s fields."""
     seed = click.IntRange(0, MAX_INTEGER)
-    decorated = variant_option(command)
+    decorated = resolution_option(variant_option(command))
     for option in (
         click.option("--negative-prompt"),
         click.option("--solver", type=click.Choice(list(SOLVERS)), help="In place of the schedule's own."),
@@ -55,6 +58,7 @@ class Recording:
     solver: str | None = None
     negative_prompt: str | None = None
     variant: str | None = None
+    resolution: Resolution | None = None
     vae_tile: str | None = None
     decode: bool = True
 
@@ -84,8 +88,16 @@ class Recording:
                 advance=lambda: bar.advance(task),
             )
 
+    def size_for(self, traces: Sequence[Path]) -> Resolution | None:
+        """The resolution that a bundle is to be compared at: what was asked for, or that of the first trace."""
+        if self.resolution is not None or not traces:
+            return self.resolution
+        with suppress(UsageError):
+            return Resolution.parse(str(Trace(traces[0]).model.get("resolution")))
+        return None
+
     def _sizes(self, bundle: Path | None) -> tuple[Resolution | None, tuple[int, int] | None]:
         if bundle is None:
-            return None, None if self.vae_tile is None else parse_tile(self.vae_tile)
-        manifest = open_bundle(bundle).manifest
+            return self.resolution, None if self.vae_tile is None else parse_tile(self.vae_tile)
+        manifest = open_bundle(bundle, resolution=self.resolution).manifest
         return manifest.resolution, manifest.decoder.tiles.tile if manifest.decoder else None

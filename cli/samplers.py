@@ -82,7 +82,8 @@ def open_sampler(model: Path, reading: Reading, engine: EngineOptions, *, reside
     """
     if is_bundle(model):
         reading.refuse_for_bundle(model)
-        with load(model, resident=resident, threads=engine.threads, **engine.own) as pipeline:
+        opening: dict[str, Any] = {"resolution": reading.resolution, "threads": engine.threads, **engine.own}
+        with load(model, resident=resident, **opening) as pipeline:
             yield BundleSampler(pipeline)
         return
     if engine.own or resident:

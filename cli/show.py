@@ -27,10 +27,12 @@ def show_model(document: Mapping[str, Any]) -> None:
             ],
         )
         return
+    if len(document["resolutions"]) > 1:
+        _show_resolutions(document)
     print_table("files", ["file", "bytes"], [[name, f"{size:,}"] for name, size in document["files"].items()])
     if document["engines"] is not None:
         print_table(**document["engines"])
-    print_memory(document["peak_anonymous_bytes"])
+    print_memory(document["peak_anonymous_bytes"], document["resolution"])
     click.echo(_state_of(document))
 
 
@@ -48,6 +50,21 @@ def _show_stages(stages: list[Mapping[str, Any]]) -> None:
     ]
     columns = ["stage", "latent C,T,H,W", "patch", "tokens", "natural levels", "TFLOP per forward"]
     print_table("stages", columns, rows)
+
+
+def _show_resolutions(document: Mapping[str, Any]) -> None:
+    rows = [
+        [
+            size["resolution"],
+            " ".join(f"{tokens:,}" for tokens in size["tokens"]),
+            "" if size["tflop"] is None else _tflop(size["tflop"]),
+            "" if size["tiles"] is None else str(size["tiles"]),
+            "" if size["peak_anonymous_bytes"] is None else f"{size['peak_anonymous_bytes'] / 2**20:,.0f}",
+        ]
+        for size in document["resolutions"]
+    ]
+    columns = ["resolution", "tokens by stage", f"TFLOP of {document['default_schedule']}", "tiles", "MiB of a sample"]
+    print_table("resolutions", columns, rows)
 
 
 def _show_schedules(schedules: Mapping[str, Any]) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from ...runtime.bundle.graphs import STAGE, TEXT, VAE_FIRST, Decoder, GraphSpec, graph_specs
+from ...runtime.bundle.graphs import TEXT, VAE_FIRST, Decoder, GraphKey, GraphSpec, graph_specs, stage_key
 from ...runtime.bundle.manifest import WEIGHTS_FILE
+from ...runtime.chain.pyramid import Resolution, Stage
 from ...runtime.model.checkpoint import Checkpoint
 from ...runtime.model.safetensors import TensorEntry
 from ...runtime.quantisation import SCHEMES
@@ -41,7 +42,10 @@ class Blueprint:
     options: BuildOptions
     dialect: Dialect
     lengths: tuple[int, ...]
-    decoder: Decoder | None
+    decoders: Mapping[Resolution, Decoder | None]
+    """How frames of each resolution are decoded, where they are."""
+    specs: Mapping[Resolution, Mapping[GraphKey, GraphSpec]]
+    """The graphs of each resolution: see `graph_specs`."""
     programs: Mapping[str, tuple[GraphModule, ...]]
     """The graphs of each file, by its name without suffix."""
     table: Source | None
@@ -79,9 +83,9 @@ def draw(checkpoint: Checkpoint, target: BuildTarget, options: BuildOptions) -> 
     """Plan a bundle; nothing is read but headers, and nothing is written."""
     dialect = target.dialect()
     lengths = text_lengths(checkpoint) if checkpoint.text_encoder else ()
-    decoder = options.decoder(checkpoint, packed=target.packs_caches)
-    specs = graph_specs(checkpoint.model, options.resolution, lengths, decoder)
-    graphs = list(_graph_modules(checkpoint, target, options, dialect, specs, decoder))
+    decoders = options.decoders(checkpoint, packed=target.packs_caches)
+    specs = graph_specs(checkpoint.model, decoders, lengths)
+    graphs = list(_graph_modules(checkpoint, target, options, dialect, decoders, specs))
     sources = [source for graph in graphs for source in sources_of(graph.module).values()]
     table = _table(checkpoint, options)
     tables = [] if table is None else [table]
@@ -90,7 +94,7 @@ def draw(checkpoint: Checkpoint, target: BuildTarget, options: BuildOptions) -> 
     else:
         files = {WEIGHTS_FILE: place_weights([*sources, *tables])}
     programs = _programs(graphs, target)
-    return Blueprint(checkpoint, target, options, dialect, lengths, decoder, programs, table, files)
+    return Blueprint(checkpoint, target, options, dialect, lengths, decoders, specs, programs, table, files)
 
 
 def text_lengths(checkpoint: Checkpoint) -> tuple[int, ...]:
@@ -114,42 +118,45 @@ def _graph_modules(
     target: BuildTarget,
     options: BuildOptions,
     dialect: Dialect,
-    specs: Sequence[GraphSpec],
-    decoder: Decoder | None,
+    decoders: Mapping[Resolution, Decoder | None],
+    specs: Mapping[Resolution, Mapping[GraphKey, GraphSpec]],
 ) -> Iterator[GraphModule]:
     """A module for each graph; where the target takes symbolic shapes, one for all that differ in these alone."""
-    family = modules_of(checkpoint.model.family)
-    stages = [spec for spec in specs if spec.key.role == STAGE]
-    own_layers = checkpoint.model.pyramid.kind.own_patch_layers
+    family, model = modules_of(checkpoint.model.family), checkpoint.model
+    stages = [
+        (specs[resolution][stage_key(stage.index)], stage) for resolution in specs for stage in model.stages(resolution)
+    ]
+    own_layers = model.pyramid.kind.own_patch_layers
     if target.symbolic and not target.separates_graphs(options.target) and not own_layers:
         yield from _symbolic_stages(checkpoint, options, dialect, stages)
     else:
-        for spec, stage in zip(stages, checkpoint.model.stages(options.resolution), strict=True):
+        for spec, stage in stages:
             recipe = options.recipe(checkpoint, spec.key.component, stage.index)
             module, layers = family.stage_graph(checkpoint, stage, recipe, dialect)
             yield GraphModule(spec, module, layers=layers)
-    texts = [spec for spec in specs if spec.key.role == TEXT]
+    every = {spec.name: (spec, decoders[resolution]) for resolution in specs for spec in specs[resolution].values()}
+    texts = [spec for spec, _ in every.values() if spec.key.role == TEXT]
     if target.symbolic and texts:
         yield from _symbolic_texts(checkpoint, options, dialect, texts)
     else:
         for spec in texts:
             recipe = options.recipe(checkpoint, spec.key.component)
             yield GraphModule(spec, family.text_graph(checkpoint, spec.key.length, recipe, dialect))
-    for spec in specs:
+    for spec, decoder in every.values():
         if decoder is not None and spec.key.component == "vae":
             recipe, first = options.recipe(checkpoint, spec.key.component), spec.key.role == VAE_FIRST
             yield GraphModule(spec, family.decoder_graph(checkpoint, decoder, recipe, dialect, first=first))
 
 
 def _symbolic_stages(
-    checkpoint: Checkpoint, options: BuildOptions, dialect: Dialect, specs: Sequence[GraphSpec]
+    checkpoint: Checkpoint, options: BuildOptions, dialect: Dialect, stages: Sequence[tuple[GraphSpec, Stage]]
 ) -> Iterator[GraphModule]:
     """The graph of the largest stage is that of all."""
-    stages = checkpoint.model.stages(options.resolution)
+    _, largest = max(stages, key=lambda pair: pair[1].tokens)
     family, recipe = modules_of(checkpoint.model.family), options.recipe(checkpoint, "transformer")
-    module, layers = family.stage_graph(checkpoint, stages[0], recipe, dialect)
-    symbols = _symbols("latent", [(1, *stage.latent) for stage in stages], [1, 1, *stages[0].patch_size])
-    for spec in specs:
+    module, layers = family.stage_graph(checkpoint, largest, recipe, dialect)
+    symbols = _symbols("latent", [(1, *stage.latent) for _, stage in stages], [1, 1, *largest.patch_size])
+    for spec, _ in stages:
         yield GraphModule(spec, module, symbols, layers)
 
 

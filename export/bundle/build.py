@@ -2,6 +2,7 @@
 
 import errno
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def build(
     recipe: str | Path | None = None,
     vae_tile: str = "auto",
     vae_caches: str = "fp32",
-    resolution: str | None = None,
+    resolution: str | Sequence[str] | None = None,
     variant: str | None = None,
     force: bool = False,
     run_graphs: bool = True,
@@ -51,9 +52,9 @@ def build(
         precision: "fp32", "fp16" or "bf16" of the transformer's matrices, or by component: {"vae": "fp16"}.
         quantize: "w8a8-dynamic", "w8a8", "w8" or "w4" of the matrices of the transformer's blocks, or by component.
         recipe: a file of `pyrexport calibrate`, for "w8a8".
-        vae_tile: "auto", "none" or "HEIGHTxWIDTH" in latent pixels; see `choose_tile`.
+        vae_tile: "auto", "none" or "HEIGHTxWIDTH" in latent pixels; see `choose_tiles`.
         vae_caches: "fp32" or "fp16".
-        resolution: "FRAMESxHEIGHTxWIDTH", in place of the checkpoint's own.
+        resolution: "FRAMESxHEIGHTxWIDTH", in place of the checkpoint's own; or several, the default first.
         variant: of the checkpoint's files, such as "fp16"; see `read_checkpoint`.
         force: replace a bundle that is there.
         run_graphs: let a target that lowers graphs run each one before it is called done.
@@ -62,11 +63,13 @@ def build(
     Raises:
         UsageError: the checkpoint, the target or the output does not fit.
     """
-    size = None if resolution is None else Resolution.parse(resolution)
-    found = find_build_target(target)
-    opened = read_checkpoint(Path(checkpoint), resolution=size, rename=to_diffusers, variant=variant)
+    texts = [resolution] if isinstance(resolution, str) else resolution or ()
+    sizes, found = tuple(map(Resolution.parse, texts)), find_build_target(target)
+    opened = read_checkpoint(
+        Path(checkpoint), resolution=sizes[0] if sizes else None, rename=to_diffusers, variant=variant
+    )
     request = BuildRequest(
-        precision, quantize, None if recipe is None else Path(recipe), vae_tile, vae_caches, target_options
+        precision, quantize, None if recipe is None else Path(recipe), vae_tile, vae_caches, target_options, sizes
     )
     options = resolve_options(opened, found, request)
     return build_bundle(opened, found, Path(output), options, force=force, run_graphs=run_graphs)
@@ -140,7 +143,7 @@ def _write(folder: Path, blueprint: Blueprint, reporter: Reporter, *, run_graphs
 
 def plan_memory(
     checkpoint: Checkpoint, target: BuildTarget, options: BuildOptions, reporter: Reporter | None = None
-) -> dict[GraphKey, int]:
+) -> dict[Resolution, dict[GraphKey, int]]:
     """What a run of each graph of a bundle would take in memory, in bytes, without weights; writes nothing.
 
     Args:
@@ -159,11 +162,11 @@ def plan_memory(
         )
     modules_of(checkpoint.model.family).check_components(checkpoint)
     reporter, blueprint = reporter or Reporter(), draw(checkpoint, target, options)
-    places, found = blueprint.files[blueprint.weights_file], {}
+    places, found = blueprint.files[blueprint.weights_file], dict[str, int]()
     for program, graphs in blueprint.programs.items():
         reporter.begin(f"graph {program}", 1)
         forms = make_forms(target.form, program, graphs, blueprint.dialect, places, Path(blueprint.weights_file))
         for graph, form in zip(graphs, forms, strict=True):
-            found[graph.spec.key] = plan(form)
+            found[graph.spec.name] = plan(form)
         reporter.advance(1)
-    return found
+    return {size: {key: found[spec.name] for key, spec in specs.items()} for size, specs in blueprint.specs.items()}

@@ -11,6 +11,7 @@ import torch
 from ...runtime.bundle.entries import FileEntry, GraphEntry, TableEntry, TextEntry
 from ...runtime.bundle.graphs import GraphKey
 from ...runtime.bundle.manifest import TOKENIZER_FILE, WEIGHTS_FILE, Manifest
+from ...runtime.bundle.sizes import Size
 from ...runtime.files import file_digest
 from ...runtime.model.identity import checkpoint_digest, checkpoint_files
 from ...runtime.reporter import Reporter
@@ -36,7 +37,7 @@ def make_manifest(
         engine=engine,
         engine_version=engine_version,
         model=checkpoint.model,
-        resolutions=(options.resolution,),
+        sizes=_sizes(blueprint, graphs),
         frame_rate=checkpoint.model.family.frame_rate,
         precision=options.precision,
         quantised={component: scheme.name for component, scheme in options.quantised.items()},
@@ -47,11 +48,18 @@ def make_manifest(
         latents_std=tuple(std),
         preview=find_preview(checkpoint, reporter),
         text=_text(blueprint),
-        decoder=blueprint.decoder,
-        graphs=graphs,
         files=_files(folder, blueprint, reporter),
         weight_bytes=blueprint.weight_bytes,
         provenance=_provenance(blueprint),
+        parity={},
+        graph_parity={},
+    )
+
+
+def _sizes(blueprint: Blueprint, graphs: Mapping[GraphKey, GraphEntry]) -> tuple[Size, ...]:
+    return tuple(
+        Size(resolution, blueprint.decoders[resolution], {key: graphs[spec.key] for key, spec in specs.items()})
+        for resolution, specs in blueprint.specs.items()
     )
 
 

@@ -1,6 +1,5 @@
 """How a checkpoint is to be stored and cut: what a user asks for, and what follows from it for a target."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,22 +15,9 @@ from ...runtime.quantisation import CACHE_SCHEMES, COMPONENTS, FLOAT_SCHEMES, ME
 from ...targets.facts import BuildTarget
 from ..families import modules_of
 from .recipes import RecipeFile, open_recipe
+from .tiling import Tile, choose_tiles, frame_of
 
-__all__ = ["BuildOptions", "BuildRequest", "Choices", "choose_tile", "options_of", "resolve_options"]
-
-VAE_BUDGET = 2_300_000_000
-"""Memory that decoding may take before frames are cut into tiles, in bytes: a sample then stays below 2.5 GB."""
-
-# Fitted to ONNX Runtime's plans of Wan2.1's decoder at 81x448x832, tiles of 1,120 to 2,288 latent pixels (1 %).
-DECODER_BASE = 404_000_000
-"""What a decoder takes whatever its tile, in bytes."""
-
-ACTIVATIONS, CACHES = 2.143, 0.684
-"""What it takes by the bytes of its caches in float32: for all else, and for the caches as they are kept."""
-
-LEAST_CHOSEN = 16
-"""Height and width of the smallest tile that is chosen: its overlaps are 4 latent pixels wide, 32 of the video."""
-
+__all__ = ["BuildOptions", "BuildRequest", "Choices", "options_of", "resolve_options"]
 
 Choices = str | Mapping[str, str] | None
 """A value for the transformer, or values by component."""
@@ -53,19 +39,22 @@ class BuildRequest:
     """Scheme of the decoder's caches: a name of `CACHE_SCHEMES`."""
     target: Mapping[str, Any] = field(default_factory=dict)
     """The target's own options that were given, by name."""
+    resolutions: tuple[Resolution, ...] = ()
+    """That the bundle is to sample at, the default first; none: the checkpoint's own."""
 
 
 @dataclass(frozen=True)
 class BuildOptions:
     """A request that was found possible, with what it leaves open decided."""
 
-    resolution: Resolution
+    resolutions: tuple[Resolution, ...]
+    """The default first."""
     precision: Mapping[str, str]
     """By component: the scheme of what is stored in floating-point numbers."""
     quantised: Mapping[str, Scheme]
     """By component: the scheme of the matrices of its blocks, as its target stores it."""
-    vae_tile: tuple[int, int] | None
-    """Height and width of a tile in latent pixels; None: frames are decoded whole."""
+    vae_tiles: tuple[Tile, ...]
+    """Of each resolution: height and width of a tile in latent pixels; None: frames are decoded whole."""
     vae_caches: str
     target: Mapping[str, Any]
     """A value for each of the target's own options, as JSON."""
@@ -87,15 +76,14 @@ class BuildOptions:
         calibrated = {} if found is None else found.tensors
         return Recipe(SCHEMES[self.precision[component]], schemes, calibrated, stage)
 
-    def decoder(self, checkpoint: Checkpoint, *, packed: bool) -> Decoder | None:
-        """How frames are decoded, where there is a VAE."""
-        if not checkpoint.vae:
-            return None
-        frame = _frame(checkpoint, self.resolution)
-        height, width = self.vae_tile or frame
-        tile = (min(height, frame[0]), min(width, frame[1]))
-        tiles = Tiles(frame, tile, checkpoint.model.pyramid.geometry.spatial)
-        return Decoder(tiles, SCHEMES[self.vae_caches].dtype, packed)
+    def decoders(self, checkpoint: Checkpoint, *, packed: bool) -> dict[Resolution, Decoder | None]:
+        """How frames of each resolution are decoded, where there is a VAE."""
+        found: dict[Resolution, Decoder | None] = {}
+        for resolution, tile in zip(self.resolutions, self.vae_tiles, strict=True):
+            frame, spatial = frame_of(checkpoint, resolution), checkpoint.model.pyramid.geometry.spatial
+            tiles = Tiles(frame, tile or frame, spatial)
+            found[resolution] = Decoder(tiles, SCHEMES[self.vae_caches].dtype, packed) if checkpoint.vae else None
+        return found
 
 
 def resolve_options(checkpoint: Checkpoint, target: BuildTarget, request: BuildRequest) -> BuildOptions:
@@ -120,12 +108,12 @@ def resolve_options(checkpoint: Checkpoint, target: BuildTarget, request: BuildR
             f"target '{target.name}' computes as it stores, and UMT5 leaves fp16's range: "
             "take --precision text_encoder=bf16"
         )
-    own = target.resolve_options(request.target)
+    own, resolutions = target.resolve_options(request.target), _resolutions(checkpoint, request)
     return BuildOptions(
-        resolution=checkpoint.resolution,
+        resolutions=resolutions,
         precision=precision,
         quantised={component: target.adapted(SCHEMES[name], own) for component, name in methods.items()},
-        vae_tile=_tile(checkpoint, request),
+        vae_tiles=_tiles(checkpoint, request, resolutions),
         vae_caches=request.vae_caches,
         target=own,
         calibration=open_recipe(checkpoint, methods, request.recipe),
@@ -155,71 +143,45 @@ def _check_taken(target: BuildTarget, what: str, name: str, takes: Sequence[str]
         )
 
 
-def _tile(checkpoint: Checkpoint, request: BuildRequest) -> tuple[int, int] | None:
+def _resolutions(checkpoint: Checkpoint, request: BuildRequest) -> tuple[Resolution, ...]:
+    """Those that were asked for, each of which the model can sample at."""
+    found = request.resolutions or (checkpoint.resolution,)
+    for index, resolution in enumerate(found):
+        if resolution in found[:index]:
+            raise UsageError(f"the resolution {resolution} is given twice")
+        checkpoint.model.stages(resolution)
+    return found
+
+
+def _tiles(checkpoint: Checkpoint, request: BuildRequest, resolutions: Sequence[Resolution]) -> tuple[Tile, ...]:
+    frames = [frame_of(checkpoint, resolution) for resolution in resolutions]
     if not checkpoint.vae:
         if request.vae_tile not in ("auto", "none") or request.vae_caches != "fp32":
             raise UsageError(f"{checkpoint.folder} has no VAE: a tile or caches of it say nothing")
-        return None
+        return (None,) * len(frames)
     if request.vae_tile == "none":
-        return None
+        return (None,) * len(frames)
     if request.vae_tile == "auto":
-        return choose_tile(checkpoint, request.vae_caches)
-    tile, (height, width) = parse_tile(request.vae_tile), _frame(checkpoint, checkpoint.resolution)
-    if tile[0] > height or tile[1] > width:
-        raise UsageError(f"a tile of {request.vae_tile} latent pixels is larger than the frame's {height}x{width}")
-    return tile
+        return choose_tiles(checkpoint, frames, request.vae_caches)
+    tile = parse_tile(request.vae_tile)
+    for height, width in frames:
+        if tile[0] > height or tile[1] > width:
+            raise UsageError(f"a tile of {request.vae_tile} latent pixels is larger than the frame's {height}x{width}")
+    return (tile,) * len(frames)
 
 
 def options_of(manifest: Manifest, target: BuildTarget) -> BuildOptions:
     """The options that a bundle of a target was built with."""
     caches = {SCHEMES[name].dtype: name for name in CACHE_SCHEMES}
-    decoder = manifest.decoder
+    decoders = [size.decoder for size in manifest.sizes]
     return BuildOptions(
-        resolution=manifest.resolution,
+        resolutions=manifest.resolutions,
         precision=manifest.precision,
         quantised={
             component: target.adapted(SCHEMES[name], manifest.target_options)
             for component, name in manifest.quantised.items()
         },
-        vae_tile=None if decoder is None else decoder.tiles.tile,
-        vae_caches="fp32" if decoder is None else caches[decoder.caches],
+        vae_tiles=tuple(None if decoder is None else decoder.tiles.tile for decoder in decoders),
+        vae_caches="fp32" if decoders[0] is None else caches[decoders[0].caches],
         target=manifest.target_options,
-    )
-
-
-def _frame(checkpoint: Checkpoint, resolution: Resolution) -> tuple[int, int]:
-    _, _, height, width = checkpoint.model.stages(resolution)[0].latent
-    return height, width
-
-
-def choose_tile(checkpoint: Checkpoint, caches: str = "fp32") -> tuple[int, int] | None:
-    """The tile that costs the least beyond the frame and whose decoding fits `VAE_BUDGET`; None if the frame does.
-
-    Thin strips would cost even less, but show a pixel near their edge little of what is around it.
-    """
-    assert checkpoint.model.decoder is not None
-    frame = _frame(checkpoint, checkpoint.resolution)
-    shapes = checkpoint.model.decoder.cache_shapes(LEAST_CHOSEN, LEAST_CHOSEN)
-    per_pixel = 4 * sum(math.prod(shape) for shape in shapes) / LEAST_CHOSEN**2
-    kept = 0.5 if caches == "fp16" else 1.0
-
-    def estimate(height: int, width: int) -> float:
-        pixels = height * width
-        # The decoder's attention, near its start, holds its scores and their softmax beside the old caches.
-        step = max((ACTIVATIONS + CACHES * kept) * per_pixel * pixels, kept * per_pixel * pixels + 2 * 4 * pixels**2)
-        return DECODER_BASE + step
-
-    if estimate(*frame) <= VAE_BUDGET:
-        return None
-    sizes = [sorted({_cover(size, count) for count in range(1, 65)}) for size in frame]
-    plans = [Tiles(frame, (h, w)) for h in sizes[0] for w in sizes[1] if estimate(h, w) <= VAE_BUDGET]
-    return min(plans, key=lambda plan: (plan.overhead, plan.count)).tile if plans else (sizes[0][0], sizes[1][0])
-
-
-def _cover(size: int, count: int) -> int:
-    """The smallest tile of which `count`, overlapping by a quarter, cover a length."""
-    return next(
-        tile
-        for tile in range(min(LEAST_CHOSEN, size), size + 1)
-        if len(Tiles((size, size), (tile, tile)).rows) <= count
     )

@@ -51,7 +51,7 @@ def make_forms(
 def _onnx_form(
     name: str, graphs: Sequence[GraphModule], dialect: Dialect, places: Mapping[Source, Placement], weights: Path
 ) -> OnnxForm:
-    exported = export_onnx(graphs[0], dialect, name)
+    exported = export_onnx(max(graphs, key=_generality), dialect, name)
     for graph in graphs:
         _check_outputs(graph.spec, _onnx_outputs(exported.model, graph.spec))
     placements = {weight: places[source] for weight, source in exported.sources.items()}
@@ -72,6 +72,12 @@ def _torch_form(
 
 
 _MAKERS: Mapping[type[Any], Callable[..., Any]] = {OnnxForm: _onnx_form, TorchForm: _torch_form}
+
+
+def _generality(graph: GraphModule) -> int:
+    """How far the axes that vary are from 1, which tracing would take for a constant."""
+    shapes = {spec.name: spec.shape for spec in graph.spec.inputs}
+    return min((shapes[name][axis] for name, axes in graph.symbols.items() for axis in axes), default=0)
 
 
 def _onnx_outputs(model: ir.Model, spec: GraphSpec) -> list[tuple[tuple[int, ...], str]]:

@@ -85,7 +85,7 @@ def _write_network(bundle: Bundle, target: BuildTarget, blueprint: Blueprint, pr
     (form,) = make_forms(target.form, program, graphs, blueprint.dialect, places, folder / name)
     found = network_digest(form)
     for spec in form.graphs:
-        expected = target.network_digest(bundle.manifest.graphs[spec.key].facts)
+        expected = target.network_digest(bundle.manifest.entries[spec.name].facts)
         if expected != found:
             raise CheckFailed(
                 f"the network of {spec.name}, made again, is not the one that {bundle.folder} was built from: "

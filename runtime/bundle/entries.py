@@ -10,10 +10,9 @@ from ..dtypes import DTYPES, WEIGHT_DTYPES
 from ..errors import UsageError
 from ..model.description import Model
 from ..model.families import TransformerConfig
-from ..quantisation import CACHE_SCHEMES, COMPONENTS, FLOAT_SCHEMES, METHODS, SCHEMES
+from ..quantisation import COMPONENTS, FLOAT_SCHEMES, METHODS, SCHEMES
 from .engines import Facts
-from .graphs import Decoder, GraphSpec, TensorSpec
-from .tiles import SMALLEST_TILE, Tiles
+from .graphs import GraphSpec, TensorSpec
 
 __all__ = [
     "MAX_FRAME_RATE",
@@ -21,9 +20,7 @@ __all__ = [
     "GraphEntry",
     "TableEntry",
     "TextEntry",
-    "decoder_json",
     "is_digest",
-    "read_decoder",
     "read_frame_rate",
     "read_frequencies",
     "read_parity",
@@ -35,7 +32,6 @@ __all__ = [
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _VERSION = re.compile(r"[0-9]{1,6}(\.[0-9A-Za-z]{1,20}){0,5}")
 MAX_FRAME_RATE = 240
-CACHES = tuple(SCHEMES[name].dtype for name in CACHE_SCHEMES)
 
 
 def is_digest(value: Any) -> bool:
@@ -182,48 +178,16 @@ def _are_lengths(value: Any) -> bool:
     return numbers and bool(value) and value == sorted(set(value))
 
 
-def read_decoder(vae: Fields, frame: tuple[int, int], spatial: int) -> Decoder:
-    """Read how frames of a size in latent pixels are decoded, from the field `vae`.
-
-    Raises:
-        UsageError: the tiles don't fit the frame.
-    """
-    vae.only(("config", "tile", "tiles", "overhead", "caches", "packed"))
-
-    def fits(value: Any) -> bool:
-        two = isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value)
-        return two and all(min(SMALLEST_TILE, size) <= n <= size for n, size in zip(value, frame, strict=True))
-
-    tile = vae.get("tile", f"height and width of a tile, at most {frame[0]} and {frame[1]}", fits)
-    tiles = Tiles(frame, (tile[0], tile[1]), spatial)
-    if vae.integer("tiles") != tiles.count:
-        raise vae.wrong("tiles", f"{tiles.count} of that size")
-    vae.get("overhead", f"{tiles.overhead:.4g}", lambda v: v == round(tiles.overhead, 4))
-    packed = vae.get("packed", "true or false", lambda v: isinstance(v, bool))
-    return Decoder(tiles, vae.text("caches", choices=CACHES), packed)
-
-
-def decoder_json(decoder: Decoder) -> dict[str, Any]:
-    """The fields that `read_decoder` reads."""
-    tiles = decoder.tiles
-    return {
-        "tile": list(tiles.tile),
-        "tiles": tiles.count,
-        "overhead": round(tiles.overhead, 4),
-        "caches": decoder.caches,
-        "packed": decoder.packed,
-    }
-
-
-def read_parity(fields: Fields, name: str) -> Mapping[str, Any] | None:
-    """A result of parity that is kept in a manifest, None where none was measured."""
-    if fields.document.get(name) is None:
-        return None
-    parity = fields.object(name)
-    parity.only(("passed", "levels"))
-    parity.get("passed", "true or false", lambda v: isinstance(v, bool))
-    parity.object("levels")
-    return parity.document
+def read_parity(fields: Fields, name: str) -> Mapping[str, Any]:
+    """Results of parity that are kept in a manifest, by resolution."""
+    kept = fields.object(name)
+    kept.only(fields.document["resolutions"])
+    for resolution in kept.document:
+        parity = kept.object(resolution)
+        parity.only(("passed", "levels"))
+        parity.get("passed", "true or false", lambda v: isinstance(v, bool))
+        parity.object("levels")
+    return kept.document
 
 
 def read_frame_rate(fields: Fields) -> int:

@@ -5,8 +5,8 @@ Nobody else knows a graph's name.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..chain.pyramid import Resolution
@@ -89,9 +89,9 @@ class GraphKey:
         return _PROGRAMS[self.role]
 
 
-def stage_key(stage: int, expert: int = 0) -> GraphKey:
+def stage_key(stage: int, expert: int = 0, resolution: Resolution | None = None) -> GraphKey:
     """The graph of a stage."""
-    return GraphKey(STAGE, stage=stage, expert=expert)
+    return GraphKey(STAGE, stage=stage, expert=expert, resolution=resolution)
 
 
 def text_key(length: int) -> GraphKey:
@@ -99,9 +99,9 @@ def text_key(length: int) -> GraphKey:
     return GraphKey(TEXT, length=length)
 
 
-def decoder_key(first: bool) -> GraphKey:
+def decoder_key(first: bool, resolution: Resolution | None = None) -> GraphKey:
     """The graph of the decoder for the first latent frame, or for a later one."""
-    return GraphKey(VAE_FIRST if first else VAE_NEXT)
+    return GraphKey(VAE_FIRST if first else VAE_NEXT, resolution=resolution)
 
 
 @dataclass(frozen=True)
@@ -136,36 +136,56 @@ def cache_names(count: int, *, new: bool = False) -> list[str]:
 
 
 def graph_specs(
-    model: Model, resolution: Resolution, lengths: Sequence[int] = (), decoder: Decoder | None = None
-) -> tuple[GraphSpec, ...]:
-    """Every graph of a model at a resolution, stages from the finest on.
+    model: Model, decoders: Mapping[Resolution, Decoder | None], lengths: Sequence[int] = ()
+) -> dict[Resolution, dict[GraphKey, GraphSpec]]:
+    """Every graph of a model at each of its resolutions, stages from the finest on.
+
+    Text encoders are the same at all of them, and so are decoders whose tiles are.
 
     Args:
         model: the model that the graphs are of.
-        resolution: what the stages sample at.
+        decoders: what the stages sample at, and how frames are decoded, where they are; the first is the default.
         lengths: static lengths of the text encoder's graphs; none where there is no text encoder.
-        decoder: how frames are decoded, where they are.
+
+    Returns:
+        Specifications by the key that a run at the resolution knows them by, which says no resolution.
     """
+    texts, tiles = _text_specs(model, lengths), dict[tuple[int, int], Resolution | None]()
+    found = {}
+    for index, (resolution, decoder) in enumerate(decoders.items()):
+        own = resolution if index else None
+        specs = _stage_specs(model, resolution, own) + texts
+        if decoder is not None:
+            owner = tiles.setdefault(decoder.tiles.tile, own)
+            specs += [_decoder_spec(model, decoder, decoder_key(first, owner)) for first in (True, False)]
+        found[resolution] = {replace(spec.key, resolution=None): spec for spec in specs}
+    return found
+
+
+def _stage_specs(model: Model, resolution: Resolution, own: Resolution | None) -> list[GraphSpec]:
     specs = []
     for stage in model.stages(resolution):
         inputs = model.family.stage_inputs(model.transformer, stage, model.text_length)
         velocity = TensorSpec("velocity", (1, *stage.latent))
-        specs.append(GraphSpec(stage_key(stage.index), _specs(inputs), (velocity,)))
-    width = model.transformer.text_dim
+        specs.append(GraphSpec(stage_key(stage.index, resolution=own), _specs(inputs), (velocity,)))
+    return specs
+
+
+def _text_specs(model: Model, lengths: Sequence[int]) -> list[GraphSpec]:
+    specs, width = [], model.transformer.text_dim
     for length in lengths:
         inputs = {"embeddings": (1, length, width), "mask": (1, length)}
         specs.append(GraphSpec(text_key(length), _specs(inputs), (TensorSpec("text", (1, length, width)),)))
-    if decoder is not None:
-        specs += [_decoder_spec(model, decoder, first=True), _decoder_spec(model, decoder, first=False)]
-    return tuple(specs)
+    return specs
 
 
 def _specs(shapes: dict[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(name, shape) for name, shape in shapes.items())
 
 
-def _decoder_spec(model: Model, decoder: Decoder, *, first: bool) -> GraphSpec:
+def _decoder_spec(model: Model, decoder: Decoder, key: GraphKey) -> GraphSpec:
     assert model.decoder is not None
+    first = key.role == VAE_FIRST
     (height, width), geometry = decoder.tiles.tile, model.pyramid.geometry
     latent = TensorSpec(LATENT, (1, geometry.channels, height, width))
     frames = (1 if first else geometry.temporal, 3, geometry.spatial * height, geometry.spatial * width)
@@ -179,4 +199,4 @@ def _decoder_spec(model: Model, decoder: Decoder, *, first: bool) -> GraphSpec:
         outputs = (TensorSpec(FRAMES, frames), *(TensorSpec(name, shape, decoder.caches) for name, shape in new))
     old = zip(cache_names(len(shapes)), shapes, strict=True)
     caches = () if first else tuple(TensorSpec(name, shape, decoder.caches) for name, shape in old)
-    return GraphSpec(decoder_key(first), (latent, *caches), outputs)
+    return GraphSpec(key, (latent, *caches), outputs)

@@ -18,8 +18,6 @@ from .entries import (
     FileEntry,
     GraphEntry,
     TextEntry,
-    decoder_json,
-    read_decoder,
     read_frame_rate,
     read_frequencies,
     read_parity,
@@ -27,11 +25,12 @@ from .entries import (
     read_schemes,
     read_statistics,
 )
-from .graphs import Decoder, GraphKey, graph_specs
+from .graphs import Decoder, GraphKey
+from .sizes import Size, decoders_json, entries_of, read_sizes
 
 __all__ = ["MANIFEST_FILE", "TOKENIZER_FILE", "WEIGHTS_FILE", "Manifest", "digest", "parse_manifest", "signed"]
 
-FORMAT = 4
+FORMAT = 5
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "weights.bin"
 TOKENIZER_FILE = "tokenizer.json"
@@ -74,7 +73,8 @@ class Manifest:
     engine: str
     engine_version: str
     model: Model
-    resolutions: tuple[Resolution, ...]
+    sizes: tuple[Size, ...]
+    """What it holds for each resolution; the first is the default."""
     frame_rate: int
     """Frames a second of its videos."""
     precision: Mapping[str, str]
@@ -92,35 +92,66 @@ class Manifest:
     preview: PreviewMap | None
     """What shows latents while they are made."""
     text: TextEntry | None
-    decoder: Decoder | None
-    graphs: Mapping[GraphKey, GraphEntry]
     files: Mapping[str, FileEntry]
     weight_bytes: int
     provenance: Mapping[str, Any]
-    parity: Mapping[str, Any] | None = None
-    graph_parity: Mapping[str, Any] | None = None
+    parity: Mapping[str, Any]
+    """By resolution: what `parity` found, where it was kept."""
+    graph_parity: Mapping[str, Any]
     """Parity of the networks that engines were built from, evaluated without their device."""
+    chosen: int = 0
+    """Index of the size that is sampled at: of no consequence to what is written."""
 
     def scheme(self, component: str) -> Scheme:
         """What a component's matrices are stored in."""
         return SCHEMES[self.quantised.get(component, self.precision[component])]
 
     @property
+    def resolutions(self) -> tuple[Resolution, ...]:
+        """What it can sample at; the first is the default."""
+        return tuple(size.resolution for size in self.sizes)
+
+    @property
     def resolution(self) -> Resolution:
         """What it samples at."""
-        return self.resolutions[0]
+        return self.sizes[self.chosen].resolution
+
+    @property
+    def decoder(self) -> Decoder | None:
+        """How frames of its resolution are decoded."""
+        return self.sizes[self.chosen].decoder
+
+    @property
+    def graphs(self) -> Mapping[GraphKey, GraphEntry]:
+        """The graphs of its resolution."""
+        return self.sizes[self.chosen].graphs
+
+    @property
+    def entries(self) -> Mapping[str, GraphEntry]:
+        """The graphs of all resolutions, by their own names."""
+        return entries_of(self.sizes)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The model's stages at its resolution, finest first."""
         return self.model.stages(self.resolution)
 
+    def at(self, resolution: Resolution | None) -> "Manifest":
+        """The same manifest, sampling at another of its resolutions; None: the first.
+
+        Raises:
+            UsageError: it has no such resolution.
+        """
+        if resolution is not None and resolution not in self.resolutions:
+            known = ", ".join(map(str, self.resolutions))
+            raise UsageError(
+                f"the bundle samples at {known}, found {resolution}: give one of these, or build with that too"
+            )
+        return replace(self, chosen=0 if resolution is None else self.resolutions.index(resolution))
+
     def to_json(self) -> dict[str, Any]:
         """The signed document that `parse_manifest` reads."""
-        decoder = None
-        if self.decoder is not None:
-            assert self.model.decoder is not None
-            decoder = {"config": self.model.decoder.to_json(), **decoder_json(self.decoder)}
+        decoder = None if self.model.decoder is None else self.model.decoder.to_json()
         return signed(
             {
                 "format": FORMAT,
@@ -138,13 +169,13 @@ class Manifest:
                 "latents": {"mean": list(self.latents_mean), "std": list(self.latents_std)},
                 "preview": None if self.preview is None else self.preview.to_json(),
                 "text": None if self.text is None else self.text.to_json(),
-                "vae": decoder,
-                "graphs": {key.name: entry.to_json() for key, entry in self.graphs.items()},
+                "vae": decoders_json(self.sizes, decoder),
+                "graphs": {name: entry.to_json() for name, entry in self.entries.items()},
                 "weights": {"bytes": self.weight_bytes},
                 "files": {name: entry.to_json() for name, entry in self.files.items()},
                 "provenance": dict(self.provenance),
-                "parity": self.parity,
-                "graph_parity": self.graph_parity,
+                "parity": dict(self.parity),
+                "graph_parity": dict(self.graph_parity),
             }
         )
 
@@ -176,10 +207,9 @@ def parse_manifest(document: Any, source: str) -> Manifest:
             f"{source} was changed after the bundle was built: it is not what its hash says; fetch or build it again"
         )
     model, files = _model(fields), _files(fields)
-    resolution = _resolution(fields, model)
     engine = _only(fields.object("engine"), "name", "version")
     precision, quantised, compute = read_schemes(fields)
-    text, decoder = _text(fields, model, files), _decoder(fields, model, resolution)
+    text = _text(fields, model, files)
     mean, std = read_statistics(fields.object("latents"), model.pyramid.geometry.channels)
     return Manifest(
         target=fields.text("target"),
@@ -187,7 +217,7 @@ def parse_manifest(document: Any, source: str) -> Manifest:
         engine=engine.text("name"),
         engine_version=engine.text("version"),
         model=model,
-        resolutions=(resolution,),
+        sizes=read_sizes(fields, model, text.lengths if text else (), files),
         frame_rate=read_frame_rate(fields),
         precision=precision,
         quantised=quantised,
@@ -198,8 +228,6 @@ def parse_manifest(document: Any, source: str) -> Manifest:
         latents_std=std,
         preview=_preview(fields, model),
         text=text,
-        decoder=decoder,
-        graphs=_graphs(fields, model, resolution, text, decoder, files),
         files=files,
         weight_bytes=fields.object("weights").integer("bytes", least=0),
         provenance=fields.object("provenance").document,
@@ -223,20 +251,6 @@ def _model(fields: Fields) -> Model:
         return model
     vae = fields.object("vae").object("config")
     return replace(model, decoder=family.read_decoder(vae.document, config, vae.source))
-
-
-def _resolution(fields: Fields, model: Model) -> Resolution:
-    (text,) = fields.get(
-        "resolutions",
-        "a list of one resolution",
-        lambda v: isinstance(v, list) and len(v) == 1 and isinstance(v[0], str),
-    )
-    resolution = Resolution.parse(text)
-    try:
-        model.stages(resolution)
-    except UsageError as error:
-        raise UsageError(f"{fields.source}: {error}") from None
-    return resolution
 
 
 def _files(fields: Fields) -> dict[str, FileEntry]:
@@ -266,31 +280,3 @@ def _text(fields: Fields, model: Model, files: Mapping[str, FileEntry]) -> TextE
     if TOKENIZER_FILE not in files:
         raise UsageError(f"{fields.source}: files: {TOKENIZER_FILE} is missing beside a text encoder")
     return entry
-
-
-def _decoder(fields: Fields, model: Model, resolution: Resolution) -> Decoder | None:
-    if model.decoder is None:
-        return None
-    _, _, height, width = model.stages(resolution)[0].latent
-    return read_decoder(fields.object("vae"), (height, width), model.pyramid.geometry.spatial)
-
-
-def _graphs(
-    fields: Fields,
-    model: Model,
-    resolution: Resolution,
-    text: TextEntry | None,
-    decoder: Decoder | None,
-    files: Mapping[str, FileEntry],
-) -> dict[GraphKey, GraphEntry]:
-    """The graphs must be those that the model has, with their inputs and outputs."""
-    written = fields.object("graphs").document
-    graphs = {}
-    for spec in graph_specs(model, resolution, text.lengths if text else (), decoder):
-        if spec.name not in written:
-            raise UsageError(f"{fields.source}: graph '{spec.name}' is missing")
-        graphs[spec.key] = GraphEntry.from_json(written[spec.name], spec, files, fields.source)
-    extra = sorted(written.keys() - {key.name for key in graphs})
-    if extra:
-        raise UsageError(f"{fields.source}: unexpected graph '{extra[0]:.40}'")
-    return graphs

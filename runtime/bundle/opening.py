@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..chain.pyramid import Resolution
 from ..documents import read_json
 from ..errors import CheckFailed, UsageError
 from ..files import cache_folder, file_digest, is_left_behind, refuse_pointer, write_whole
@@ -36,24 +37,32 @@ def is_bundle(path: Path) -> bool:
     return (path / MANIFEST_FILE).is_file()
 
 
-def open_bundle(folder: Path, *, verify: bool = False, advance: Callable[[int], None] | None = None) -> Bundle:
+def open_bundle(
+    folder: Path,
+    *,
+    resolution: Resolution | None = None,
+    verify: bool = False,
+    advance: Callable[[int], None] | None = None,
+) -> Bundle:
     """Read and check a bundle.
 
     A file is hashed in full when it is first seen, and recognised by its size and times later on.
 
     Args:
         folder: the bundle's folder.
+        resolution: that it is to sample at; None: its first.
         verify: hash every file again.
         advance: told the bytes as they are hashed.
 
     Raises:
-        UsageError: it is not a bundle, its manifest is malformed, or a file is a Git-LFS pointer.
+        UsageError: it is not a bundle, its manifest is malformed, it has no such resolution, or a file is a Git-LFS
+            pointer.
         CheckFailed: a file is missing, extra, no plain file, or not what the manifest says.
     """
     if not is_bundle(folder):
         raise UsageError(f"{folder} is not a bundle: expected a folder with {MANIFEST_FILE}")
     source = folder / MANIFEST_FILE
-    manifest = parse_manifest(read_json(source), str(source))
+    manifest = parse_manifest(read_json(source), str(source)).at(resolution)
     present = {entry.name for entry in folder.iterdir()} - {MANIFEST_FILE}
     missing, others = sorted(manifest.files.keys() - present), sorted(present - manifest.files.keys())
     extra = [name for name in others if not is_left_behind(name)]

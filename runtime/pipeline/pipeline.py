@@ -14,6 +14,7 @@ from ..bundle.engines import MAX_THREADS, Engine, EngineOptions, Target, find_ta
 from ..bundle.graphs import LATENT, GraphKey, stage_key
 from ..bundle.opening import Bundle, open_bundle
 from ..chain.plan import StepPlan, plan
+from ..chain.pyramid import Resolution
 from ..chain.sampler import Conditions, Step, sample
 from ..chain.schedules import Schedule
 from ..documents import Fields
@@ -209,7 +210,13 @@ def _frames(video: Iterator[Array], on_frames: Callable[[NDArray[np.uint8]], Non
 
 
 def load(
-    bundle: str | Path, *, resident: bool = False, threads: int = 0, verify: bool = False, **target_options: Any
+    bundle: str | Path,
+    *,
+    resolution: str | Resolution | None = None,
+    resident: bool = False,
+    threads: int = 0,
+    verify: bool = False,
+    **target_options: Any,
 ) -> Pipeline:
     """Open a bundle as a pipeline.
 
@@ -218,19 +225,22 @@ def load(
 
     Args:
         bundle: its folder.
+        resolution: one of the bundle's, such as "81x832x448"; None: its first. Pipelines of one bundle share its
+            mapped weights.
         resident: keep all engines open, in place of one at a time.
         threads: threads of one operator; 0: the engine's choice.
         verify: hash every file again.
         target_options: the options of the bundle's target, such as `prepack=True`: see `Target.engine_options`.
 
     Raises:
-        UsageError: it is not a bundle, its engine is not installed or too old, or does not have such an option, or its
-            prompts were cleaned by another major version of ftfy than the installed one.
+        UsageError: it is not a bundle, it has no such resolution, its engine is not installed or too old, or does not
+            have such an option, or its prompts were cleaned by another major version of ftfy than the installed one.
         CheckFailed: a file is missing, extra or damaged.
     """
     if type(threads) is not int or not 0 <= threads <= MAX_THREADS:
         raise UsageError(f"threads is a whole number from 0 to {MAX_THREADS}, found {threads!r}")
-    opened = open_bundle(Path(bundle), verify=verify)
+    size = Resolution.parse(resolution) if isinstance(resolution, str) else resolution
+    opened = open_bundle(Path(bundle), resolution=size, verify=verify)
     target, options = find_target(opened.manifest.target), EngineOptions(threads, target_options)
     try:
         target.check_version(opened.manifest.engine, opened.manifest.engine_version)
@@ -238,7 +248,7 @@ def load(
             check_cleaning(opened.manifest.text.ftfy)
     except UsageError as error:
         raise UsageError(f"{opened.folder} was {error}") from error
-    for key, entry in opened.manifest.graphs.items():
-        target.check_facts(Fields(entry.facts, f"{opened.folder}: graph '{key.name}': facts"))
+    for name, entry in opened.manifest.entries.items():
+        target.check_facts(Fields(entry.facts, f"{opened.folder}: graph '{name}': facts"))
     target.check_engine_options(options)
     return Pipeline(opened, target, options=options, resident=resident)

@@ -12,6 +12,7 @@ import numpy as np
 from ..bundle.engines import EngineOptions
 from ..bundle.graphs import decoder_key, stage_key
 from ..chain.plan import plan
+from ..chain.pyramid import Resolution
 from ..pipeline.pipeline import Pipeline, load
 from ..pipeline.timings import Timings
 from .memory import MemoryWatch
@@ -25,6 +26,7 @@ def measure_bundle(
     runs: int,
     engine: EngineOptions,
     schedule: str | None = None,
+    resolution: Resolution | None = None,
     between: Callable[[], None] = lambda: None,
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
@@ -35,13 +37,15 @@ def measure_bundle(
         runs: how many are counted, after one to warm up.
         engine: how graphs are opened.
         schedule: a schedule's name, in place of the default.
+        resolution: one of the bundle's; None: its first.
         between: called after each run, so that another program can take its turn.
         advance: called after each run.
 
     Returns:
         Seconds per graph (`min`, `median` of a call, `load`) and of the chain, the glue's share of it, and peak memory.
     """
-    with MemoryWatch() as memory, load(folder, resident=True, threads=engine.threads, **engine.own) as pipeline:
+    opening: dict[str, Any] = {"resolution": resolution, "threads": engine.threads, **engine.own}
+    with MemoryWatch() as memory, load(folder, resident=True, **opening) as pipeline:
         loads = _load_all(pipeline)
         timings = []
         for index in range(runs + 1):

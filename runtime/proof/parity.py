@@ -41,8 +41,9 @@ def check_parity(
         advance: told the level of each evaluation.
 
     Returns:
-        `{"passed", "precision", "levels": {name: {metrics, "tolerance", "passed"}}}`; a level of a component that the
-        bundle lacks is left out. `chain` holds the free-running error, its growth, and the teacher-forced one.
+        `{"passed", "resolution", "precision", "levels": {name: {metrics, "tolerance", "passed"}}}`; a level of a
+        component that the bundle lacks is left out. `chain` holds the free-running error, its growth, and the
+        teacher-forced one.
 
     Raises:
         UsageError: the trace is of another model.
@@ -66,6 +67,7 @@ def check_parity(
         level["passed"] = _passes(name, level, tolerances)
     return {
         "passed": all(level["passed"] for level in levels.values()),
+        "resolution": str(manifest.resolution),
         "precision": manifest.scheme("transformer").name,
         "levels": levels,
     }

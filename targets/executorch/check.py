@@ -12,6 +12,7 @@ import numpy as np
 
 from ...runtime.bundle.engines import EngineOptions
 from ...runtime.bundle.graphs import GraphKey, GraphSpec, TensorSpec
+from ...runtime.chain.pyramid import Resolution
 from ...runtime.errors import PyrexportError
 from ...runtime.proof.memory import MemoryWatch
 from .session import ExecutorchEngine
@@ -20,10 +21,9 @@ __all__ = ["main", "write_spec"]
 
 
 def write_spec(spec: GraphSpec) -> str:
-    """A graph's specification as the process reads it; a program has a size, and needs no resolution in its key."""
+    """A graph's specification as the process reads it."""
     tensors = {kind: [vars(tensor) for tensor in getattr(spec, kind)] for kind in ("inputs", "outputs")}
-    key = {name: value for name, value in vars(spec.key).items() if name != "resolution"}
-    return json.dumps({"key": key, **tensors})
+    return json.dumps({"key": vars(spec.key), **tensors}, default=str)
 
 
 def _read_spec(document: dict[str, Any]) -> GraphSpec:
@@ -31,7 +31,9 @@ def _read_spec(document: dict[str, Any]) -> GraphSpec:
         tuple(TensorSpec(t["name"], tuple(t["shape"]), t["dtype"]) for t in document[kind])
         for kind in ("inputs", "outputs")
     )
-    return GraphSpec(GraphKey(**document["key"]), inputs, outputs)
+    key = document["key"]
+    resolution = None if key["resolution"] is None else Resolution.parse(key["resolution"])
+    return GraphSpec(GraphKey(**key | {"resolution": resolution}), inputs, outputs)
 
 
 def main() -> None:

@@ -42,9 +42,10 @@ def with_parts(manifest: Manifest, *, text: bool, decoder: Decoder | None) -> Ma
     """A manifest with the text encoder or not, and with frames decoded in a given way or not at all."""
     entry, config = manifest.text if text else None, manifest.model.decoder if decoder else None
     model = replace(manifest.model, decoder=config)
-    specs = graph_specs(model, manifest.resolution, entry.lengths if entry else (), decoder)
-    graphs = {spec.key: replace(manifest.graphs[spec.key], spec=spec) for spec in specs}
-    return replace(manifest, model=model, text=entry, decoder=decoder, graphs=graphs)
+    (size,) = manifest.sizes
+    specs = graph_specs(model, {size.resolution: decoder}, entry.lengths if entry else ())[size.resolution]
+    graphs = {key: replace(size.graphs[key], spec=spec) for key, spec in specs.items()}
+    return replace(manifest, model=model, text=entry, sizes=(replace(size, decoder=decoder, graphs=graphs),))
 
 
 def test_a_bundles_manifest_is_read_again_as_it_was(manifest: Manifest) -> None:
@@ -84,13 +85,14 @@ def test_a_frame_rate_is_read_again_and_one_that_cannot_be_is_refused(manifest: 
 
 def test_results_options_and_memory_are_read_again(manifest: Manifest) -> None:
     parity = {"passed": False, "levels": {"stages": {"relative_l2": 0.1 + 0.2, "passed": False}}}
-    graphs = {key: replace(entry, memory=None, facts={"names": ["ä"]}) for key, entry in manifest.graphs.items()}
+    (size,) = manifest.sizes
+    graphs = {key: replace(entry, memory=None, facts={"names": ["ä"]}) for key, entry in size.graphs.items()}
     changed = replace(
         manifest,
-        parity=parity,
-        graph_parity=parity | {"passed": True},
+        parity={str(size.resolution): parity},
+        graph_parity={str(size.resolution): parity | {"passed": True}},
         target_options={"layout": "shared", "compute_capabilities": ["8.9"]},
-        graphs=graphs,
+        sizes=(replace(size, graphs=graphs),),
         text=replace(manifest.text, ftfy="6.10.0rc1"),
     )
     assert parse_manifest(through_text(changed.to_json()), "again") == changed

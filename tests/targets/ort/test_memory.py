@@ -39,7 +39,7 @@ def test_the_plan_is_what_a_run_takes(
     checkpoint = make_checkpoint(*options, "--kind", "plain", "--no-text-encoder", "--no-vae")
     planned = cli("build", checkpoint, "--target", "ort", "--plan", "--json", "--quiet")
     assert planned.exit_code == 0, planned.output
-    expected = json.loads(planned.output)["peak_anonymous_bytes"]
+    expected = json.loads(planned.output)["resolutions"]["33x448x832"]["peak_anonymous_bytes"]
     out = tmp_path / "bundle"
     assert cli("build", checkpoint, "--target", "ort", "-o", out, "--quiet").exit_code == 0
     assert json.loads(cli("inspect", out, "--json").output)["peak_anonymous_bytes"] == expected
@@ -53,7 +53,7 @@ def test_a_plan_writes_nothing(
     """And names every graph, with what the process itself takes on top."""
     tiny = make_checkpoint("--kind", "plain", "--resolution", "17x64x64")
     result = cli("build", tiny, "--target", "ort", "--plan", "--json", "--quiet")
-    peaks = json.loads(result.output)["peak_anonymous_bytes"]
+    peaks = json.loads(result.output)["resolutions"]["17x64x64"]["peak_anonymous_bytes"]
     assert set(peaks) == {"stage0", "text_64", "vae_first", "vae_next", "sample"}
     assert min(peaks.values()) > find_build_target("ort").process_bytes
     assert cli("build", tiny, "--target", "ort").exit_code == 2

@@ -169,10 +169,10 @@ def test_an_output_of_another_size_is_refused_before_it_is_written(device, engin
     shutil.copytree(engines, broken)
     decoder: Any = manifest.model.decoder
     model = replace(manifest.model, decoder=replace(decoder, base_dim=decoder.base_dim // 2))
-    specs = graph_specs(model, manifest.resolution, manifest.text.lengths, manifest.decoder)
-    graphs = {spec.key: replace(manifest.graphs[spec.key], spec=spec) for spec in specs}
+    specs = graph_specs(model, {manifest.resolution: manifest.decoder}, manifest.text.lengths)[manifest.resolution]
+    graphs = {key: replace(manifest.graphs[key], spec=spec) for key, spec in specs.items()}
     assert graphs[first].spec.outputs[0].shape < manifest.graphs[first].spec.outputs[0].shape
-    document = replace(manifest, model=model, graphs=graphs).to_json()
+    document = replace(manifest, model=model, sizes=(replace(manifest.sizes[0], graphs=graphs),)).to_json()
     (broken / MANIFEST_FILE).write_text(json.dumps(document))
     with pyrexport.load(broken) as pipeline:
         inputs = {tensor.name: np.zeros(tensor.shape, np.float32) for tensor in graphs[first].spec.inputs}
