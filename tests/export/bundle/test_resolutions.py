@@ -164,10 +164,10 @@ def test_an_engine_of_tensorrt_has_a_profile_for_each(make_checkpoint, cli, tmp_
     pytest.importorskip("tensorrt_rtx")
     checkpoint, bundle = make_checkpoint(*LEAN, "--blocks", "1"), tmp_path / "bundle"
     build = ("build", checkpoint, "--target", "trt", "--compute-capability", "8.9", "-o", bundle, "--quiet")
-    result = cli(*build, *asked(SQUARE, "1x64x128"))
+    result = cli(*build, *asked(SQUARE, "33x64x128"))
     assert result.exit_code == 0, result.output
     assert {path.name for path in bundle.iterdir()} == {MANIFEST_FILE, "stages.engine"}
-    for size in (SQUARE, "1x64x128"):
+    for size in (SQUARE, "33x64x128"):
         how = ("--graph", "--reference", checkpoint, "--resolution", size, "--schedule", "1-1-1", "--quiet")
         result = cli("parity", bundle, *how)
         assert result.exit_code == 0, result.output
