@@ -12,8 +12,10 @@ from moving_shapes import FRAMES, SIZE
 from pyrexport.export.init.documents import PPF_PATCHES, model_index, write_json
 from pyrexport.export.init.tokenizer import write_tokenizer
 from pyrexport.runtime.chain.pyramid import Resolution
+from pyrexport.runtime.files import file_digest
 from pyrexport.runtime.model.description import Model, parse_model
 from pyrexport.runtime.model.families.wan import WAN, WanConfig
+from pyrexport.runtime.model.siblings import folder_digest
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import UMT5Config
@@ -66,15 +68,43 @@ def describe(kind: str) -> Model:
     return parse_model(document, WAN, CONFIG, "the demonstration's pyramid.json")
 
 
-def write_checkpoint(out: Path, model: Model, components: Components) -> None:
-    """The checkpoint folder, weights in float16, written beside and renamed."""
+def write_checkpoint(out: Path, model: Model, components: Components, parts: Path | None = None) -> None:
+    """The checkpoint folder, weights in float16, written beside and renamed.
+
+    Args:
+        out: the folder.
+        model: what it says of itself.
+        components: what is in it.
+        parts: a checkpoint that text encoder and VAE come from: beside the folder, it is referred to.
+    """
+    shared = parts is not None and parts.resolve().parent == out.absolute().parent.resolve()
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
     partial.chmod(0o755)
     _write_weights(partial / "transformer" / "diffusion_pytorch_model.safetensors", components.transformer)
-    _write_weights(partial / "text_encoder" / "model.safetensors", components.text_encoder)
-    _write_weights(partial / "vae" / "diffusion_pytorch_model.safetensors", components.vae.state_dict())
+    if not shared:
+        _write_parts(partial, components)
     head = {"_diffusers_version": "0.39.0", "qk_norm": "rms_norm_across_heads"}
     write_json(partial / "transformer" / "config.json", CONFIG.to_json() | head)
+    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 5.0}
+    write_json(partial / "scheduler" / "scheduler_config.json", scheduler)
+    index = model_index(["transformer", "vae", "text_encoder", "tokenizer", "scheduler"])
+    write_json(partial / "model_index.json", index)
+    siblings = {"components": _siblings(parts)} if parts is not None and shared else {}
+    write_json(partial / "pyramid.json", model.to_json() | {"resolution": vars(RESOLUTION)} | siblings)
+    partial.replace(out)
+
+
+def _siblings(parts: Path) -> dict[str, dict[str, str]]:
+    return {
+        name: {"path": f"../{parts.resolve().name}/{name}", "sha256": folder_digest(parts / name, file_digest)}
+        for name in ("text_encoder", "tokenizer", "vae")
+    }
+
+
+def _write_parts(partial: Path, components: Components) -> None:
+    """Text encoder, tokenizer and VAE."""
+    _write_weights(partial / "text_encoder" / "model.safetensors", components.text_encoder)
+    _write_weights(partial / "vae" / "diffusion_pytorch_model.safetensors", components.vae.state_dict())
     components.vae.save_config(partial / "vae")
     config = json.loads((partial / "vae" / "config.json").read_text())
     config.pop("_name_or_path", None)  # where the VAE was read from
@@ -85,12 +115,6 @@ def write_checkpoint(out: Path, model: Model, components: Components) -> None:
     components.tokenizer.no_padding()
     components.tokenizer.no_truncation()
     write_tokenizer(partial / "tokenizer", components.tokenizer)
-    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 5.0}
-    write_json(partial / "scheduler" / "scheduler_config.json", scheduler)
-    index = model_index(["transformer", "vae", "text_encoder", "tokenizer", "scheduler"])
-    write_json(partial / "model_index.json", index)
-    write_json(partial / "pyramid.json", model.to_json() | {"resolution": vars(RESOLUTION)})
-    partial.replace(out)
 
 
 def _write_weights(file: Path, tensors: Tensors) -> None:

@@ -324,7 +324,7 @@ def main(
     if components is None:
         print("time is up: run again to go on", flush=True)
         return
-    write_checkpoint(output, describe(kind), components)
+    write_checkpoint(output, describe(kind), components, parts)
     print(f"wrote {output}", flush=True)
 
 

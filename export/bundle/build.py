@@ -65,12 +65,9 @@ def build(
     """
     texts = [resolution] if isinstance(resolution, str) else resolution or ()
     sizes, found = tuple(map(Resolution.parse, texts)), find_build_target(target)
-    opened = read_checkpoint(
-        Path(checkpoint), resolution=sizes[0] if sizes else None, rename=to_diffusers, variant=variant
-    )
-    request = BuildRequest(
-        precision, quantize, None if recipe is None else Path(recipe), vae_tile, vae_caches, target_options, sizes
-    )
+    first, by = (sizes[0] if sizes else None), (None if recipe is None else Path(recipe))
+    opened = read_checkpoint(Path(checkpoint), resolution=first, rename=to_diffusers, variant=variant)
+    request = BuildRequest(precision, quantize, by, vae_tile, vae_caches, target_options, sizes)
     options = resolve_options(opened, found, request)
     return build_bundle(opened, found, Path(output), options, force=force, run_graphs=run_graphs)
 

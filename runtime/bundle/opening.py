@@ -3,17 +3,16 @@
 A file may be a link, as in the hub's cache; what counts is where it leads. `files.LEFT_BEHIND` is not counted.
 """
 
-import json
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..chain.pyramid import Resolution
 from ..documents import read_json
 from ..errors import CheckFailed, UsageError
-from ..files import cache_folder, file_digest, is_left_behind, refuse_pointer, write_whole
+from ..files import is_left_behind, refuse_pointer
+from ..seen import Seen
 from .entries import FileEntry
 from .manifest import MANIFEST_FILE, Manifest, parse_manifest
 
@@ -73,16 +72,14 @@ def open_bundle(
             refuse_pointer(folder / name)
     if extra:
         raise CheckFailed(f"{folder / extra[0]} is not part of the bundle: the manifest does not list it; remove it")
-    seen = _Seen()
+    seen = Seen()
     for name, entry in manifest.files.items():
         _check_file(folder / name, entry, seen, verify, advance)
     seen.save()
     return Bundle(folder, manifest)
 
 
-def _check_file(
-    path: Path, entry: FileEntry, seen: "_Seen", verify: bool, advance: Callable[[int], None] | None
-) -> None:
+def _check_file(path: Path, entry: FileEntry, seen: Seen, verify: bool, advance: Callable[[int], None] | None) -> None:
     if not path.is_file():
         found = f"a link to {os.readlink(path)}, which is none" if path.is_symlink() else "something else"
         raise CheckFailed(f"{path}: expected a plain file or a link to one, found {found}; fetch the bundle again")
@@ -90,44 +87,8 @@ def _check_file(
     if size != entry.nbytes:
         refuse_pointer(path)
         raise CheckFailed(f"{path}: expected {entry.nbytes} bytes, found {size}; fetch the bundle again")
-    if not verify and seen.holds(path, entry.sha256):
-        return
-    found = file_digest(path, advance)
+    found = seen.digest(path, again=verify, advance=advance)
     if found != entry.sha256:
         raise CheckFailed(
             f"{path} is damaged: expected SHA-256 {entry.sha256[:16]}…, found {found[:16]}…; fetch the bundle again"
         )
-    seen.add(path, found)
-
-
-class _Seen:
-    """Files that were hashed before, by path, size and times; kept in the user's cache folder."""
-
-    def __init__(self) -> None:
-        self.file = cache_folder() / "verified.json"
-        self.entries: dict[str, list[object]] = {}
-        self.changed = False
-        with suppress(OSError, ValueError):
-            document = json.loads(self.file.read_text("utf-8"))
-            if isinstance(document, dict):
-                self.entries = document
-
-    @staticmethod
-    def _identity(path: Path) -> list[object]:
-        status = path.stat()
-        return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-
-    def holds(self, path: Path, sha256: str) -> bool:
-        return self.entries.get(str(path.resolve())) == [*self._identity(path), sha256]
-
-    def add(self, path: Path, sha256: str) -> None:
-        self.entries[str(path.resolve())] = [*self._identity(path), sha256]
-        self.changed = True
-
-    def save(self) -> None:
-        """A cache that cannot be written is no cache: hashing again is all that it costs."""
-        if not self.changed:
-            return
-        with suppress(OSError, UsageError):
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.file, json.dumps(dict(list(self.entries.items())[-1000:])).encode())

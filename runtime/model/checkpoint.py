@@ -15,6 +15,7 @@ from .description import Model, parse_model, parse_resolution, plain_document
 from .families import find_family
 from .safetensors import TensorEntry, read_tensors
 from .scheduler import read_scheduler
+from .siblings import component_folders
 from .variants import STEMS, require_variant
 
 __all__ = ["Checkpoint", "check_tensors", "read_checkpoint"]
@@ -30,6 +31,8 @@ class Checkpoint:
     """A checkpoint folder whose configurations and headers have been checked."""
 
     folder: Path
+    folders: Mapping[str, Path]
+    """Of each component, whether it is there or not."""
     model: Model
     resolution: Resolution
     """What it is sampled at unless another is asked for."""
@@ -49,7 +52,7 @@ class Checkpoint:
     @property
     def tokenizer_file(self) -> Path:
         """The fast tokenizer of the text encoder."""
-        return self.folder / "tokenizer" / "tokenizer.json"
+        return self.folders["tokenizer"] / "tokenizer.json"
 
 
 def read_checkpoint(
@@ -73,40 +76,42 @@ def read_checkpoint(
     if not (folder / "model_index.json").is_file():
         raise UsageError(f"{folder} is not a checkpoint: expected a diffusers folder with model_index.json")
     read_json(folder / "model_index.json")
-    source = folder / "transformer" / "config.json"
-    document = read_json(source)
-    family = find_family(document, str(source))
-    config = family.read_transformer(document, str(source))
     if (folder / "transformer_2").is_dir():
         raise UsageError(f"{folder} has a second transformer (Wan2.2): only models with one transformer are supported")
     written, described = _description(folder)
     fields = Fields(described, written)
+    folders = component_folders(folder, fields)
+    source = folders["transformer"] / "config.json"
+    document = read_json(source)
+    family = find_family(document, str(source))
+    config = family.read_transformer(document, str(source))
     resolution = parse_resolution(fields) if resolution is None else resolution
-    sizeless = {name: value for name, value in fields.document.items() if name != "resolution"}
+    sizeless = {name: value for name, value in fields.document.items() if name not in ("resolution", "components")}
     model = parse_model(sizeless, family, config, written)
     try:
         model.stages(resolution)
     except UsageError as error:
         raise UsageError(f"{written}: {error}") from None
     if variant is not None:
-        require_variant((path.relative_to(folder).as_posix() for path in folder.glob("*/*")), variant, folder)
-    transformer = _transformer(folder / "transformer", model, rename, variant)
-    components = _components(folder, model, variant)
+        files = (f"{name}/{path.name}" for name, own in folders.items() for path in own.glob("*"))
+        require_variant(files, variant, folder)
+    transformer = _transformer(folders["transformer"], model, rename, variant)
+    components = _components(folders, model, variant)
     decoder = components.pop("decoder", None)
-    return Checkpoint(folder, replace(model, decoder=decoder), resolution, transformer, **components)
+    return Checkpoint(folder, folders, replace(model, decoder=decoder), resolution, transformer, **components)
 
 
-def _components(folder: Path, model: Model, variant: str | None) -> dict[str, Any]:
+def _components(folders: Mapping[str, Path], model: Model, variant: str | None) -> dict[str, Any]:
     """Tensors and configurations of the components that may be left out, and the VAE's decoder."""
     components: dict[str, Any] = {}
-    if (folder / "vae").is_dir():
-        source = folder / "vae" / "config.json"
+    if folders["vae"].is_dir():
+        source = folders["vae"] / "config.json"
         document = components["vae_config"] = read_json(source)
         components["decoder"] = model.family.read_decoder(document, model.transformer, str(source))
-        components["vae"] = read_tensors(folder / "vae", STEMS["vae"], variant)
-    if (folder / "text_encoder").is_dir():
-        components["text_encoder_config"] = _text_encoder_config(folder, model)
-        components["text_encoder"] = _text_encoder(folder / "text_encoder", variant)
+        components["vae"] = read_tensors(folders["vae"], STEMS["vae"], variant)
+    if folders["text_encoder"].is_dir():
+        components["text_encoder_config"] = _text_encoder_config(folders, model)
+        components["text_encoder"] = _text_encoder(folders["text_encoder"], variant)
     return components
 
 
@@ -178,14 +183,14 @@ def _text_encoder(folder: Path, variant: str | None) -> dict[str, TensorEntry]:
     return found
 
 
-def _text_encoder_config(folder: Path, model: Model) -> dict[str, Any]:
-    source = folder / "text_encoder" / "config.json"
+def _text_encoder_config(folders: Mapping[str, Path], model: Model) -> dict[str, Any]:
+    source = folders["text_encoder"] / "config.json"
     document = read_json(source)
     fields = Fields(document, str(source))
     fields.text("model_type", choices=("umt5",))
     if fields.integer("d_model") != model.transformer.text_dim:
         raise fields.wrong("d_model", f"{model.transformer.text_dim}, the transformer's text_dim")
-    _check_tokenizer(folder / "tokenizer")
+    _check_tokenizer(folders["tokenizer"])
     return document
 
 

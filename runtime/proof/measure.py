@@ -46,16 +46,13 @@ def measure_bundle(
     """
     opening: dict[str, Any] = {"resolution": resolution, "threads": engine.threads, **engine.own}
     with MemoryWatch() as memory, load(folder, resident=True, **opening) as pipeline:
-        loads = _load_all(pipeline)
-        timings = []
-        for index in range(runs + 1):
-            took = _time_chain(pipeline, schedule, seed=index)
-            if index:
-                timings.append(took)
-                between()
-                advance()
-        decode = _time_decode(pipeline)
-        calls = _calls(pipeline, schedule)
+        loads, timings = _load_all(pipeline), list[Timings]()
+        _time_chain(pipeline, schedule, seed=runs)  # to warm up
+        for seed in range(runs):
+            timings.append(_time_chain(pipeline, schedule, seed))
+            between()
+            advance()
+        decode, calls = _time_decode(pipeline), _calls(pipeline, schedule)
     graphs = {name: ([t.engine[name] / count for t in timings], count) for name, count in calls.items()} | decode
     return {
         "bundle": str(folder),

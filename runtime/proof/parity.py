@@ -18,7 +18,7 @@ from .metrics import Distance, distance, finite, psnr, same_shape, ssim, worst
 from .tolerances import tolerances_of
 from .trace import Run, Trace
 
-__all__ = ["check_model", "check_parity", "check_trace", "free_running"]
+__all__ = ["check_parity", "check_trace", "free_running"]
 
 Array = NDArray[Any]
 Advance = Callable[[str], None]
@@ -41,15 +41,13 @@ def check_parity(
         advance: told the level of each evaluation.
 
     Returns:
-        `{"passed", "resolution", "precision", "levels": {name: {metrics, "tolerance", "passed"}}}`; a level of a
-        component that the bundle lacks is left out. `chain` holds the free-running error, its growth, and the
-        teacher-forced one.
+        `{"passed", "resolution", "precision", "levels": {name: {metrics, "tolerance", "passed"}}}`. `chain` holds the
+        free-running error, its growth, and the teacher-forced one; a level of a missing component is left out.
 
     Raises:
         UsageError: the trace is of another model.
     """
     manifest = pipeline.bundle.manifest
-    check_model(trace, manifest)
     check_trace(trace, manifest)
     levels: dict[str, dict[str, Any]] = {} if ranges is None else {"ranges": dict(ranges)}
     if manifest.text is not None:
@@ -73,7 +71,7 @@ def check_parity(
     }
 
 
-def check_model(trace: Trace, manifest: Manifest) -> None:
+def _check_model(trace: Trace, manifest: Manifest) -> None:
     """Refuse a trace of another model.
 
     Raises:
@@ -86,11 +84,12 @@ def check_model(trace: Trace, manifest: Manifest) -> None:
 
 
 def check_trace(trace: Trace, manifest: Manifest) -> None:
-    """Refuse a trace that does not hold what is to be compared.
+    """Refuse a trace of another model, or one that does not hold what is to be compared.
 
     Raises:
-        UsageError: it has no runs or probes, or some of them are cut or of other shapes.
+        UsageError: it is, it has no runs or probes, or some of them are cut or of other shapes.
     """
+    _check_model(trace, manifest)
     depth = manifest.model.pyramid.depth
     if not trace.runs or not trace.probes:
         raise UsageError(f"{trace.path} holds no run or no probe; record it again")

@@ -100,7 +100,7 @@ def _transformer(
 
 
 def _transformer_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    text = (checkpoint.folder / "transformer" / "config.json").read_text("utf-8")
+    text = (checkpoint.folders["transformer"] / "config.json").read_text("utf-8")
     return {k: v for k, v in json.loads(text).items() if not k.startswith("_")}
 
 
@@ -141,7 +141,7 @@ def load_text_encoder(checkpoint: Checkpoint) -> UMT5EncoderModel:
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     """The tokenizer as transformers reads it."""
-    folder = checkpoint.folder / "tokenizer"
+    folder = checkpoint.folders["tokenizer"]
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # whatever transformers raises on files that it cannot read
@@ -164,7 +164,7 @@ def empty_modules(checkpoint: Checkpoint) -> dict[str, nn.Module]:
                 with init_empty_weights(include_buffers=False):
                     modules[name] = make({k: v for k, v in config.items() if not k.startswith("_")})
             except Exception as error:  # whatever a library raises on a configuration that it cannot build
-                source = checkpoint.folder / name / "config.json"
+                source = checkpoint.folders[name] / "config.json"
                 raise UsageError(f"{source}: no {name} can be built from it: {error}") from error
     return modules
 
@@ -209,7 +209,7 @@ def _check(checkpoint: Checkpoint, component: str, module: nn.Module) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     tied = frozenset(getattr(module, "_tied_weights_keys", None) or ())
     what = f"a {type(module).__name__}"
-    check_tensors(checkpoint.folder / component, checkpoint.components[component], expected, what, tied)
+    check_tensors(checkpoint.folders[component], checkpoint.components[component], expected, what, tied)
 
 
 def _filled(module: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
