@@ -2,16 +2,16 @@
 
     python scripts/ablate_recipe.py CHECKPOINT --calibrate PROMPTS --judge PROMPTS [--other-schedule 10-10-10]
 
-Variants: a migration by all stages, by one, or none; the ranges of each stage, or one for all; extremes, or percentiles
-of |x|; the levels of the schedule that is sampled, or those of a longer one; and scales that each run finds, with and
-without a migration. The judge's prompts should not be the recipe's.
+Variants: as `calibrate` chooses; every input migrated, by all stages or by one; the ranges of each stage, or one for
+all; extremes, or percentiles of |x|; the levels of the schedule that is sampled, or those of a longer one; and scales
+that each run finds. The judge's prompts should not be the recipe's.
 """
 
 import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,14 @@ from pyrexport.export.weights.stream import read_tensor
 from pyrexport.runtime.choices import Choice
 from pyrexport.runtime.model.checkpoint import Checkpoint, read_checkpoint
 from pyrexport.runtime.quantisation import SCHEMES
-from pyrexport.runtime.ranges import Floats, Ranges, integer_range
+from pyrexport.runtime.ranges import Ranges, integer_range
 from pyrexport.runtime.recipe import Calibration, read_calibration
 from rich.console import Console
 from rich.table import Table
 
 
-def rounded_by(ranges: Ranges, choice: Choice, migration: Floats | None) -> Choice:
-    """A static choice with another migration."""
-    scale, zero = integer_range(ranges.interval(migration))
-    moved = {} if migration is None else {"migration": migration}
-    return replace(choice, tensors={"scale": scale, "zero": zero, **moved})
+STRENGTH = 0.6
+"""Of the migrations: what most groups of the demonstration take where every gain that is predicted counts."""
 
 
 def one_for_all(recipe: Calibration) -> Calibration:
@@ -50,43 +47,42 @@ def one_for_all(recipe: Calibration) -> Calibration:
     return replace(recipe, choices={name: joint(recipe.of(name), choice) for name, choice in recipe.choices.items()})
 
 
-def without_migration(recipe: Calibration) -> Calibration:
-    """The same recipe, inputs as they come."""
-    choices = {name: rounded_by(recipe.of(name), choice, None) for name, choice in recipe.choices.items()}
-    return replace(recipe, choices=choices)
-
-
-def by_one_stage(recipe: Calibration, checkpoint: Checkpoint, stage: int) -> Calibration:
-    """The same strengths, the migration being that of one stage's inputs."""
-    choices = dict(recipe.choices)
+def migrated(recipe: Calibration, checkpoint: Checkpoint, stages: Sequence[int]) -> Calibration:
+    """The same recipe, every input that can be divided being so, by the extremes of some stages."""
+    choices, (method,) = dict(recipe.choices), recipe.methods.values()
     for group in modules_of(checkpoint.model.family).migrations(checkpoint):
         weights, ranges = (read_tensor(checkpoint.transformer[f"{name}.weight"]) for name in group), recipe.of(group[0])
-        own = replace(ranges, lowest=ranges.lowest[[stage]], highest=ranges.highest[[stage]])
-        strength = choices[group[0]].strength
-        if strength:
-            vector = migration_vector(list(weights), own, SCHEMES["w8a8"], strength).numpy()
-            choices |= {name: rounded_by(ranges, choices[name], vector) for name in group}
+        own = replace(ranges, lowest=ranges.lowest[list(stages)], highest=ranges.highest[list(stages)])
+        vector = migration_vector(list(weights), own, SCHEMES[method], STRENGTH).numpy()
+        tensors = {"migration": vector}
+        if SCHEMES[method].activations == "static":
+            tensors["scale"], tensors["zero"] = integer_range(ranges.interval(vector))
+        choices |= {name: replace(choices[name], strength=STRENGTH, tensors=tensors) for name in group}
     return replace(recipe, choices=choices)
 
 
 def recipes(checkpoint: Path, prompts: Path, other: str, folder: Path) -> Iterator[tuple[str, str, Path]]:
     """Each variant's name, method and file."""
-    asked = {"as chosen: all stages' migration": ()}
+    taken = ("--statistics", str(folder / "0.safetensors"))
+    asked = {"as chosen": ()}
     asked |= {f"each stage's {percent} %": ("--percentile", percent) for percent in ("99.99", "99.9")}
     asked[f"seen along {other}"] = ("--schedule", other)
-    dynamic = ("--quantize", "w8a8-dynamic", "--statistics", str(folder / "0.safetensors"))
-    asked["scales of each run, all stages' migration"] = dynamic
+    asked["scales of each run, as chosen"] = ("--quantize", "w8a8-dynamic", *taken)
+    found: dict[str, Calibration] = {}
     for index, (name, options) in enumerate(asked.items()):
         file = folder / f"{index}.safetensors"
         run_pyrexport("calibrate", str(checkpoint), "--prompts", str(prompts), "-o", str(file), "--quiet", *options)
-        yield name, "w8a8-dynamic" if options == dynamic else "w8a8", file
-    chosen, opened = read_calibration(folder / "0.safetensors"), read_checkpoint(checkpoint)
-    variants = {"no migration": without_migration(chosen), "one range for all stages": one_for_all(chosen)}
-    variants |= {f"stage {stage}'s migration": by_one_stage(chosen, opened, stage) for stage in (0, chosen.stages - 1)}
-    for name, recipe in variants.items():
-        file = folder / f"{name}.safetensors"
+        found[name] = read_calibration(file)
+    chosen, dynamic, opened = found["as chosen"], found["scales of each run, as chosen"], read_checkpoint(checkpoint)
+    every = range(chosen.stages)
+    found["one range for all stages"] = one_for_all(chosen)
+    found["all stages' migration"] = migrated(chosen, opened, every)
+    found |= {f"stage {stage}'s migration": migrated(chosen, opened, [stage]) for stage in (0, every[-1])}
+    found["scales of each run, all stages' migration"] = migrated(dynamic, opened, every)
+    for name, recipe in found.items():
+        file = folder / f"{name}.safetensors".replace("%", "percent")
         recipe.to_file(file)
-        yield name, "w8a8", file
+        yield name, recipe.methods["transformer"], file
 
 
 def judged(bundle: Path, trace: Path) -> dict[str, Any]:
