@@ -30,7 +30,6 @@ from pyrexport.runtime.recipe import Calibration, read_calibration
 from rich.console import Console
 from rich.table import Table
 
-
 STRENGTH = 0.6
 """Of the migrations: what most groups of the demonstration take where every gain that is predicted counts."""
 
