@@ -1,7 +1,8 @@
 """Calibrating a checkpoint: its reference samples prompts by the runtime's own chain, and its layers are watched."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,9 +19,10 @@ from ..runtime.errors import UsageError
 from ..runtime.files import check_output
 from ..runtime.model.checkpoint import Checkpoint
 from ..runtime.model.identity import checkpoint_digest, checkpoint_files
+from ..runtime.model.safetensors import check_tensors_output
 from ..runtime.quantisation import SCHEMES
 from ..runtime.ranges import Ranges
-from ..runtime.recipe import Calibration, read_calibration
+from ..runtime.recipe import KEY, Calibration, read_calibration
 from ..runtime.reporter import Reporter
 from ..runtime.trajectories import TEXTS, Trajectories
 from .decide import decide, schemes_of
@@ -74,8 +76,8 @@ def calibrate(
         CheckFailed: an input is not finite.
     """
     state, reporter = state_file(output), reporter or Reporter()
-    for path in (output, state):
-        check_output(path)
+    check_tensors_output(output, KEY)
+    check_output(state)
     _check(checkpoint, request)
     names, bounds = frame_groups(checkpoint.model.stages(checkpoint.resolution))
     run = _trajectories(checkpoint, request, names)
@@ -119,12 +121,23 @@ def _statistics(
         reporter.advance(done * len(steps))
     if done < len(request.prompts):
         *texts, negative = _embeddings(reference, [*request.prompts[done:], run.negative_prompt], done)
-        with observed(reference, observer):
+        with observed(reference, observer), _noted(state):
             for index, text in enumerate(texts, done):
                 _sample(reference, observer, steps, (text, negative), request.seed + index, reporter)
                 _check_ranges(observer, run)
                 write_state(state, run, index + 1, observer)
     return _ranges(observer, run)
+
+
+@contextmanager
+def _noted(state: Path) -> Iterator[None]:
+    """Errors say what is kept: see `cli.main`."""
+    try:
+        yield
+    except BaseException as error:
+        if state.exists():
+            error.add_note(f"{state} keeps the prompts that were done: the same command goes on from them")
+        raise
 
 
 def _taken(file: Path, run: Trajectories) -> dict[str, Ranges]:

@@ -7,8 +7,9 @@ import click
 
 from ..runtime.documents import MAX_INTEGER
 from ..runtime.errors import UsageError
-from ..runtime.files import check_output
+from ..runtime.model.safetensors import check_tensors_output
 from ..runtime.quantisation import SCHEMES
+from ..runtime.recipe import KEY
 from .common import (
     PATH,
     Bars,
@@ -104,6 +105,6 @@ def command(
 def _check_outputs(output: Path, plot: Path | None) -> None:
     if output.suffix != ".safetensors":
         raise UsageError(f"a recipe is a .safetensors file, found '{output.name}'")
-    check_output(output)
+    check_tensors_output(output, KEY)
     if plot is not None:
         check_plot(plot)

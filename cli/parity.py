@@ -16,8 +16,9 @@ from ..runtime.bundle.opening import Bundle, open_bundle
 from ..runtime.chain.pyramid import Resolution
 from ..runtime.documents import read_json
 from ..runtime.errors import CheckFailed, UsageError
-from ..runtime.files import check_output, write_whole
+from ..runtime.files import write_whole
 from ..runtime.model.checkpoint import Checkpoint
+from ..runtime.model.safetensors import check_tensors_output
 from ..runtime.pipeline.pipeline import Pipeline, load
 from ..runtime.proof.parity import check_parity
 from ..runtime.proof.trace import Trace
@@ -86,8 +87,9 @@ def command(
             _show_recorded(path, as_json)
             return
         result = _compare(pipeline, Trace(path), None if reference is None else _ranges(pipeline), quiet)
-        if bisect and reference is not None and _diverges(result["levels"]):
-            result["bisect"] = _bisect(pipeline, _checkpoint(reference, bundle, asked), Trace(path), result["levels"])
+        if bisect and reference is not None:
+            given = (_checkpoint(reference, bundle, asked), Trace(path), result["levels"])
+            result["bisect"] = _bisect(pipeline, *given) if _diverges(result["levels"]) else None
     if store:
         _store(pipeline.bundle, result, "graph_parity" if graph else "parity")
     if as_json:
@@ -115,7 +117,7 @@ def _check_usage(
     if trace is not None and asked != Recording(resolution=asked.resolution):
         raise UsageError("prompts, seeds, schedules and guidance belong to recording: a trace has its own")
     if record is not None:
-        check_output(record)
+        check_tensors_output(record, "trace")
 
 
 def _check_proof(bundle: Path | None, reference: Path | None, *, bisect: bool, graph: bool) -> None:
@@ -216,7 +218,9 @@ def _show(result: dict[str, Any]) -> None:
     growth = result["levels"]["chain"]["growth"]
     if growth:
         click.echo("free-running error after each step: " + " ".join(f"{value:.1e}" for value in growth[0]))
-    if "bisect" in result:
+    if result.get("bisect", ...) is None:
+        click.echo("nothing diverges: there is no layer to name")
+    elif "bisect" in result:
         found = result["bisect"]
         places = [place for place in (found["first"], found["layer"]) if place]
         click.echo(f"stage {found['stage']}: first divergence at {', '.join(places) or 'no block of this probe'}")

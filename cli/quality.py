@@ -148,7 +148,11 @@ def _show(result: dict[str, Any]) -> None:
     limits = result["limits"]
     bounds = ["", "", f">= {limits['min_psnr']:g}", "", f"<= {100 * limits['max_motion_error']:g} %", "", ""]
     stored = ", ".join(f"{component} {scheme}" for component, scheme in result["precision"].items())
-    print_table(f"quality: {stored}", COLUMNS, [*rows, _row("median", result["median"]), ["limit", *bounds]])
+    print_table(
+        f"quality at {result['resolution']}: {stored}",
+        COLUMNS,
+        [*rows, _row("median", result["median"]), ["limit", *bounds]],
+    )
 
 
 def _short(prompt: str) -> str:

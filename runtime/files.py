@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -72,8 +73,12 @@ def check_output(path: Path, *, folder: bool = False) -> None:
     parent = path.absolute().parent
     if not parent.is_dir():
         raise UsageError(f"folder {path.parent} of the output does not exist; make it first")
-    if not os.access(parent, os.W_OK):
-        raise UsageError(f"folder {path.parent} of the output is not writable; choose another")
+    try:  # permissions say too little: of mounts that are read-only, and to root
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise UsageError(
+            f"folder {path.parent} of the output is not writable ({error.strerror}); choose another"
+        ) from None
     if len(os.fsencode(path.name)) > 255:
         raise UsageError(f"the name of the output is longer than 255 bytes: {path.name[:40]}…")
     if path.is_dir() and not folder:

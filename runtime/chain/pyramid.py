@@ -202,15 +202,13 @@ def _check_resolution(pyramid: Pyramid, size: Resolution) -> None:
                 f"impossible resolution {size}: {name} of a {kind.name} model with {pyramid.depth} stage(s) is a "
                 f"multiple of {multiple}, found {pixels}; nearest: {_nearest(pixels, multiple)}"
             )
-    if (size.frames - 1) % geometry.temporal:
+    if (size.frames - 1) % geometry.temporal and factor["T"] == 1:
         raise UsageError(
             f"impossible resolution {size}: the number of frames is 1 + {geometry.temporal}k, found {size.frames}; "
             f"nearest: {1 + _nearest(size.frames - 1, geometry.temporal, 0)}"
         )
-    halved = geometry.latent_frames(size.frames) - pyramid.first_frame_apart
-    if factor["T"] > 1 and (halved == 0 or halved % factor["T"]):
-        period = geometry.temporal * factor["T"]
-        offset = 1 if pyramid.first_frame_apart else 1 - geometry.temporal
+    period, offset = geometry.temporal * factor["T"], 1 if pyramid.first_frame_apart else 1 - geometry.temporal
+    if factor["T"] > 1 and (size.frames <= offset or (size.frames - offset) % period):
         raise UsageError(
             f"impossible resolution {size}: the number of frames of a {kind.name} model with {pyramid.depth} stages is "
             f"{period}k{offset:+d} with k >= 1, found {size.frames}; "

@@ -12,10 +12,10 @@ from typing import Any
 
 from ..dtypes import DTYPES, dtype_of
 from ..errors import UsageError
-from ..files import refuse_pointer
+from ..files import check_output, refuse_pointer
 from .variants import choose_weights
 
-__all__ = ["TensorEntry", "read_header", "read_metadata", "read_tensors", "shards_of"]
+__all__ = ["TensorEntry", "check_tensors_output", "read_header", "read_metadata", "read_tensors", "shards_of"]
 
 _HEADER_LIMIT = 100_000_000
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -77,6 +77,27 @@ def read_metadata(path: Path) -> dict[str, str]:
     """The free text that a safetensors file carries beside its tensors."""
     metadata = json.loads(_header_text(path, path.stat().st_size)).get("__metadata__", {})
     return {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
+
+
+def check_tensors_output(path: Path, kind: str) -> None:
+    """Refuse, before the work, an output that cannot be written, or would replace tensors of another kind.
+
+    Args:
+        path: the output.
+        kind: what it is: a key of its metadata, such as "trace".
+
+    Raises:
+        UsageError: a model's weights are there, or anything else.
+    """
+    check_output(path)
+    if not path.exists():
+        return
+    try:
+        own = kind in read_metadata(path)
+    except (UsageError, ValueError, RecursionError):
+        own = False
+    if not own:
+        raise UsageError(f"{path} exists and is no {kind}: choose another output, or remove it")
 
 
 def _header_text(path: Path, size: int) -> bytes:

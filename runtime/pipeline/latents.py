@@ -127,7 +127,9 @@ def read_latents(path: Path, manifest: Manifest) -> Array:
     except (OSError, ValueError, EOFError, OverflowError, SyntaxError) as error:
         raise UsageError(f"{path} is malformed: expected latents as .npy, found {error}") from None
     _check_origin(path, read_origin(path), manifest)
-    latents = floats(values, manifest.stages[0].latent, f"{path}: latents [C, T, H, W] at {manifest.resolution}")
+    others = [f"{list(manifest.at(size).stages[0].latent)} at {size}" for size in manifest.resolutions]
+    known = manifest.resolution if len(others) == 1 else f"{manifest.resolution} (the bundle takes {', '.join(others)})"
+    latents = floats(values, manifest.stages[0].latent, f"{path}: latents [C, T, H, W] at {known}")
     if not np.isfinite(latents).all():
         raise CheckFailed(f"{path}: the latents are not finite: what sampled them failed, or the file is damaged")
     return latents

@@ -217,6 +217,7 @@ def check_quality(
     passed = medians["psnr"] >= limits.min_psnr and medians["motion_error"] <= limits.max_motion_error
     return {
         "passed": passed,
+        "resolution": str(manifest.resolution),
         "precision": {component: manifest.scheme(component).name for component in COMPONENTS},
         "limits": vars(limits),
         "median": medians,

@@ -152,8 +152,9 @@ def test_an_interrupted_calibration_goes_on_to_the_same_file(arguments, make_che
     asked = request(checkpoint, "2-2-1")
     whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
     calibrate(checkpoint, whole, asked)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stopped:
         calibrate(checkpoint, parts, asked, Stop(8))
+    assert ["keeps the prompts that were done" in note for note in stopped.value.__notes__] == [True]
     assert sorted(path.name for path in tmp_path.iterdir()) == [".parts.safetensors.partial", "whole.safetensors"]
     second = Stop(100)
     calibrate(checkpoint, parts, asked, second)
@@ -260,6 +261,14 @@ def test_what_cannot_be_written_is_refused_before_the_work(tiny, prompts, refuse
     assert "a recipe is a .safetensors file" in refused(*common, tmp_path / "r.bin")
     assert "does not exist" in refused(*common, tmp_path / "no" / "r.safetensors")
     assert "--plot writes a .png" in refused(*common, tmp_path / "r.safetensors", "--plot", tmp_path / "r.svg")
+    assert "is not writable" in refused(*common, "/proc/r.safetensors")
+    weights = tmp_path / "weights.safetensors"
+    for content in ((tiny / "vae" / "diffusion_pytorch_model.safetensors").read_bytes(), b"", b"{}"):
+        weights.write_bytes(content)
+        assert "exists and is no recipe" in refused(*common, weights)
+        assert "exists and is no trace" in refused("parity", "--record", weights, "--reference", tiny)
+        assert weights.read_bytes() == content
+    weights.unlink()
     assert "unknown schedule" in refused(*common, tmp_path / "r.safetensors", "--schedule", "quick")
     assert "percentile" in refused(*common, tmp_path / "r.safetensors", "--percentile", "0")
     assert list(tmp_path.iterdir()) == [prompts]

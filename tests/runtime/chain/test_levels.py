@@ -130,7 +130,7 @@ def test_names_of_steps():
     ("size", "words"),
     [
         ("81x480x832", "multiple of 64, found 480; nearest: 448|nearest: 512"),
-        ("80x448x832", "1 \\+ 4k, found 80; nearest: 81"),
+        ("80x448x832", "16k\\+1 with k >= 1, found 80; nearest: 81"),
         ("77x448x832", "16k\\+1 with k >= 1, found 77; nearest: 81"),
         ("1x448x832", "found 1; nearest: 17"),
     ],
