@@ -15,8 +15,9 @@ def test_a_bundle_holds_what_its_manifest_lists(bundle, tiny):
     assert document["target_options"] == {"kernel": "avx2"}
     assert document["precision"] == {"transformer": "fp32", "text_encoder": "fp32", "vae": "fp32", "compute": "fp32"}
     assert document["resolutions"] == ["17x64x64"]
-    decoder = {name: document["vae"][name] for name in ("tile", "tiles", "overhead", "caches", "packed")}
-    assert decoder == {"tile": [8, 8], "tiles": 1, "overhead": 1.0, "caches": "float32", "packed": False}
+    assert document["vae"].pop("config")["z_dim"] == 16
+    frames = {"17x64x64": {"tile": [8, 8], "tiles": 1, "overhead": 1.0}}
+    assert document["vae"] == {"frames": frames, "caches": "float32", "packed": False}
 
 
 def test_graphs_hold_no_weights_no_scatter_and_no_transposed_weight(bundle):

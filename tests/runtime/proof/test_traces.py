@@ -24,7 +24,7 @@ def test_the_result_can_be_kept_in_the_manifest(good, copy, cli):
         (["{bundle}"], "either --reference"),
         (["{bundle}", "--trace", "/nowhere"], "does not exist"),
         (["{bundle}", "--trace", "{bundle}/manifest.json"], "safetensors"),
-        (["{bundle}", "--trace", "{other}"], "another model"),
+        (["{bundle}", "--trace", "{other}"], "samples at 17x64x128, found 17x64x64"),
         (["--trace", "{trace}"], "give a BUNDLE"),
         (["{bundle}", "--trace", "{trace}", "--bisect"], "--bisect needs --reference"),
         (["/nowhere", "--trace", "{trace}"], "not a bundle"),
