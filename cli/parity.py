@@ -88,8 +88,7 @@ def command(
             return
         result = _compare(pipeline, Trace(path), None if reference is None else _ranges(pipeline), quiet)
         if bisect and reference is not None:
-            given = (_checkpoint(reference, bundle, asked), Trace(path), result["levels"])
-            result["bisect"] = _bisect(pipeline, *given) if _diverges(result["levels"]) else None
+            result["bisect"] = _bisect(pipeline, reference, asked, Trace(path), result["levels"])
     if store:
         _store(pipeline.bundle, result, "graph_parity" if graph else "parity")
     if as_json:
@@ -180,10 +179,15 @@ def _diverges(levels: dict[str, Any]) -> bool:
     return not all(levels[name]["passed"] for name in ("ranges", "stages") if name in levels)
 
 
-def _bisect(pipeline: Pipeline, checkpoint: Checkpoint, trace: Trace, levels: dict[str, Any]) -> dict[str, Any]:
-    """The layer whose range is wrong, or the one whose output diverges in the worst stage."""
+def _bisect(
+    pipeline: Pipeline, reference: Path, asked: Recording, trace: Trace, levels: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The layer whose range is wrong, or the one whose output diverges in the worst stage; None where none does."""
+    if not _diverges(levels):
+        return None
     from ..export.proof.bisect import first_divergence
 
+    checkpoint = _checkpoint(reference, pipeline.bundle.folder, asked)
     if "ranges" in levels and not levels["ranges"]["passed"]:
         return first_divergence(pipeline, checkpoint, trace, **levels["ranges"]["worst"])
     return first_divergence(pipeline, checkpoint, trace, levels["stages"]["worst_stage"])

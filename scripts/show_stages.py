@@ -6,6 +6,7 @@ Columns: the noise that a run begins with, then for each stage its last latent a
 one begins with. Rows: three frames of the clip. Small frames are enlarged, so that all have one size.
 """
 
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -13,9 +14,8 @@ import numpy as np
 from moving_shapes import SIZE
 from numpy.typing import NDArray
 from pyrexport.export.reference.reference import Reference
-from pyrexport.runtime.chain.noise import generator
 from pyrexport.runtime.chain.plan import plan
-from pyrexport.runtime.chain.sampler import Step, guided_velocity, initial_latent, transition
+from pyrexport.runtime.chain.sampler import Step, sample
 from pyrexport.runtime.errors import PyrexportError
 from pyrexport.runtime.files import check_output
 from pyrexport.runtime.model.checkpoint import Checkpoint, read_checkpoint
@@ -28,19 +28,12 @@ SHOWN = (0.0, 0.5, 1.0)
 
 def latents_of(checkpoint: Checkpoint, reference: Reference, prompt: str, schedule: str, seed: int) -> list[NDArray]:
     """Latents [C, T, H, W]: of the start, and of each stage's end with what follows from it."""
-    pyramid, noise = checkpoint.model.pyramid, generator(seed)
-    steps = plan(pyramid, checkpoint.resolution, checkpoint.model.schedule(schedule))
-    text, negative = reference.encode([prompt, checkpoint.model.negative_prompt])
-    x = initial_latent(steps, noise)
-    found, solver = [x], steps[0].solver.start()
-    for step in steps:
-        velocity = guided_velocity(reference, step, x, {"text": text}, {"text": negative})
-        x = Step(step, velocity, solver(step, x, velocity, noise), x).latent
-        if step.changes_stage:
-            found.append(x)
-            x = transition(pyramid.taps, step, x, noise)
-            found.append(x)
-    return [*found, x]
+    model, taken = checkpoint.model, list[Step]()
+    steps = plan(model.pyramid, checkpoint.resolution, model.schedule(schedule))
+    text, negative = ({"text": embedded} for embedded in reference.encode([prompt, model.negative_prompt]))
+    end = sample(steps, model.pyramid.taps, reference, text, negative=negative, seed=seed, callback=taken.append)
+    jumps = [(before.latent, after.before) for before, after in pairwise(taken) if before.plan.changes_stage]
+    return [taken[0].before, *(latent for jump in jumps for latent in jump), end]
 
 
 def shown(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:

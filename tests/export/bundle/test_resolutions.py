@@ -106,18 +106,16 @@ def test_frames_that_are_cut_alike_share_a_decoder(tiny):
 
 
 def test_frames_that_are_too_large_share_the_tile_that_costs_least(make_checkpoint):
-    """Portrait and landscape at the real size, whose own best tiles are each other's transposed."""
+    """Portrait and landscape, so large that the tiny decoder must cut them."""
     checkpoint = small_checkpoint(make_checkpoint("--no-text-encoder"))
-    frames = [(56, 104), (104, 56), (8, 8)]
-    *large, small = choose_tiles(checkpoint, frames)
-    if large[0] is None:  # the tiny decoder's memory fits
-        large = list(choose_tiles(checkpoint, [(560, 1040), (1040, 560)]))
-        frames = [(560, 1040), (1040, 560)]
+    frames = [(560, 1040), (1040, 560)]
+    *large, small = choose_tiles(checkpoint, [*frames, (8, 8)])
     assert small is None
     assert large[0] == large[1]
-    shared = sum(Tiles(frame, large[0]).overhead for frame in frames[:2])
-    alone = [choose_tiles(checkpoint, [frame])[0] for frame in frames[:2]]
-    assert shared <= min(sum(Tiles(frame, tile).overhead for frame in frames[:2]) for tile in alone)
+    assert large[0] is not None
+    shared = sum(Tiles(frame, large[0]).overhead for frame in frames)
+    alone = [choose_tiles(checkpoint, [frame])[0] for frame in frames]
+    assert shared <= min(sum(Tiles(frame, tile).overhead for frame in frames) for tile in alone)
 
 
 @pytest.mark.parametrize(
