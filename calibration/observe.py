@@ -15,9 +15,10 @@ from ..export.reference.reference import Reference
 from ..runtime.chain.plan import StepPlan
 from ..runtime.chain.pyramid import Stage
 from ..runtime.errors import CheckFailed
+from ..runtime.ranges import output_of
 from .statistics import Place, Sizes, Statistics
 
-__all__ = ["Observer", "frame_groups", "in_pieces", "observed"]
+__all__ = ["Observer", "frame_groups", "in_pieces", "observed", "observed_decoder"]
 
 FEED_FORWARD_BYTES = 64 * 2**20
 """Most that the hidden activation of a feed-forward takes: it runs in pieces of so many tokens."""
@@ -92,6 +93,33 @@ class Observer:
                 f"the input of layer '{layer}' at stage {self.place.stage} is not finite: the weights or the "
                 "embeddings are damaged; run parity"
             )
+
+    def see_frames(self, layer: str, values: torch.Tensor) -> None:
+        """Something of the decoder, [n, C, (T,) H, W]: a decoder knows of no stage and no step."""
+        if layer not in self.inputs:
+            one = Sizes(1, self.sizes.passes, self.sizes.steps)
+            self.inputs[layer], self.owners[layer] = Statistics.begin(one, 1, values.shape[1]), layer
+        place = Place(0, self.sizes.steps - 1, 0)
+        for clip in values.flatten(3 if values.ndim == 5 else 2).unbind(0):
+            for frame in clip.unbind(1) if clip.ndim == 3 else [clip]:
+                self.inputs[layer].see(place, 0, frame.T.numpy())
+        if not self.inputs[layer].finite:
+            raise CheckFailed(f"'{layer}' of the decoder is not finite: its weights are damaged; run parity")
+
+
+@contextmanager
+def observed_decoder(reference: Reference, observer: Observer) -> Iterator[None]:
+    """Meanwhile, the reference's decoder tells an observer what its convolutions are given, and what they make."""
+    checkpoint, decoder = reference.checkpoint, reference.decoder
+    with ExitStack() as undone:
+        for name in modules_of(checkpoint.model.family).block_matrices(checkpoint, "vae"):
+
+            def see(module: Any, inputs: Any, output: torch.Tensor, layer: str = name) -> None:
+                observer.see_frames(layer, inputs[0])
+                observer.see_frames(output_of(layer), output)
+
+            undone.callback(decoder.get_submodule(name).register_forward_hook(see).remove)
+        yield
 
 
 @contextmanager

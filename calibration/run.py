@@ -1,15 +1,16 @@
 """Calibrating a checkpoint: its reference samples prompts by the runtime's own chain, and its layers are watched."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..export.families import modules_of
 from ..export.reference.reference import Reference
 from ..runtime.chain.noise import generator, standard_normal
 from ..runtime.chain.plan import StepPlan, plan
@@ -20,13 +21,13 @@ from ..runtime.files import check_output
 from ..runtime.model.checkpoint import Checkpoint
 from ..runtime.model.identity import checkpoint_digest, checkpoint_files
 from ..runtime.model.safetensors import check_tensors_output
-from ..runtime.quantisation import SCHEMES
+from ..runtime.quantisation import COMPONENTS, SCHEMES
 from ..runtime.ranges import Ranges
 from ..runtime.recipe import KEY, Calibration, read_calibration
 from ..runtime.reporter import Reporter
 from ..runtime.trajectories import TEXTS, Trajectories
 from .decide import decide, schemes_of
-from .observe import Observer, frame_groups, observed
+from .observe import Observer, frame_groups, observed, observed_decoder
 from .sensitivity import JUDGED, Judge, keep_worst
 from .state import read_state, state_file, write_state
 
@@ -34,6 +35,12 @@ __all__ = ["CalibrationRequest", "calibrate"]
 
 PACKAGES = ("pyrexport", "torch", "diffusers", "transformers", "numpy")
 """Packages whose versions decide what a run gives."""
+
+WATCHED: Mapping[str, tuple[str, ...]] = {
+    "transformer": tuple(name for name, scheme in SCHEMES.items() if scheme.searched),
+    "vae": tuple(name for name, scheme in SCHEMES.items() if scheme.searched and "vae" in scheme.components),
+}
+"""By component whose layers can be watched: methods that a recipe can serve."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +55,10 @@ class CalibrationRequest:
     """Of the first run; each further one has the next."""
     percentile: float = 100.0
     """Of magnitudes: what is beyond is cut."""
-    method: str = "w8a8"
-    """That the recipe is for: one of `METHODS` that a recipe can serve."""
+    methods: Mapping[str, str] = field(default_factory=lambda: {"transformer": "w8a8"})
+    """That the recipe is for: by component, one of `METHODS` that a recipe can serve."""
     target_psnr: float | None = None
-    """Keep layers until videos reach this PSNR in dB; None: none is kept."""
+    """Keep layers of the transformer until videos reach this PSNR in dB; None: none is kept."""
     statistics: Path | None = None
     """A recipe of the same run, whose statistics are taken."""
 
@@ -86,7 +93,7 @@ def calibrate(
         layers = _statistics(reference, state, request, run, bounds, reporter)
     else:
         layers = _taken(request.statistics, run)
-    recipe = decide(reference, run, layers, request.method, reporter)
+    recipe = decide(reference, run, layers, request.methods, reporter)
     if request.target_psnr is not None:
         recipe = _search(reference, recipe, request, reporter)
     recipe.to_file(output)
@@ -96,9 +103,14 @@ def calibrate(
 
 
 def _check(checkpoint: Checkpoint, request: CalibrationRequest) -> None:
-    taken = [name for name, scheme in SCHEMES.items() if scheme.searched]
-    if request.method not in taken:
-        raise UsageError(f"the method '{request.method}' takes no recipe: expected one of {', '.join(taken)}")
+    for component, method in request.methods.items():
+        if method not in WATCHED.get(component, ()):
+            known = "; ".join(f"{name} {', '.join(methods)}" for name, methods in WATCHED.items())
+            raise UsageError(f"'{component}={method}' takes no recipe: recipes are of {known}")
+        if component not in checkpoint.components:
+            raise UsageError(f"{checkpoint.folder} has no {component}: a recipe of it says nothing")
+    if request.target_psnr is not None and "transformer" not in request.methods:
+        raise UsageError("layers are kept of the transformer: give a method of it, or no PSNR to reach")
     if request.target_psnr is not None and not checkpoint.vae:
         raise UsageError(f"{checkpoint.folder} has no VAE: a PSNR is of videos, give no target of it")
 
@@ -115,18 +127,31 @@ def _statistics(
     checkpoint = reference.checkpoint
     done, observer = read_state(state, run, bounds)
     steps = plan(checkpoint.model.pyramid, checkpoint.resolution, request.schedule)
-    reporter.begin("calibration", len(steps) * len(request.prompts))
+    decodes = "vae" in request.methods
+    reporter.begin("calibration", (len(steps) + decodes) * len(request.prompts))
     if done:
         reporter.said(f"{done} of {len(request.prompts)} prompts: kept from an interrupted calibration")
-        reporter.advance(done * len(steps))
+        reporter.advance(done * (len(steps) + decodes))
     if done < len(request.prompts):
         *texts, negative = _embeddings(reference, [*request.prompts[done:], run.negative_prompt], done)
-        with observed(reference, observer), _noted(state):
+        with _watching(reference, observer, request.methods), _noted(state):
             for index, text in enumerate(texts, done):
-                _sample(reference, observer, steps, (text, negative), request.seed + index, reporter)
+                latent = _sample(reference, observer, steps, (text, negative), request.seed + index, reporter)
+                if decodes:
+                    reference.decode_float(latent)
+                    reporter.advance(1)
                 _check_ranges(observer, run)
                 write_state(state, run, index + 1, observer)
     return _ranges(observer, run)
+
+
+@contextmanager
+def _watching(reference: Reference, observer: Observer, components: Iterable[str]) -> Iterator[None]:
+    watchers = {"transformer": observed, "vae": observed_decoder}
+    with ExitStack() as undone:
+        for component in components:
+            undone.enter_context(watchers[component](reference, observer))
+        yield
 
 
 @contextmanager
@@ -156,19 +181,22 @@ def _search(reference: Reference, recipe: Calibration, request: CalibrationReque
     checkpoint, prompts = reference.checkpoint, list(request.prompts[:JUDGED])
     *texts, negative = _embeddings(reference, [*prompts, recipe.run.negative_prompt], 0)
     steps = plan(checkpoint.model.pyramid, checkpoint.resolution, request.schedule)
-    judge = Judge(reference, steps, {"text": negative}, schemes_of(request.method), reporter)
+    judge = Judge(reference, steps, {"text": negative}, schemes_of(request.methods["transformer"]), reporter)
     for index, text in enumerate(texts):
         judge.add(text, request.seed + index)
-    damage = judge.damage(recipe.choices)
-    measured = {layer: replace(choice, damage=damage[layer]) for layer, choice in recipe.choices.items()}
+    layers = set(modules_of(checkpoint.model.family).block_matrices(checkpoint, "transformer"))
+    own = {layer: choice for layer, choice in recipe.choices.items() if layer in layers}
+    damage = judge.damage(own)
+    measured = {layer: replace(choice, damage=damage[layer]) for layer, choice in own.items()}
     chosen, trials = keep_worst(judge, measured, request.target_psnr)
-    return replace(recipe, choices=chosen, target_psnr=request.target_psnr, trials=trials)
+    return replace(recipe, choices={**recipe.choices, **chosen}, target_psnr=request.target_psnr, trials=trials)
 
 
 def _trajectories(checkpoint: Checkpoint, request: CalibrationRequest, groups: tuple[str, ...]) -> Trajectories:
     model = checkpoint.model
     return Trajectories(
         checkpoint=checkpoint_digest(checkpoint_files(checkpoint)),
+        components=tuple(component for component in COMPONENTS if component in request.methods),
         kind=model.pyramid.kind.name,
         stages=model.pyramid.depth,
         groups=groups,
@@ -213,10 +241,10 @@ def _sample(
     texts: tuple[NDArray[np.float32], NDArray[np.float32]],
     seed: int,
     reporter: Reporter,
-) -> None:
+) -> NDArray[np.float32]:
     """Run the chain with the embeddings of a prompt and of the negative one."""
     conditions, negative = {"text": texts[0]}, {"text": texts[1]}
-    sample(
+    return sample(
         steps,
         reference.checkpoint.model.pyramid.taps,
         _Watched(reference, observer, negative),
@@ -229,6 +257,7 @@ def _sample(
 
 def _ranges(observer: Observer, run: Trajectories) -> dict[str, Ranges]:
     found = {layer: statistics.ranges(run.percentile) for layer, statistics in observer.inputs.items()}
+    found = {layer: each if len(each.magnitude) > 1 else each.in_stages(run.stages) for layer, each in found.items()}
     return {layer: found[owner] for layer, owner in observer.owners.items()}
 
 

@@ -12,10 +12,10 @@ import torch
 
 from ..runtime.choices import Choice
 from ..runtime.quantisation import Scheme
-from ..runtime.ranges import Floats, Ranges, integer_range
+from ..runtime.ranges import Floats, Ranges, integer_range, output_of
 from .rounding import block_scales, rounded_weight
 
-__all__ = ["STRENGTHS", "choose_numbers", "migration_vector"]
+__all__ = ["STRENGTHS", "choose_numbers", "convolution_numbers", "migration_vector"]
 
 STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Exponents that are tried."""
@@ -92,6 +92,28 @@ def choose_numbers(
         tensors = _tensors(ranges, scheme, divisor.numpy() if strength else None, scales)
         found[name] = Choice(method, "", strength, {"rounded": rounded, "chosen": chosen}, (), tensors)
     return found
+
+
+def convolution_numbers(
+    name: str, weight: torch.Tensor, ranges: Mapping[str, Ranges], scheme: Scheme, method: str
+) -> dict[str, Choice]:
+    """Choices of a convolution [out, in, …] and of its output, by the ranges of both.
+
+    The error that is predicted is that of its input and its weight.
+    """
+    rounded = rounded_weight(weight.flatten(1), scheme).view(weight.shape)
+    by_input = weight.transpose(0, 1).flatten(1), rounded.transpose(0, 1).flatten(1)  # [in, out · kernel]
+    layer = _Layer(by_input[0].T, ranges[name], scheme)
+    step = torch.from_numpy(ranges[name].interval()).diff(dim=1)[:, 0] / 255
+    lost = layer.square @ (by_input[1] - by_input[0]).square().sum(dim=1) + step.square() / 12 * rounded.square().sum()
+    error = _root(lost, layer.signal)
+    found = {
+        name: Choice(
+            method, "", 0.0, {"rounded": error, "chosen": error}, (), _tensors(ranges[name], scheme, None, None)
+        )
+    }
+    output = output_of(name)
+    return found | {output: Choice(method, "", 0.0, {}, (), _tensors(ranges[output], scheme, None, None))}
 
 
 def migration_vector(weights: Sequence[torch.Tensor], ranges: Ranges, scheme: Scheme, strength: float) -> torch.Tensor:

@@ -16,6 +16,7 @@ from .common import (
     PATH,
     Bars,
     ResolutionType,
+    by_component,
     output_options,
     own_options,
     print_json,
@@ -117,18 +118,6 @@ def command(
         print_json({"bundle": str(output), "target": target_name, **stored, "files": nbytes})
     else:
         click.echo(f"{output}: {len(nbytes)} files, {sum(nbytes.values()):,} bytes")
-
-
-def by_component(values: tuple[str, ...], flag: str) -> dict[str, str]:
-    """Values of an option that is given as [COMPONENT=]VALUE, by component."""
-    out: dict[str, str] = {}
-    for value in values:
-        component, _, name = value.rpartition("=")
-        component = component if "=" in value else "transformer"
-        if component in out:
-            raise UsageError(f"{flag} is given twice for the {component}: {out[component]} and {name}")
-        out[component] = name
-    return out
 
 
 def _plan(checkpoint: Any, target: BuildTarget, options: Any, *, as_json: bool, quiet: bool) -> None:

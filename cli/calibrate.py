@@ -14,6 +14,7 @@ from .common import (
     PATH,
     Bars,
     Reading,
+    by_component,
     output_options,
     print_json,
     progress,
@@ -41,11 +42,9 @@ from .recipes import recipe_document, show_recipe
 )
 @click.option(
     "--quantize",
-    "method",
-    type=click.Choice([name for name, scheme in SCHEMES.items() if scheme.searched]),
-    default="w8a8",
-    show_default=True,
-    help="The method that the recipe is for.",
+    multiple=True,
+    metavar="[COMPONENT=]METHOD",
+    help="What the recipe is for, of the transformer or the vae; can be given again.  [default: w8a8]",
 )
 @click.option(
     "--keep",
@@ -64,7 +63,7 @@ def command(
     schedule: str | None,
     seed: int,
     percentile: float,
-    method: str,
+    quantize: tuple[str, ...],
     keep: str | None,
     target_psnr: float | None,
     statistics: Path | None,
@@ -84,9 +83,10 @@ def command(
     from ..calibration.run import CalibrationRequest, calibrate
 
     start = time.perf_counter()
+    methods = by_component(quantize or ("w8a8",), "--quantize")
     if keep is not None and target_psnr is None:
-        target_psnr = SCHEMES[method].min_psnr
-    request = CalibrationRequest(words, chosen, seed, percentile, method, target_psnr, statistics)
+        target_psnr = max((SCHEMES[name].min_psnr for name in methods.values() if name in SCHEMES), default=0.0)
+    request = CalibrationRequest(words, chosen, seed, percentile, methods, target_psnr, statistics)
     with progress(quiet) as bar:
         recipe = calibrate(found, output, request, Bars(bar))
     seconds = time.perf_counter() - start

@@ -281,3 +281,15 @@ def progress(quiet: bool) -> Iterator[Progress]:
     )
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
         yield bar
+
+
+def by_component(values: tuple[str, ...], flag: str) -> dict[str, str]:
+    """Values of an option that is given as [COMPONENT=]VALUE, by component."""
+    out: dict[str, str] = {}
+    for value in values:
+        component, _, name = value.rpartition("=")
+        component = component if "=" in value else "transformer"
+        if component in out:
+            raise UsageError(f"{flag} is given twice for the {component}: {out[component]} and {name}")
+        out[component] = name
+    return out

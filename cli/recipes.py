@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..runtime.ranges import Ranges
+from ..runtime.ranges import Ranges, output_of
 from ..runtime.recipe import Calibration
 from .common import print_table
 
@@ -57,8 +57,9 @@ def show_recipe(document: Mapping[str, Any]) -> None:
     """Print the document of a recipe: what was run, and the layers whose extremes stand out most."""
     layers, schedule = document["layers"], document["schedule"]
     levels = " / ".join(", ".join(f"{level:.4g}" for level in group) for group in schedule["levels"])
+    count = sum(layer == layer.removesuffix(output_of("")) for layer in layers)
     click.echo(
-        f"{document['recipe']}: {len(layers)} layers of a {document['kind']} checkpoint "
+        f"{document['recipe']}: {count} layers of a {document['kind']} checkpoint "
         f"({document['checkpoint'][:12]}…), {document['stages']} stage(s) at {document['resolution']}"
     )
     click.echo(
@@ -106,6 +107,8 @@ def _outliers(layers: Mapping[str, Any], index: int) -> list[list[str]]:
     """Rows of a stage's layers with the greatest extremes beside their percentiles; one for layers of one input."""
     names: dict[str, list[str]] = {}
     for name, layer in layers.items():
+        if index and layer["stages"][index] == {**layer["stages"][0], "stage": index}:
+            continue  # a decoder's: the same in all
         names.setdefault(json.dumps(layer["stages"][index]), []).append(name)
     found = sorted(names.values(), key=lambda same: -layers[same[0]]["stages"][index]["ratio"])
     return [_row(_label(same), layers[same[0]]["stages"][index]) for same in found[:TOP]]

@@ -1,6 +1,6 @@
 """What the input of a layer was on real sampling runs, by stage, and the integers that hold it."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from .errors import UsageError
 from .trajectories import Trajectories
 
-__all__ = ["FIELDS", "Floats", "Ranges", "integer_range"]
+__all__ = ["FIELDS", "Floats", "Ranges", "integer_range", "output_of"]
 
 Floats = NDArray[np.float32]
 
@@ -58,6 +58,11 @@ class Ranges:
         limit = np.maximum(np.abs(low), np.abs(high)) * (self.magnitude / self.maximum)
         return np.stack((-np.clip(-low, 0, limit), np.clip(high, 0, limit)), axis=1).astype(np.float32)
 
+    def in_stages(self, stages: int) -> "Ranges":
+        """The same in each stage, of what knows of none: a decoder."""
+        fields = ("lowest", "highest", "square", "magnitude", "passes")
+        return replace(self, **{field: np.repeat(getattr(self, field), stages, axis=0) for field in fields})
+
     def check(self, name: str, run: Trajectories) -> None:
         """Refuse what no run can have given.
 
@@ -91,6 +96,11 @@ class Ranges:
                 raise UsageError(
                     f"layer '{name}', {field}: expected nothing below 0, found {array.min():g}; calibrate again"
                 )
+
+
+def output_of(layer: str) -> str:
+    """What the ranges of a layer's output are called, where it is rounded too."""
+    return f"{layer}:output"
 
 
 FIELDS = tuple(field.name for field in fields(Ranges))

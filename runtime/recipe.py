@@ -1,8 +1,9 @@
 """Recipes: what a model's layers were given on real sampling runs, and what becomes of each, in one file of data.
 
-A layer is called by the checkpoint's name of it, such as `blocks.0.attn1.to_q`. The file holds `LAYER/FIELD` in float32
-for each field of `Ranges`, and `LAYER/scale`, `LAYER/zero`, `LAYER/migration`, `LAYER/blocks` where its `Choice` has
-them; what was run, and the choices, as JSON in its metadata.
+A layer is called by the checkpoint's name of it, such as `blocks.0.attn1.to_q`, and its output, where that is rounded
+too, `LAYER:output`. The file holds `LAYER/FIELD` in float32 for each field of `Ranges`, and `LAYER/scale`,
+`LAYER/zero`, `LAYER/migration`, `LAYER/blocks` where its `Choice` has them; what was run, and the choices, as JSON in
+its metadata.
 """
 
 from collections.abc import Mapping

@@ -8,10 +8,11 @@ from .chain.pyramid import Resolution
 from .chain.schedules import Schedule
 from .documents import Fields
 from .model.schedules import ScheduleEntry
+from .quantisation import COMPONENTS
 
 __all__ = ["FORMAT", "PASSES", "TEXTS", "Trajectories"]
 
-FORMAT = 2
+FORMAT = 3
 PASSES = ("conditional", "unconditional")
 """Evaluations of a guided step."""
 
@@ -25,6 +26,8 @@ class Trajectories:
 
     checkpoint: str
     """SHA-256 of the checkpoint's files, as bundles record it."""
+    components: tuple[str, ...]
+    """Whose layers were watched."""
     kind: str
     stages: int
     groups: tuple[str, ...]
@@ -63,6 +66,7 @@ class Trajectories:
         versions = found.object("versions")
         return cls(
             checkpoint=found.text("checkpoint"),
+            components=tuple(found.get("components", f"names of {', '.join(COMPONENTS)}", _are_components)),
             kind=found.text("kind"),
             stages=found.integer("stages"),
             groups=tuple(found.get("groups", "a list of names", _are_names)),
@@ -90,11 +94,16 @@ class Trajectories:
         )
         values = {
             **vars(self),
+            "components": list(self.components),
             "groups": list(self.groups),
             "resolution": str(self.resolution),
             "schedule": entry.to_json(),
         }
         return {"format": FORMAT, **values, "schedule_name": chosen.name, "versions": dict(self.versions)}
+
+
+def _are_components(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(name in COMPONENTS for name in value)
 
 
 def _are_names(value: Any) -> bool:

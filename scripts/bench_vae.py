@@ -2,7 +2,8 @@
 
     python scripts/bench_vae.py [--tile 14x26] [--threads 2] [--runs 5]
 
-At Wan's real width, random weights. Each contender is a process of its own that waits while the others run.
+At Wan's real width, random weights. `w8a8` has its convolutions in integers, by a recipe of a smaller video; its error
+is that of the frames. Each contender is a process of its own that waits while the others run.
 """
 
 import json
@@ -12,17 +13,21 @@ import sys
 import tempfile
 import time
 from importlib.metadata import version
+from pathlib import Path
 
 import click
 import numpy as np
 from bench_stages import Contender, answer_lines, run_pyrexport
+from numpy.typing import NDArray
+from pyrexport import load
 from pyrexport.runtime.bundle.tiles import parse_tile
 from pyrexport.runtime.errors import UsageError
+from pyrexport.runtime.proof.metrics import distance
 from rich.console import Console
 from rich.table import Table
 
 FRAMES = 3
-CONTENDERS = ("diffusers", "bundle", "bundle, prepacked")
+CONTENDERS = ("diffusers", "bundle", "bundle, prepacked", "w8a8", "w8a8, prepacked")
 
 
 def child(kind: str, model: str, tile: str, threads: str) -> None:
@@ -53,8 +58,6 @@ def child(kind: str, model: str, tile: str, threads: str) -> None:
 
         answer_lines(decode)
         return
-    from pyrexport import load
-
     with load(model, threads=int(threads), prepack="prepacked" in kind, resident=True) as pipeline:
 
         def run() -> float:
@@ -62,6 +65,14 @@ def child(kind: str, model: str, tile: str, threads: str) -> None:
             return marks[-1] - marks[-2]
 
         answer_lines(run)
+
+
+def frames_of(bundle: str, tile: str) -> NDArray[np.float32]:
+    """The frames of a tile of noise."""
+    height, width = map(int, tile.split("x"))
+    latent = np.random.default_rng(0).standard_normal((16, FRAMES, height, width)).astype(np.float32)
+    with load(bundle) as pipeline:
+        return np.concatenate(list(pipeline.decode_tile(latent)))
 
 
 @click.command()
@@ -78,16 +89,33 @@ def main(tile: str, threads: int, runs: int) -> None:
         checkpoint, bundle = f"{folder}/checkpoint", f"{folder}/bundle"
         random = ["--random", "wan2.1-1.3b", "--blocks", "1", "--no-text-encoder"]
         run_pyrexport("init", *random, "-o", checkpoint, "--quiet")
-        run_pyrexport("build", checkpoint, "--target", "ort", "-o", bundle, "--vae-tile", tile, "--quiet")
+        build = ["build", checkpoint, "--target", "ort", "--vae-tile", tile, "--quiet"]
+        run_pyrexport(*build, "-o", bundle)
+        prompts, recipe, rounded = Path(folder, "prompts.txt"), f"{folder}/recipe.safetensors", f"{folder}/rounded"
+        prompts.write_text("a prompt\n")
+        seen = [
+            "--prompts",
+            str(prompts),
+            "--resolution",
+            "17x128x192",
+            "--schedule",
+            "1-1-1",
+            "--quantize",
+            "vae=w8a8",
+        ]
+        run_pyrexport("calibrate", checkpoint, "-o", recipe, "--quiet", *seen)
+        run_pyrexport(*build, "-o", rounded, "--quantize", "vae=w8a8", "--recipe", recipe)
+        models = {"diffusers": checkpoint, "bundle": bundle, "w8a8": rounded}
         contenders = {
-            kind: Contender(__file__, kind, checkpoint if kind == "diffusers" else bundle, tile, str(threads))
-            for kind in CONTENDERS
+            kind: Contender(__file__, kind, models[kind.partition(",")[0]], tile, str(threads)) for kind in CONTENDERS
         }
         for _ in range(runs):
             for contender in contenders.values():
                 contender.run()
         for contender in contenders.values():
             contender.close()
+        error = distance(frames_of(rounded, tile), frames_of(bundle, tile)).relative_l2
+        sizes = {kind: Path(models[kind], "weights.bin").stat().st_size for kind in ("bundle", "w8a8")}
     versions = {name: version(name) for name in ("torch", "diffusers", "onnxruntime")}
     table = Table(
         "", "seconds, least", "median", "ratio", "peak MiB", title=f"a later frame of {tile} latents, {threads} threads"
@@ -102,6 +130,7 @@ def main(tile: str, threads: int, runs: int) -> None:
             f"{contender.last['anonymous'] / 2**20:,.0f}",
         )
     Console(width=100).print(table)
+    click.echo(f"w8a8: relative L2 of the frames {error:.1e}; bytes of weights {sizes['w8a8'] / sizes['bundle']:.3f}")
     click.echo(f"{platform.platform()}; {json.dumps(versions)}")
 
 

@@ -6,11 +6,12 @@ Sampling needs none of it: training, and tests of the chain against an exact mod
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from pyrexport.runtime.chain.levels import gain
 from pyrexport.runtime.chain.pyramid import FrameGroup, Stage
 from pyrexport.runtime.chain.wavelets import Array, Taps, analyse, synthesise
 
-__all__ = ["band_pair", "downsample", "training_pair", "upsample"]
+__all__ = ["advance", "band_pair", "downsample", "training_pair", "upsample"]
 
 
 def downsample(x: Array, taps: Taps, axes: Sequence[int]) -> Array:
@@ -72,3 +73,10 @@ def band_pair(stages: Sequence[Stage], index: int, bands: Sequence[Any], noise: 
         y = y + (1 - sigma) * clean + sigma * random
         target = target + slope * (random - clean)
     return y, target
+
+
+def advance(stage: Stage, x: torch.Tensor, velocity: torch.Tensor, level: float, after: float) -> torch.Tensor:
+    """Euler's step of latents [N, C, T, H, W] from a natural level to another: x + (σ' - σ)·v for each frame group."""
+    steps = [group.global_level(stage.index, after) - group.global_level(stage.index, level) for group in stage.groups]
+    groups = zip(stage.groups, steps, strict=True)
+    return torch.cat([x[:, :, g.frames] + step * velocity[:, :, g.frames] for g, step in groups], 2)

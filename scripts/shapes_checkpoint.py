@@ -50,19 +50,23 @@ class Components:
     std: torch.Tensor
 
 
-def describe(kind: str) -> Model:
+SCHEDULES = {"2-2-1": 1.0, "10-10-10": 1.0, "8-6-6": 3.0}
+"""Steps of each stage, and the guidance scale; the last one is the default."""
+DISTILLED = {"2-2-1": 1.0}
+
+
+def describe(kind: str, schedules: Mapping[str, float] = SCHEDULES) -> Model:
     """The model that is trained."""
-    schedules = {
-        name: {"steps": list(map(int, name.split("-"))), "shift": 5.0, "guidance_scale": guidance}
-        for name, guidance in (("2-2-1", 1.0), ("10-10-10", 1.0), ("8-6-6", 3.0))
-    }
     document = {
         "format": 1,
         "kind": kind,
         "stages": 3,
         "text_length": TEXT_LENGTH,
-        "schedules": schedules,
-        "default_schedule": "8-6-6",
+        "schedules": {
+            name: {"steps": list(map(int, name.split("-"))), "shift": 5.0, "guidance_scale": guidance}
+            for name, guidance in schedules.items()
+        },
+        "default_schedule": list(schedules)[-1],
         "patch_sizes": PPF_PATCHES[:3] if kind == "ppf" else None,
     }
     return parse_model(document, WAN, CONFIG, "the demonstration's pyramid.json")

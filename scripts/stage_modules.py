@@ -31,7 +31,7 @@ def start_from(parts: Path, named: Mapping[str, nn.Parameter], patch_sizes: Sequ
     for name, p in named.items():
         part, _, rest = name.partition(".")
         index, _, leaf = rest.partition(".")
-        if part not in ("patch_embedding", "proj_out") or not leaf:
+        if name in weights:
             p.data.copy_(weights[name].view_as(p))
             continue
         w, (t, h, _) = weights[f"{part}.{leaf}"].float(), patch_sizes[int(index)]

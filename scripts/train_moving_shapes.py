@@ -4,7 +4,8 @@
 
 The VAE comes first, then the latents of a pool of clips, then the transformer with its text encoder. Everything
 is drawn from the seed and the step, so that a run that was killed goes on at the same loss. `--kind ppf
---parts CHECKPOINT` trains a PPF twin with the VAE and the text encoder of another checkpoint.
+--parts CHECKPOINT` trains a PPF twin with the VAE and the text encoder of another checkpoint, and
+`--distil CHECKPOINT` a student that takes few steps without guidance.
 """
 
 import math
@@ -22,19 +23,19 @@ import click
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
+from distillation import Distillation, Prompts, distil
 from flow import band_pair, downsample, training_pair, upsample
 from moving_shapes import PHRASINGS, SCENES
-from pyrexport.export.init.tokenizer import make_tokenizer
 from pyrexport.runtime.files import file_digest
+from pyrexport.runtime.model.checkpoint import read_checkpoint
 from pyrexport.runtime.model.description import Model
 from safetensors.torch import load_file, save_file
-from shapes_checkpoint import RESOLUTION, TEXT_LENGTH, UMT5, Components, describe, write_checkpoint
+from shapes_checkpoint import DISTILLED, RESOLUTION, Components, describe, write_checkpoint
+from shapes_text import Text, open_text, tokens_of
 from stage_modules import bands_of, make_stages, start_from
-from tokenizers import Tokenizer
 from torch import nn
 from train_shapes_vae import clips_of, encode_clips, load_vae, train_vae
 from training_loop import Job, Loop, claim_run, random_of
-from transformers import UMT5Config, UMT5EncoderModel
 
 DROP_PROMPT = 0.1
 
@@ -83,22 +84,11 @@ def stage_latents(model: Model, x0: np.ndarray, device: str) -> list[tuple[torch
     return out
 
 
-def tokens_of(tokenizer: Tokenizer, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask [scenes · phrasings + 1, text length]; the last prompt is empty."""
-    tokenizer.enable_truncation(TEXT_LENGTH)
-    tokenizer.enable_padding(length=TEXT_LENGTH, pad_id=0)
-    words = [scene.prompt(i) for scene in SCENES for i in range(len(PHRASINGS))] + [""]
-    encoded = [tokenizer.encode(text) for text in words]
-    return (
-        torch.tensor([e.ids for e in encoded], device=device),
-        torch.tensor([e.attention_mask for e in encoded], device=device),
-    )
-
-
 def batches(
     stages: list[tuple[torch.Tensor, torch.Tensor]],
     scenes: torch.Tensor,
     batch: int,
+    finest: int,
     random: np.random.Generator,
     model: Model,
 ) -> Iterator[tuple[int, Any, Any, torch.Tensor, torch.Tensor]]:
@@ -106,7 +96,7 @@ def batches(
     device = stages[0][0].device
     for stage, (x0, low) in zip(model.stages(RESOLUTION), stages, strict=True):
         # A coarse stage has an eighth of the tokens, and decides what moves where: it gets more samples.
-        count = batch * 4**stage.index
+        count = batch * 4**stage.index if stage.index else finest
         pick = torch.from_numpy(random.integers(len(x0), size=count)).to(device)
         uniform = torch.from_numpy(random.uniform(0, 1, count)).float().to(device)
         level = stage.clean + uniform * (stage.noisy - stage.clean)
@@ -134,28 +124,6 @@ def batches(
         )
 
 
-@dataclass(frozen=True)
-class Text:
-    """What makes embeddings of prompts."""
-
-    tokenizer: Tokenizer
-    encoder: UMT5EncoderModel
-    frozen: bool
-    """It was trained before, and is left as it is."""
-
-
-def open_text(parts: Path | None, seed: int) -> Text:
-    """The tokenizer and the text encoder of another checkpoint, or new ones."""
-    if parts is not None:
-        encoder = UMT5EncoderModel.from_pretrained(parts / "text_encoder", torch_dtype=torch.float32)
-        tokenizer = Tokenizer.from_file(str(parts / "tokenizer" / "tokenizer.json"))
-        return Text(tokenizer, encoder.requires_grad_(False), frozen=True)
-    torch.manual_seed(seed)
-    encoder = UMT5EncoderModel(UMT5Config(**UMT5, feed_forward_proj="gated-gelu", tie_word_embeddings=False))
-    corpus = [scene.prompt(i) for scene in SCENES for i in range(len(PHRASINGS))]
-    return Text(make_tokenizer(corpus, UMT5["vocab_size"]), encoder, frozen=False)
-
-
 def train_transformer(
     job: Job, model: Model, pool: dict[str, torch.Tensor], text: Text, start: Path | None
 ) -> dict[str, dict[str, torch.Tensor]] | None:
@@ -179,7 +147,7 @@ def train_transformer(
         random = random_of(job.seed, "transformer", step)
         torch.manual_seed(int(random.integers(2**62)))
         losses = []
-        for index, x, target, level, prompt in batches(latents, scenes, job.batch, random, model):
+        for index, x, target, level, prompt in batches(latents, scenes, job.batch, job.finest, random, model):
             unique, where = torch.unique(prompt, return_inverse=True)
             # On CPUs without 16-bit arithmetic, bfloat16 is a hundred times slower than float32.
             with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):
@@ -197,7 +165,49 @@ def train_transformer(
     return out | ({"text_encoder": dict(encoder.named_parameters())} if text.frozen else {})
 
 
-def check_request(output: Path, parts: Path | None, vae_of: Path | None, device: str) -> None:
+def train_student(
+    job: Job, model: Model, text: Text, teacher: Path, trajectories: int
+) -> dict[str, dict[str, torch.Tensor]] | None:
+    """A transformer that follows its model's schedule to where the teacher's own leads: weights by component."""
+    (modules, weights), (student, parameters) = make_stages(model), make_stages(model)
+    for named in (weights, parameters):
+        start_from(teacher, named, model.pyramid.patch_sizes)
+    for module in (*modules, *student):
+        module.to(job.device).requires_grad_(module in student)
+    ids, mask = tokens_of(text.tokenizer, job.device)
+    with torch.no_grad():
+        embedded = text.encoder.to(job.device)(ids, mask).last_hidden_state * mask[..., None]
+    schedule = read_checkpoint(teacher).model.schedule()
+    chains = Distillation(model, modules, student, Prompts(embedded), schedule, model.schedule())
+    average = distil(job, chains, parameters, trajectories)
+    return average and {"transformer": average, "text_encoder": dict(text.encoder.named_parameters())}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Checkpoints that a training begins with, or takes components from."""
+
+    parts: Path | None
+    """VAE and text encoder are its, and frozen."""
+    start: Path | None
+    """The transformer begins as its own."""
+    vae: Path | None
+    """The VAE is this one."""
+    teacher: Path | None
+    """The transformer is distilled from its own."""
+
+    @property
+    def digests(self) -> dict[str, str | None]:
+        """What they are, wherever they lie."""
+        return {
+            "parts": self.parts and digest_of(self.parts),
+            "start": self.start and digest_of(self.start / "transformer"),
+            "vae": self.vae and digest_of(self.vae),
+            "teacher": self.teacher and digest_of(self.teacher / "transformer"),
+        }
+
+
+def check_request(output: Path, sources: Sources, device: str) -> None:
     """Refuse before hours of work what could not be finished.
 
     Raises:
@@ -207,10 +217,13 @@ def check_request(output: Path, parts: Path | None, vae_of: Path | None, device:
         raise click.UsageError(f"{output} exists: a checkpoint is written to a new folder")
     if not output.absolute().parent.is_dir():
         raise click.UsageError(f"folder {output.parent} of the output does not exist; make it first")
-    if parts is not None and vae_of is not None:
-        raise click.UsageError("--parts brings a VAE along: give either --parts or --vae")
+    parts, vae = sources.parts, sources.vae
+    if parts is not None and vae is not None:
+        raise click.UsageError("--parts and --distil bring a VAE along: give them or --vae")
+    if sources.teacher is not None and (sources.start or parts != sources.teacher):
+        raise click.UsageError("--distil takes everything from the teacher: give it alone")
     needed = [parts / name / "config.json" for name in ("vae", "text_encoder")] if parts else []
-    for file in [*needed, *([vae_of / "config.json"] if vae_of else [])]:
+    for file in [*needed, *([vae / "config.json"] if vae else [])]:
         if not file.is_file():
             raise click.UsageError(f"{file} is missing: expected a folder that was written by this script")
     try:
@@ -225,21 +238,24 @@ def digest_of(folder: Path) -> str:
 
 
 def train(
-    job: Job, model: Model, pool_size: int, parts: Path | None, vae_of: Path | None, vae_job: Job, start: Path | None
+    job: Job, model: Model, pool_size: int, trajectories: int, sources: Sources, vae_job: Job
 ) -> Components | None:
     """All components, each trained or taken from elsewhere; None when time was up before."""
-    given = vae_of or (parts and parts / "vae")
+    given = sources.vae or (sources.parts and sources.parts / "vae")
     vae = load_vae(given, job.device) if given else train_vae(vae_job)
     if vae is None:
         return None
-    text = open_text(parts, job.seed)
-    pool = make_pool(job, vae, pool_size, trained=given is not None)
-    trained = train_transformer(job, model, pool, text, start)
+    text = open_text(sources.parts, job.seed)
+    if sources.teacher:
+        mean, std = (torch.tensor(values) for values in (vae.config.latents_mean, vae.config.latents_std))
+        trained = train_student(job, model, text, sources.teacher, trajectories)
+    else:
+        pool = make_pool(job, vae, pool_size, trained=given is not None)
+        mean, std = pool["mean"], pool["std"]
+        trained = train_transformer(job, model, pool, text, sources.start)
     if trained is None:
         return None
-    return Components(
-        **trained, umt5=text.encoder.config, tokenizer=text.tokenizer, vae=vae, mean=pool["mean"], std=pool["std"]
-    )
+    return Components(**trained, umt5=text.encoder.config, tokenizer=text.tokenizer, vae=vae, mean=mean, std=std)
 
 
 @click.command()
@@ -258,9 +274,14 @@ def train(
 )
 @click.option(
     "--vae",
-    "vae_of",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Take the VAE alone from this folder, and train the rest.",
+)
+@click.option(
+    "--distil",
+    "teacher",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="A checkpoint whose kind and whose components but the transformer are kept: the student follows 2-2-1.",
 )
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("--vae-steps", type=click.IntRange(1), default=3000, show_default=True)
@@ -273,6 +294,13 @@ def train(
     show_default=True,
     help="Clips whose latents are cached.",
 )
+@click.option(
+    "--trajectories",
+    type=click.IntRange(1),
+    default=192,
+    show_default=True,
+    help="Of a teacher, drawn in each of three rounds: of stage 0; four times as many for each coarser one.",
+)
 @click.option("--steps", type=click.IntRange(1), default=6000, show_default=True)
 @click.option(
     "--batch",
@@ -281,6 +309,7 @@ def train(
     show_default=True,
     help="Of stage 0; four times as many for each coarser one.",
 )
+@click.option("--finest", type=click.IntRange(1), help="Of stage 0 alone, where a start knows it already.")
 @click.option(
     "--minutes", type=click.FloatRange(0, min_open=True), default=math.inf, help="Stop, resumable, after this long."
 )
@@ -291,40 +320,42 @@ def main(
     kind: str,
     parts: Path | None,
     start: Path | None,
-    vae_of: Path | None,
+    vae: Path | None,
+    teacher: Path | None,
     device: str,
     vae_steps: int,
     vae_batch: int,
     pool_size: int,
+    trajectories: int,
     steps: int,
     batch: int,
+    finest: int | None,
     minutes: float,
     seed: int,
 ) -> None:
     """Train into RUN (again, to go on), and write the CHECKPOINT when done."""
-    check_request(output, parts, vae_of, device)
+    sources = Sources(parts or teacher, start, vae, teacher)
+    check_request(output, sources, device)
+    model = describe(read_checkpoint(teacher).model.pyramid.kind.name, DISTILLED) if teacher else describe(kind)
     settings = {
-        "kind": kind,
+        "kind": model.pyramid.kind.name,
         "seed": seed,
         "vae_steps": vae_steps,
         "vae_batch": vae_batch,
         "pool": pool_size,
+        "trajectories": trajectories,
         "steps": steps,
         "batch": batch,
-        "parts": parts and digest_of(parts),
-        "start": start and digest_of(start / "transformer"),
-        "vae": vae_of and digest_of(vae_of),
+        "finest": finest or batch,
     }
-    claim_run(run, settings)
+    claim_run(run, settings | sources.digests)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    job = Job(run, device, seed, steps, batch, time.monotonic() + 60 * minutes)
-    components = train(
-        job, describe(kind), pool_size, parts, vae_of, replace(job, steps=vae_steps, batch=vae_batch), start
-    )
+    job = Job(run, device, seed, steps, batch, time.monotonic() + 60 * minutes, finest or batch)
+    components = train(job, model, pool_size, trajectories, sources, replace(job, steps=vae_steps, batch=vae_batch))
     if components is None:
         print("time is up: run again to go on", flush=True)
         return
-    write_checkpoint(output, describe(kind), components, parts)
+    write_checkpoint(output, model, components, sources.parts)
     print(f"wrote {output}", flush=True)
 
 

@@ -27,6 +27,8 @@ class Job:
     batch: int
     deadline: float
     """When to stop, by `time.monotonic`."""
+    finest: int
+    """The batch of stage 0."""
 
 
 def random_of(seed: int, purpose: str, step: int) -> np.random.Generator:

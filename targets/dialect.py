@@ -74,6 +74,36 @@ class Dialect:
         """A 2-D convolution, its output in float32."""
         return nn.functional.conv2d(x, weight.float(), bias, padding=padding)
 
+    def rounded_integers(self, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        """x as 8-bit integers, uint8, by a scale and a zero."""
+        return (torch.round(x / scale) + zero).clamp(0, 255).to(torch.uint8)
+
+    def integer_convolution(
+        self,
+        x: Tensor,
+        given: tuple[Tensor, Tensor],
+        values: Tensor,
+        scales: Tensor,
+        bias: Tensor,
+        made: tuple[Tensor, Tensor],
+        padding: int,
+    ) -> Tensor:
+        """A 2-D convolution of integers, its output rounded to 8 bits.
+
+        Args:
+            x: uint8 [n, in, H, W].
+            given: scale and zero of x, float32 and uint8.
+            values: int8 [out, in, kh, kw].
+            scales: of each output channel [out].
+            bias: [out].
+            made: scale and zero of the output.
+            padding: rows and columns around x.
+        """
+        (scale, zero), (output_scale, output_zero) = given, made
+        weight = values.float() * scales.view(-1, 1, 1, 1)
+        y = nn.functional.conv2d((x.float() - zero) * scale, weight, bias, padding=padding)
+        return rounded_input(y, output_scale, output_zero)
+
     def layer_norm(self, width: int, eps: float) -> Callable[..., Tensor]:
         """`norm(x, weight=None, bias=None)` over the last axis."""
 

@@ -9,6 +9,7 @@ from ...runtime.model.checkpoint import Checkpoint
 from ...runtime.model.identity import checkpoint_digest, checkpoint_files
 from ...runtime.model.safetensors import TensorEntry, read_header
 from ...runtime.quantisation import SCHEMES
+from ...runtime.ranges import output_of
 from ...runtime.recipe import Calibration, read_calibration
 from ..families import modules_of
 
@@ -26,7 +27,8 @@ class RecipeFile:
     kept: frozenset[str]
     """Layers that it keeps as their component's other weights are."""
     intervals: Mapping[str, tuple[tuple[float, float], ...]]
-    """Of each layer whose input is rounded by constants: what its integers are to hold in each stage, finest first."""
+    """Of each layer whose input is rounded by constants, and each output that is: what integers are to hold in each
+    stage, finest first."""
     warnings: tuple[str, ...]
     tensors: Mapping[str, TensorEntry]
 
@@ -81,9 +83,9 @@ def _check_fits(found: Calibration, checkpoint: Checkpoint, methods: Mapping[str
             raise UsageError(
                 f"the recipe says nothing of the {component}: calibrate with --quantize {component}={method}"
             )
-    widths = {
-        layer: checkpoint.components[component][f"{layer}.weight"].shape[1]
-        for component in found.methods
-        for layer in modules_of(checkpoint.model.family).block_matrices(checkpoint, component)
-    }
+    widths: dict[str, int] = {}
+    for component in found.methods:
+        for layer in modules_of(checkpoint.model.family).block_matrices(checkpoint, component):
+            out, width = checkpoint.components[component][f"{layer}.weight"].shape[:2]
+            widths |= {layer: width} | ({output_of(layer): out} if component == "vae" else {})
     found.check_fits(checkpoint_digest(checkpoint_files(checkpoint)), widths, checkpoint.model.pyramid.depth)

@@ -50,7 +50,7 @@ class FamilyModules(Protocol):
         ...
 
     def block_matrices(self, checkpoint: Checkpoint, component: str) -> Sequence[str]:
-        """Layers of a component's blocks that are products with a matrix: what can be stored in integers."""
+        """Layers of a component's blocks, products with a matrix or convolutions: what can be stored in integers."""
         ...
 
     def migrations(self, checkpoint: Checkpoint) -> Sequence[tuple[str, ...]]:
@@ -62,6 +62,10 @@ class FamilyModules(Protocol):
 
         The checkpoint's names, and those that the layers have in the module of `stage_graph`.
         """
+        ...
+
+    def decoder_layer(self, model: Model, name: str) -> str:
+        """Name in the module of `decoder_graph` of one of the decoder's `block_matrices`."""
         ...
 
     def latent_statistics(self, checkpoint: Checkpoint) -> tuple[list[float], list[float]]:

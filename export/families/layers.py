@@ -14,7 +14,19 @@ from ...runtime.quantisation import Recipe, Scheme
 from ...targets.dialect import Dialect
 from ..weights.calibrated import Columns, Rows, SearchedBlocks
 from ..weights.source import Source, empty_parameter
-from ..weights.steps import Cast, Integers, Matrix, Pick, Quantise, Reshape, Step, Tap, Transpose
+from ..weights.steps import (
+    Cast,
+    Integers,
+    JoinedTaps,
+    KernelIntegers,
+    Matrix,
+    Pick,
+    Quantise,
+    Reshape,
+    Step,
+    Tap,
+    Transpose,
+)
 
 __all__ = ["CALIBRATION", "Linear", "WeightSpace", "linear", "run_time_zero"]
 
@@ -90,6 +102,12 @@ class WeightSpace:
         """LAYER.weight [out, in, kh, kw]; one tap of a causal 3-D kernel [out, in, kt, kh, kw]."""
         cut: tuple[Step, ...] = () if tap is None else (Tap(tap),)
         return self._make(f"{layer}.weight", Cast(self.recipe.scheme(layer).dtype), *cut)
+
+    def integer_kernel(self, layer: str, scheme: Scheme) -> tuple[nn.Parameter, nn.Parameter]:
+        """LAYER.weight [out, in, (kt,) kh, kw] as integers [out, kt · in, kh, kw], and scales [out]."""
+        steps = JoinedTaps(), KernelIntegers(scheme.largest)
+        values, scales = (self._make(f"{layer}.weight", *steps, output=output) for output in range(2))
+        return values, scales
 
     def _make(self, name: str, *steps: Step, output: int = 0) -> nn.Parameter:
         return empty_parameter(Source.of(self.component, name, self.tensors[name], steps, output))

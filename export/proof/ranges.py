@@ -6,15 +6,19 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ...runtime.bundle.graphs import STAGE
+from ...runtime.bundle.graphs import STAGE, VAE_FIRST, GraphKey
 from ...runtime.bundle.opening import Bundle
 from ...runtime.proof.metrics import finite
+from ...runtime.ranges import output_of
 from ..families import modules_of
 from .layers import constant, holds_models, layer_nodes, stage_model
 
 __all__ = ["range_errors"]
 
 Interval = tuple[float, float]
+
+DECODER = "decoder."
+"""What the names of a decoder's layers begin with."""
 
 GREATEST = 255
 """The integers of an input go from 0 to this."""
@@ -39,13 +43,36 @@ def range_errors(bundle: Bundle) -> dict[str, Any] | None:
 def _errors(bundle: Bundle, layers: dict[str, str]) -> Iterator[tuple[float, int, str]]:
     """Error, stage and layer of all stages and layers."""
     ranges = bundle.manifest.ranges
+    decoded = {name for name in ranges if name.startswith(DECODER)}
     for key in bundle.manifest.graphs:
+        if key.component == "vae" and decoded:
+            yield from _decoder_errors(bundle, key, decoded)
         if key.role == STAGE:
             model = stage_model(bundle, key)
-            for layer in dict.fromkeys((*layers, *ranges)):
+            for layer in dict.fromkeys((*layers, *(name for name in ranges if name not in decoded))):
                 expected = ranges[layer][key.stage] if layer in ranges else None
                 found = [_interval(node) for node in layer_nodes(model, layers.get(layer, layer))] or [None]
                 yield max(_deviation(interval, expected) for interval in found), key.stage, layer
+
+
+def _decoder_errors(bundle: Bundle, key: GraphKey, names: set[str]) -> Iterator[tuple[float, int, str]]:
+    """Those of the decoder's convolutions and their outputs; it knows of no stage, and counts as the finest."""
+    model, family = ir.load(bundle.file(bundle.manifest.graphs[key].file)), modules_of(bundle.manifest.model.family)
+    constants = model.graph.initializers
+    places = set()
+    for name in names:
+        layer = name.removesuffix(output_of(""))
+        kind = "" if layer == name else "output_"
+        place = f"{family.decoder_layer(bundle.manifest.model, layer)}.{kind}"
+        places.add(f"{place}scale")
+        scale, zero = (constants.get(f"{place}{which}") for which in ("scale", "zero"))
+        if scale is None and key.role == VAE_FIRST:
+            continue  # what doubles frames has nothing to do in the first one
+        found = None if scale is None or zero is None else _held(scale, zero)
+        yield _deviation(found, bundle.manifest.ranges[name][0]), 0, name
+    for place in constants:
+        if place.endswith("scale") and place not in places:
+            yield math.inf, 0, place
 
 
 def _deviation(found: Interval | None, expected: Interval | None) -> float:
@@ -62,8 +89,12 @@ def _interval(node: ir.Node) -> Interval | None:
     rounded = None if given is None else given.producer()
     if rounded is None or rounded.op_type != "QuantizeLinear":
         return None
-    scale, zero = (_constant(value) for value in rounded.inputs[1:3])
-    return -zero * scale, (GREATEST - zero) * scale
+    return _held(*rounded.inputs[1:3])
+
+
+def _held(scale: ir.Value | None, zero: ir.Value | None) -> Interval:
+    step, middle = _constant(scale), _constant(zero)
+    return -middle * step, (GREATEST - middle) * step
 
 
 def _constant(value: ir.Value | None) -> float:

@@ -78,6 +78,13 @@ class Reference:
             self._stages = self.modules.load_transformer(self.checkpoint)
         return self._stages
 
+    @property
+    def decoder(self) -> Any:
+        """The module of the decoder."""
+        if self._decoder is None:
+            self._decoder = self.modules.load_decoder(self.checkpoint)
+        return self._decoder
+
     @torch.no_grad()
     def velocity(self, step: StepPlan, latent: NDArray[np.float32], conditions: Conditions) -> NDArray[np.float32]:
         """See `runtime.chain.sampler.Denoiser`."""
@@ -98,7 +105,5 @@ class Reference:
     @torch.no_grad()
     def decode_float(self, latent: NDArray[np.float32]) -> NDArray[np.float32]:
         """Frames [T, 3, H, W] in -1 … 1 of a latent [C, T, H, W]."""
-        if self._decoder is None:
-            self._decoder = self.modules.load_decoder(self.checkpoint)
-        video = self.modules.decode(self._decoder, torch.from_numpy(latent))
+        video = self.modules.decode(self.decoder, torch.from_numpy(latent))
         return np.ascontiguousarray(video.transpose(0, 1).numpy())

@@ -17,6 +17,8 @@ __all__ = [
     "TORCH_DTYPES",
     "Cast",
     "Integers",
+    "JoinedTaps",
+    "KernelIntegers",
     "Matrix",
     "Pick",
     "Quantise",
@@ -226,6 +228,36 @@ class Integers:
         if self.transposed:
             integers = integers.T.clone(memory_format=torch.contiguous_format)
         return integers, scales
+
+
+@dataclass(frozen=True)
+class JoinedTaps(Straight):
+    """A causal kernel [out, in, kt, kh, kw] as one over the frames that it sees, side by side as channels."""
+
+    def shape(self, given: Stored) -> tuple[Stored, ...]:
+        """A kernel [out, kt · in, kh, kw], the earliest frame first; one of a frame alone stays as it is."""
+        out, into, *rest = given.shape
+        return (Stored((out, into * math.prod(rest[:-2]), *rest[-2:]), given.dtype),)
+
+    def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
+        """The rows, their taps in turn."""
+        return (rows if rows.ndim == 4 else rows.transpose(1, 2).flatten(1, 2).contiguous(),)
+
+
+@dataclass(frozen=True)
+class KernelIntegers(Straight):
+    """A kernel [out, …] as 8-bit integers of its shape, and a scale for each output channel; see `Integers`."""
+
+    largest: int
+
+    def shape(self, given: Stored) -> tuple[Stored, ...]:
+        """Integers, then their scales."""
+        return Stored(given.shape, "int8"), Stored(given.shape[:1], "float32")
+
+    def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
+        """Integers and scales of the rows."""
+        integers, scales = channel_integers(rows.flatten(1), self.largest)
+        return integers.view(rows.shape), scales
 
 
 def channel_integers(rows: torch.Tensor, largest: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,7 +7,7 @@ import torch
 
 from ...runtime.quantisation import Scheme
 from ..dialect import Dialect, attention, expand_blocks
-from .operators import integer_matmul, multi_head_attention, quantised_matmul, rotary
+from .operators import integer_conv, integer_matmul, multi_head_attention, quantise, quantised_matmul, rotary
 from .passes import expand_late
 
 __all__ = ["FUSED"]
@@ -54,6 +54,48 @@ def _(
     return x.new_empty(*x.shape[:-1], values.shape[1])
 
 
+@torch.library.custom_op("pyrexport::rounded_integers", mutates_args=())
+def rounded_integers(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """x as uint8; see `Dialect.rounded_integers`."""
+    return Dialect().rounded_integers(x, scale, zero)
+
+
+@rounded_integers.register_fake
+def _(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    return torch.empty_like(x, dtype=torch.uint8)
+
+
+@torch.library.custom_op("pyrexport::integer_convolution", mutates_args=())
+def integer_convolution(
+    x: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    values: Tensor,
+    scales: Tensor,
+    bias: Tensor,
+    output_scale: Tensor,
+    output_zero: Tensor,
+    padding: int,
+) -> Tensor:
+    """A convolution that keeps the size; see `Dialect.integer_convolution`."""
+    return Dialect().integer_convolution(x, (scale, zero), values, scales, bias, (output_scale, output_zero), padding)
+
+
+@integer_convolution.register_fake
+def _(
+    x: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    values: Tensor,
+    scales: Tensor,
+    bias: Tensor,
+    output_scale: Tensor,
+    output_zero: Tensor,
+    padding: int,
+) -> Tensor:
+    return x.new_empty(x.shape[0], values.shape[0], *x.shape[2:], dtype=torch.float32)
+
+
 class Fused(Dialect):
     """One operator for attention, rotation and products with blocks."""
 
@@ -63,6 +105,8 @@ class Fused(Dialect):
         torch.ops.pyrexport.rotary_embedding.default: rotary,
         torch.ops.pyrexport.quantised_product.default: quantised_matmul,
         torch.ops.pyrexport.integer_product.default: integer_matmul,
+        torch.ops.pyrexport.rounded_integers.default: quantise,
+        torch.ops.pyrexport.integer_convolution.default: integer_conv,
     }
     feed_forward_bytes = 64 * 1024 * 1024
     most_pieces = 1024
@@ -82,6 +126,23 @@ class Fused(Dialect):
     ) -> Tensor:
         """The product in integers."""
         return integer_product(x, values, scales, bias, scale, zero)
+
+    def rounded_integers(self, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        """The integers by one operator."""
+        return rounded_integers(x, scale, zero)
+
+    def integer_convolution(
+        self,
+        x: Tensor,
+        given: tuple[Tensor, Tensor],
+        values: Tensor,
+        scales: Tensor,
+        bias: Tensor,
+        made: tuple[Tensor, Tensor],
+        padding: int,
+    ) -> Tensor:
+        """The convolution in integers."""
+        return integer_convolution(x, *given, values, scales, bias, *made, padding)
 
     def rotation(self, heads: int, size: int) -> Callable[..., Tensor]:
         """The rotation as one operator."""

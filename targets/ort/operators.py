@@ -8,7 +8,7 @@ import onnxscript
 from onnx.defs import OpSchema
 from onnxscript import opset23
 
-__all__ = ["integer_matmul", "multi_head_attention", "quantised_matmul", "rotary"]
+__all__ = ["integer_conv", "integer_matmul", "multi_head_attention", "quantise", "quantised_matmul", "rotary"]
 
 
 def _schema(
@@ -59,6 +59,31 @@ def integer_matmul(x: Any, values: Any, scales: Any, bias: Any = None, scale: An
     else:
         integers = opset23.QuantizeLinear(x, scale, zero)
     return _MATMUL_INTEGER_TO_FLOAT(integers, values, scale, scales, zero, None, bias)
+
+
+def quantise(x: Any, scale: Any, zero: Any) -> Any:
+    """8-bit integers."""
+    return opset23.QuantizeLinear(x, scale, zero)
+
+
+def integer_conv(
+    x: Any,
+    scale: Any,
+    zero: Any,
+    values: Any,
+    scales: Any,
+    bias: Any,
+    output_scale: Any,
+    output_zero: Any,
+    padding: int,
+) -> Any:
+    """A convolution of 8-bit integers: with QDQ around `Conv`, ONNX Runtime would hold the weights in float32."""
+    middle = opset23.Constant(value=onnx.helper.make_tensor("middle", onnx.TensorProto.INT8, [], [0]))
+    # A bias is in units of the sums: made of constants, once, when a session is opened.
+    units = opset23.Cast(opset23.Round(opset23.Div(bias, opset23.Mul(scales, scale))), to=onnx.TensorProto.INT32)
+    given = x, scale, zero, values, scales, middle, output_scale, output_zero, units
+    y = opset23.QLinearConv(*given, pads=[padding] * 4)
+    return opset23.DequantizeLinear(y, output_scale, output_zero)
 
 
 def multi_head_attention(query: Any, key: Any, value: Any, heads: int) -> Any:

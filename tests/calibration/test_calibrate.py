@@ -17,9 +17,9 @@ from pyrexport.runtime.chain.noise import generator, standard_normal
 from pyrexport.runtime.chain.plan import plan
 from pyrexport.runtime.chain.sampler import sample
 from pyrexport.runtime.recipe import read_calibration
-from pyrexport.runtime.reporter import Reporter
 from safetensors.numpy import load_file, save_file
 from support.building import LEAN, small_checkpoint
+from support.stopping import Stop
 
 PROMPTS = ("a red circle moving left", "two cats")
 CHECKPOINTS = {
@@ -126,24 +126,6 @@ def test_the_reference_is_left_as_it_was(make_checkpoint):
         assert not module._forward_pre_hooks
         assert "forward" not in vars(module)
     assert names == ("first", "rest")
-
-
-class Stop(Reporter):
-    """Interrupts after some steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left, self.lines = steps, []
-
-    def begin(self, name: str, total: int) -> None:
-        self.counting = name == "calibration"
-
-    def advance(self, units: int) -> None:
-        self.left -= units * self.counting
-        if self.left < 0:
-            raise KeyboardInterrupt
-
-    def said(self, line: str) -> None:
-        self.lines.append(line)
 
 
 @pytest.mark.parametrize("arguments", [(), LEAN], ids=["text", "noise"])

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 RUN = Trajectories(
     checkpoint="ab" * 32,
+    components=("transformer",),
     kind="pyramidal",
     stages=2,
     groups=("first", "rest"),
@@ -199,10 +200,10 @@ def test_a_recipe_of_another_model_says_what_differs():
 
 
 def test_a_later_format_is_refused(path, monkeypatch):
-    monkeypatch.setattr("pyrexport.runtime.trajectories.FORMAT", 3)
+    monkeypatch.setattr("pyrexport.runtime.trajectories.FORMAT", 4)
     RECIPE.to_file(path)
     monkeypatch.undo()
-    with pytest.raises(UsageError, match=r"expected 2 \(another format"):
+    with pytest.raises(UsageError, match=r"expected 3 \(another format"):
         read_calibration(path)
 
 

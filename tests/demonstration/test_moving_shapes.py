@@ -13,9 +13,16 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from conftest import DATA, SCRIPTS
+from distillation import Distillation, Prompts, renoise, solve
 from judge_shapes import judge, scores
 from moving_shapes import COLOURS, DIRECTIONS, SCENES, SHAPES, draw, prompts, render
 from pyrexport.export.init.tokenizer import make_tokenizer
+from pyrexport.export.reference.reference import Reference
+from pyrexport.runtime.chain.noise import generator
+from pyrexport.runtime.chain.plan import plan
+from pyrexport.runtime.chain.sampler import guided_velocity, transition
+from pyrexport.runtime.model.checkpoint import read_checkpoint
+from pyrexport.runtime.proof.metrics import distance
 from train_moving_shapes import main as train
 from train_shapes_vae import VAE, AutoencoderKLWan, decode_clips, encode_clips, load_vae, over_whole_clips
 from training_loop import Loop
@@ -158,3 +165,34 @@ def test_the_training_script_makes_a_checkpoint(cli: Callable[..., Result], tmp_
     twin[2] = str(tmp_path / "ppf-run")
     subprocess.run(twin, check=True, capture_output=True)
     assert json.loads(cli("inspect", tmp_path / "ppf", "--json").output)["kind"] == "ppf"
+    student = [str(tmp_path / "student-run"), "-o", str(tmp_path / "student"), "--distil", str(tmp_path / "ppf")]
+    given = [*student, "--steps", "2", "--batch", "1", "--trajectories", "1", "--device", "cpu"]
+    result = CliRunner().invoke(train, given, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    found = json.loads(cli("inspect", tmp_path / "student", "--json").output)
+    assert found["kind"] == "ppf"
+    assert list(read_checkpoint(tmp_path / "student").model.schedules) == ["2-2-1"]
+
+
+def test_trajectories_are_those_of_the_chain() -> None:
+    """Guided, batched and in parts, against the reference in the runtime's own chain: but for the order of sums."""
+    checkpoint = read_checkpoint(DATA / "moving-shapes")
+    model, reference = checkpoint.model, Reference(checkpoint)
+    steps = [step for step in plan(model.pyramid, checkpoint.resolution, model.schedule()) if step.stage.index == 2]
+    text = torch.from_numpy(reference.encode(["a red circle moving left", "a blue square moving up", ""]))
+    chains = Distillation(model, reference.stages, reference.stages, Prompts(text), model.schedule(), model.schedule())
+    x, prompts = torch.randn(3, *steps[0].stage.latent), torch.tensor([0, 1, 0])
+    guided = chains.prompts.velocity(reference.stages[2], model.schedule().guidance_scale)
+    states = solve(steps[0].stage, chains.levels(model.schedule(), steps[0].stage), guided, x, prompts)
+    for index, prompt in enumerate(prompts):
+        latent, solver = x[index].numpy(), steps[0].solver.start()
+        words = {"text": text[prompt].numpy()}, {"text": text[-1].numpy()}
+        for step, state in zip(steps, states, strict=True):
+            latent = solver(step, latent, guided_velocity(reference, step, latent, *words), generator(0))
+            assert distance(state[index].numpy(), latent).relative_l2 < 1e-5
+    drawn = renoise(model, steps[0].stage, states[-1], generator(1))
+    assert drawn.shape[1:] == model.stages(checkpoint.resolution)[1].latent
+    one = renoise(model, steps[0].stage, states[-1][:1], generator(1))[0].numpy()
+    assert (
+        distance(one, transition(model.pyramid.taps, steps[-1], states[-1][0].numpy(), generator(1))).relative_l2 < 1e-6
+    )

@@ -43,9 +43,9 @@ def tampered(
     return out
 
 
-def change_weight(folder: Path, names: list[str], change: Change) -> None:
-    """Change float32 weights of stage graphs in the weights file."""
-    initializers = ir.load(folder / "stage0.onnx").graph.initializers
+def change_weight(folder: Path, names: list[str], change: Change, graph: str = "stage0") -> None:
+    """Change float32 weights of a graph in the weights file."""
+    initializers = ir.load(folder / f"{graph}.onnx").graph.initializers
     mapped = []
     for name in names:
         place = initializers[name].const_value

@@ -31,7 +31,7 @@ from .modules import (
 from .pipeline import follows_pipeline, run_pipeline
 from .text import TextGraph, check_supported
 from .transformer import StageGraph
-from .vae import PackedVae, VaeGraph
+from .vae import PackedVae, VaeGraph, decoder_layer
 
 __all__ = ["WAN_MODULES", "WanModules"]
 
@@ -42,6 +42,13 @@ BLOCK_LAYERS = {
     "ffn.net.2": "ffn_out",
 }
 """Layers of a block in the order in which they run: the checkpoint's names, and those of `transformer.Block`."""
+
+BLOCK_WEIGHTS: Mapping[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
+    "transformer": (("blocks.",), (2,)),
+    "text_encoder": (("encoder.block.",), (2,)),
+    "vae": (("decoder.mid_block.", "decoder.up_blocks."), (4, 5)),
+}
+"""By component: where the weights of its blocks are, and their numbers of axes."""
 
 
 class WanModules:
@@ -79,14 +86,17 @@ class WanModules:
         return PackedVae(graph, config.cache_shapes(*decoder.tiles.tile)) if decoder.packed else graph
 
     def block_matrices(self, checkpoint: Checkpoint, component: str) -> Sequence[str]:
-        """The matrices of the transformer's and of UMT5's blocks; a table of position biases is none."""
-        blocks = {"transformer": "blocks.", "text_encoder": "encoder.block."}[component]
+        """The matrices of the transformer's and of UMT5's blocks, and the decoder's convolutions between its ends.
+
+        A table of position biases is none.
+        """
+        blocks, axes = BLOCK_WEIGHTS[component]
         return [
             name.removesuffix(".weight")
             for name, entry in checkpoint.components[component].items()
             if name.startswith(blocks)
             and name.endswith(".weight")
-            and len(entry.shape) == 2
+            and len(entry.shape) in axes
             and "relative_attention_bias" not in name
         ]
 
@@ -107,6 +117,11 @@ class WanModules:
             {f"blocks.{index}.{theirs}": f"blocks.{index}.{ours}" for theirs, ours in BLOCK_LAYERS.items()}
             for index in range(model.transformer.num_layers)
         ]
+
+    def decoder_layer(self, model: Model, name: str) -> str:
+        """A convolution between the ends of `VaeGraph`."""
+        assert isinstance(model.decoder, WanDecoderConfig)
+        return decoder_layer(model.decoder, name)
 
     def latent_statistics(self, checkpoint: Checkpoint) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of the latents, 0 and 1 where there is no VAE."""

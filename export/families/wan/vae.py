@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from ....runtime.model.families.wan import WanDecoderConfig
+from ....runtime.quantisation import Scheme
+from ....runtime.ranges import output_of
 from ...weights.steps import TORCH_DTYPES
 from ..layers import WeightSpace
 
-__all__ = ["PackedVae", "VaeGraph"]
+__all__ = ["PackedVae", "VaeGraph", "decoder_layer"]
 
 Frames = list[torch.Tensor]
 """Frames [1, C, H, W], in order of time."""
@@ -53,8 +55,8 @@ class VaeGraph(nn.Module):
         """The decoder of a configuration, for the first latent frame or a later one, its caches in a dtype."""
         super().__init__()
         self.first, self.caches = first, TORCH_DTYPES[caches]
-        self.post_quant = Conv2d(space, "post_quant_conv", tap=0)
-        self.conv_in = CausalConv(space, "decoder.conv_in")
+        self.post_quant = convolution(space, "post_quant_conv")
+        self.conv_in = causal_convolution(space, "decoder.conv_in")
         middle = "decoder.mid_block"
         self.mid = nn.ModuleList(
             [
@@ -70,7 +72,7 @@ class VaeGraph(nn.Module):
             if f"{block}.upsamplers.0.resample.1.weight" in space.tensors:
                 self.up.append(Upsample(space, f"{block}.upsamplers.0"))
         self.norm_out = ChannelNorm(space, "decoder.norm_out")
-        self.conv_out = CausalConv(space, "decoder.conv_out")
+        self.conv_out = causal_convolution(space, "decoder.conv_out")
 
     def forward(self, latent: torch.Tensor, *caches: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Frames, then the new caches."""
@@ -81,6 +83,20 @@ class VaeGraph(nn.Module):
         frames = self.conv_out([nn.functional.silu(self.norm_out(frame)) for frame in frames], walk)
         out = frames[0] if len(frames) == 1 else torch.cat(frames, dim=0)
         return out.clamp(-1.0, 1.0), *walk.new
+
+
+def decoder_layer(config: WanDecoderConfig, name: str) -> str:
+    """What a convolution between the decoder's ends, DECODER.BLOCK.LAYER of a checkpoint, is called in `VaeGraph`."""
+    _, block, *rest = name.split(".")
+    if block == "mid_block":
+        kind, index, *leaf = rest
+        return ".".join(("mid", str(2 * int(index) if kind == "resnets" else 1), *leaf))
+    level, kind, index, *leaf = rest
+    first = int(level) * (config.num_res_blocks + 2)  # of a level: its residual blocks, one more than it says, then up
+    if kind == "resnets":
+        return ".".join(("up", str(first + int(index)), *(part.removeprefix("conv_") for part in leaf)))
+    own = "time_conv" if leaf == ["time_conv"] else "conv"
+    return f"up.{first + config.num_res_blocks + 1}.{own}"
 
 
 class PackedVae(nn.Module):
@@ -141,6 +157,60 @@ class CausalConv(nn.Module):
         ]
 
 
+class IntegerConv(nn.Module):
+    """A convolution of 8-bit integers that keeps the size: a recipe says what its input and its output range over."""
+
+    def __init__(self, space: WeightSpace, name: str, scheme: Scheme) -> None:
+        """The weights of NAME."""
+        super().__init__()
+        self.dialect = space.dialect
+        self.values, self.scales = space.integer_kernel(name, scheme)
+        self.bias = space.vector(f"{name}.bias")
+        self.scale, self.zero = space.input_range(name)
+        self.output_scale, self.output_zero = space.input_range(output_of(name))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The convolution: x [n, in, H, W] to [n, out, H, W]."""
+        return self.convolve(self.rounded(x))
+
+    def rounded(self, x: torch.Tensor) -> torch.Tensor:
+        """The integers of an input."""
+        return self.dialect.rounded_integers(x, self.scale, self.zero)
+
+    def convolve(self, integers: torch.Tensor) -> torch.Tensor:
+        """The convolution of an input's integers."""
+        given, made = (self.scale, self.zero), (self.output_scale, self.output_zero)
+        padding = self.values.shape[-1] // 2
+        return self.dialect.integer_convolution(integers, given, self.values, self.scales, self.bias, made, padding)
+
+
+class IntegerCausalConv(IntegerConv):
+    """A causal convolution of three taps in time: the frames that it sees lie side by side as channels."""
+
+    def forward(self, frames: Frames, caches: Caches) -> Frames:  # type: ignore[override]
+        """The convolved frames, as many as are given."""
+        frames = [self.rounded(frame) for frame in caches.extend(frames)]
+        if not caches.old:
+            nothing = self.zero.expand(frames[0].shape)
+            frames = [nothing, nothing, *frames]
+        return [
+            self.convolve(torch.cat((a, b, c), dim=1)) for a, b, c in zip(frames, frames[1:], frames[2:], strict=False)
+        ]
+
+
+def convolution(space: WeightSpace, name: str) -> nn.Module:
+    """A convolution over one frame, as the recipe says."""
+    scheme = space.recipe.scheme(name)
+    tap = 0 if len(space.tensors[f"{name}.weight"].shape) == 5 else None
+    return Conv2d(space, name, tap) if scheme.is_float else IntegerConv(space, name, scheme)
+
+
+def causal_convolution(space: WeightSpace, name: str) -> nn.Module:
+    """A causal convolution, as the recipe says."""
+    scheme = space.recipe.scheme(name)
+    return CausalConv(space, name) if scheme.is_float else IntegerCausalConv(space, name, scheme)
+
+
 class ChannelNorm(nn.Module):
     """RMS norm over channels."""
 
@@ -162,10 +232,10 @@ class Residual(nn.Module):
     def __init__(self, space: WeightSpace, name: str) -> None:
         """The weights of NAME."""
         super().__init__()
-        self.norm1, self.conv1 = ChannelNorm(space, f"{name}.norm1"), CausalConv(space, f"{name}.conv1")
-        self.norm2, self.conv2 = ChannelNorm(space, f"{name}.norm2"), CausalConv(space, f"{name}.conv2")
+        self.norm1, self.conv1 = ChannelNorm(space, f"{name}.norm1"), causal_convolution(space, f"{name}.conv1")
+        self.norm2, self.conv2 = ChannelNorm(space, f"{name}.norm2"), causal_convolution(space, f"{name}.conv2")
         shortcut = f"{name}.conv_shortcut"
-        self.shortcut = Conv2d(space, shortcut, tap=0) if f"{shortcut}.weight" in space.tensors else None
+        self.shortcut = convolution(space, shortcut) if f"{shortcut}.weight" in space.tensors else None
 
     def forward(self, frames: Frames, caches: Caches) -> Frames:
         """The frames after the block, as many as are given."""
@@ -182,7 +252,7 @@ class SpatialAttention(nn.Module):
         """The weights of NAME."""
         super().__init__()
         self.norm = ChannelNorm(space, f"{name}.norm")
-        self.to_qkv, self.proj = Conv2d(space, f"{name}.to_qkv"), Conv2d(space, f"{name}.proj")
+        self.to_qkv, self.proj = convolution(space, f"{name}.to_qkv"), convolution(space, f"{name}.proj")
 
     def forward(self, frames: Frames, caches: Caches) -> Frames:
         """The frames after attention, as many as are given; it needs no cache."""
@@ -203,8 +273,9 @@ class Upsample(nn.Module):
         """The weights of NAME."""
         super().__init__()
         self.enlarge = space.dialect.doubling()
-        self.conv = Conv2d(space, f"{name}.resample.1")
-        self.time_conv = CausalConv(space, f"{name}.time_conv") if f"{name}.time_conv.weight" in space.tensors else None
+        self.conv = convolution(space, f"{name}.resample.1")
+        time = f"{name}.time_conv"
+        self.time_conv = causal_convolution(space, time) if f"{time}.weight" in space.tensors else None
 
     def forward(self, frames: Frames, caches: Caches) -> Frames:
         """Larger frames, and twice as many from the second latent frame on."""

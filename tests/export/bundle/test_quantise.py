@@ -105,7 +105,7 @@ def test_what_cannot_be_is_refused(make_checkpoint, tiny, lean_recipe, refused, 
     assert "given twice" in refused(*build, "--quantize", "w8", "--quantize", "transformer=w4")
     assert "has no precision 'w8': expected one of fp32, fp16, bf16" in refused(*build, "--precision", "w8")
     whole = ("build", tiny, *build[2:])
-    assert "the vae has no quantisation 'w8': it takes none" in refused(*whole, "--quantize", "vae=w8")
+    assert "the vae has no quantisation 'w8': expected one of w8a8" in refused(*whole, "--quantize", "vae=w8")
     assert "text_encoder has no quantisation 'w8a8': expected one of" in refused(
         *whole, "--quantize", "text_encoder=w8a8"
     )
