@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,22 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that no process is left alone with one at the end."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def operators_are_listed_once() -> None:
+    """PyTorch's exporter lists all of ONNX's operators anew for each graph, which is a fifth of a tiny export."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    make = cache(ONNXRegistry.from_torchlib)
+
+    def listed(**options: int) -> ONNXRegistry:
+        found = ONNXRegistry()
+        found._opset_version = make(**options).opset_version
+        found.functions = {name: list(known) for name, known in make(**options).functions.items()}
+        return found
+
+    ONNXRegistry.from_torchlib = staticmethod(listed)
 
 
 @pytest.fixture(scope="session")
