@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..export.bundle.tiling import choose_tiles
 from ..export.families import modules_of
 from ..export.reference.reference import Reference
+from ..runtime.bundle.tiles import Tiles
 from ..runtime.chain.noise import generator, standard_normal
 from ..runtime.chain.plan import StepPlan, plan
 from ..runtime.chain.sampler import Conditions, sample
@@ -138,7 +140,7 @@ def _statistics(
             for index, text in enumerate(texts, done):
                 latent = _sample(reference, observer, steps, (text, negative), request.seed + index, reporter)
                 if decodes:
-                    reference.decode_float(latent)
+                    _decode(reference, latent)
                     reporter.advance(1)
                 _check_ranges(observer, run)
                 write_state(state, run, index + 1, observer)
@@ -253,6 +255,14 @@ def _sample(
         seed=seed,
         callback=lambda _: reporter.advance(1),
     )
+
+
+def _decode(reference: Reference, latent: NDArray[np.float32]) -> None:
+    """Decode as a bundle does: large frames in tiles, which bounds memory, and is what its layers will be given."""
+    frame = latent.shape[2], latent.shape[3]
+    (tile,) = choose_tiles(reference.checkpoint, [frame])
+    for rows, columns, _ in Tiles(frame, tile or frame).places():
+        reference.decode_float(latent[:, :, rows, columns])
 
 
 def _ranges(observer: Observer, run: Trajectories) -> dict[str, Ranges]:
