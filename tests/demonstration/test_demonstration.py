@@ -59,7 +59,7 @@ def test_its_bundle_computes_what_it_computes(shapes_bundle: Path, cli: Callable
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["moving-shapes-ppf"])
+@pytest.mark.parametrize("name", ["moving-shapes-ppf", "moving-shapes-distilled"])
 def test_its_siblings_show_what_prompts_say(name: str) -> None:
     """Of six prompts one may be wrong, in PyTorch, at their own schedules; it takes 20 s."""
     chosen = range(6, len(SCENES), 13)
