@@ -121,7 +121,7 @@ class Distillation:
             ends = states[-1][:keep]
             if number:
                 own = self.prompts.velocity(self.student[stage.index])
-                half = keep // 2
+                half = (keep + 1) // 2
                 ends = torch.cat([solve(stage, passed, own, x[:half], prompts[:half])[-1], ends[half:]])
             x, prompts = renoise(self.model, stage, ends.cpu(), random), prompts[:keep]
             print(f"trajectories {number}, stage {stage.index} done", flush=True)

@@ -219,9 +219,7 @@ def check_request(output: Path, sources: Sources, device: str) -> None:
         raise click.UsageError(f"folder {output.parent} of the output does not exist; make it first")
     parts, vae = sources.parts, sources.vae
     if parts is not None and vae is not None:
-        raise click.UsageError("--parts and --distil bring a VAE along: give them or --vae")
-    if sources.teacher is not None and (sources.start or parts != sources.teacher):
-        raise click.UsageError("--distil takes everything from the teacher: give it alone")
+        raise click.UsageError("--parts brings a VAE along: give either --parts or --vae")
     needed = [parts / name / "config.json" for name in ("vae", "text_encoder")] if parts else []
     for file in [*needed, *([vae / "config.json"] if vae else [])]:
         if not file.is_file():
@@ -334,9 +332,12 @@ def main(
     seed: int,
 ) -> None:
     """Train into RUN (again, to go on), and write the CHECKPOINT when done."""
-    sources = Sources(parts or teacher, start, vae, teacher)
+    if teacher is not None and (parts or start or vae):
+        raise click.UsageError("--distil takes everything from the teacher: give it alone")
+    taught = teacher and read_checkpoint(teacher)
+    sources = Sources(taught.folders["vae"].parent if taught else parts, start, vae, teacher)
     check_request(output, sources, device)
-    model = describe(read_checkpoint(teacher).model.pyramid.kind.name, DISTILLED) if teacher else describe(kind)
+    model = describe(taught.model.pyramid.kind.name, DISTILLED) if taught else describe(kind)
     settings = {
         "kind": model.pyramid.kind.name,
         "seed": seed,
