@@ -39,8 +39,8 @@ PACKAGES = ("pyrexport", "torch", "diffusers", "transformers", "numpy")
 """Packages whose versions decide what a run gives."""
 
 WATCHED: Mapping[str, tuple[str, ...]] = {
-    "transformer": tuple(name for name, scheme in SCHEMES.items() if scheme.searched),
-    "vae": tuple(name for name, scheme in SCHEMES.items() if scheme.searched and "vae" in scheme.components),
+    component: tuple(name for name, scheme in SCHEMES.items() if scheme.searched and component in scheme.components)
+    for component in ("transformer", "vae")
 }
 """By component whose layers can be watched: methods that a recipe can serve."""
 
