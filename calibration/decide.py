@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from ..export.families import modules_of
 from ..export.reference.reference import Reference
-from ..export.weights.stream import read_tensor
+from ..export.weights.edits import read_tensor
 from ..runtime.choices import Choice
 from ..runtime.errors import UsageError
 from ..runtime.model.checkpoint import Checkpoint

@@ -19,18 +19,9 @@ from ..runtime.bundle.opening import open_bundle
 from ..runtime.chain.pyramid import Resolution
 from ..runtime.errors import CheckFailed, UsageError
 from ..runtime.proof.measure import measure_bundle
-from .common import (
-    PATH,
-    engine_options,
-    output_options,
-    print_json,
-    print_table,
-    progress,
-    require_bundle,
-    resolution_option,
-    resolve_checkpoint,
-)
+from .common import PATH, engine_options, output_options, print_json, print_table, progress, require_bundle
 from .hub import find_model
+from .reading import resolution_option, resolve_checkpoint
 
 
 @click.command()

@@ -22,10 +22,9 @@ from .common import (
     print_json,
     print_memory,
     progress,
-    resolve_checkpoint,
-    variant_option,
 )
 from .hub import find_model
+from .reading import Weights, resolve_checkpoint, weights_options
 
 OWN = [option for target in installed_targets() if isinstance(target, BuildTarget) for option in target.build_options]
 
@@ -70,7 +69,7 @@ AGAIN = f"COMPONENT is one of {', '.join(COMPONENTS)}, without one the transform
     multiple=True,
     help="In place of the checkpoint's own; can be given again: the first is the default of the bundle.",
 )
-@variant_option
+@weights_options
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
 @click.option("--no-run", is_flag=True, help="Do not run each lowered graph once, which takes long at the real size.")
 @click.option("--plan", is_flag=True, help="Only say what each graph will need in memory; write nothing.")
@@ -86,7 +85,7 @@ def command(
     vae_caches: str,
     own: Mapping[str, Any],
     resolutions: tuple[Resolution, ...],
-    variant: str | None,
+    weights: Weights,
     force: bool,
     no_run: bool,
     plan: bool,
@@ -97,27 +96,39 @@ def command(
     if plan == (output is not None):
         raise UsageError("give either -o OUTPUT to build, or --plan to only say what it will need")
     target = find_build_target(target_name)
-    checkpoint = find_model(checkpoint, variant, quiet=quiet)
-    opened = resolve_checkpoint(checkpoint, resolutions[0] if resolutions else None, variant)
+    checkpoint = find_model(checkpoint, weights.files.variant, quiet=quiet)
+    opened = resolve_checkpoint(checkpoint, resolutions[0] if resolutions else None, weights)
     from ..export.bundle.build import build_bundle
     from ..export.bundle.options import BuildRequest, resolve_options
     from ..export.bundle.output import check_replaceable
+    from ..export.weights.lora import read_changes
 
     schemes = by_component(precision, "--precision"), by_component(quantize, "--quantize")
     options = resolve_options(opened, target, BuildRequest(*schemes, recipe, vae_tile, vae_caches, own, resolutions))
     if output is None:
-        _plan(opened, target, options, as_json=as_json, quiet=quiet)
-        return
+        return _plan(opened, target, options, as_json=as_json, quiet=quiet)
     check_replaceable(output, force)
     with progress(quiet) as bar:
         build_bundle(opened, target, output, options, force=force, run_graphs=not no_run, reporter=Bars(bar))
+        changes = read_changes(opened)
     nbytes = {path.name: path.stat().st_size for path in sorted(output.iterdir())}
     if as_json:
         quantised = {component: scheme.name for component, scheme in options.quantised.items()}
         stored = {"precision": dict(options.precision), "quantised": quantised}
-        print_json({"bundle": str(output), "target": target_name, **stored, "files": nbytes})
+        print_json({"bundle": str(output), "target": target_name, **stored, "loras": changes, "files": nbytes})
     else:
+        click.echo("".join(map(_said_of, changes)), nl=False)
         click.echo(f"{output}: {len(nbytes)} files, {sum(nbytes.values()):,} bytes")
+
+
+def _said_of(change: Mapping[str, Any]) -> str:
+    """One line of what a LoRA changed."""
+    layers = change["layers"]
+    ranks = sorted({layer["rank"] for layer in layers if layer["rank"] is not None})
+    rank = f"rank {'-'.join(map(str, ranks[:: max(1, len(ranks) - 1)]))}, " if ranks else ""
+    sizes = sorted(layer["relative_change"] or 0.0 for layer in layers)
+    middle = f"{100 * sizes[len(sizes) // 2]:.2g} % in the middle, {100 * sizes[-1]:.2g} % at most"
+    return f"{change['file']} at scale {change['scale']:g}: {len(layers)} tensors, {rank}changed by {middle}\n"
 
 
 def _plan(checkpoint: Any, target: BuildTarget, options: Any, *, as_json: bool, quiet: bool) -> None:

@@ -10,20 +10,10 @@ from ..runtime.errors import UsageError
 from ..runtime.model.safetensors import check_tensors_output
 from ..runtime.quantisation import SCHEMES
 from ..runtime.recipe import KEY
-from .common import (
-    PATH,
-    Bars,
-    Reading,
-    by_component,
-    output_options,
-    print_json,
-    progress,
-    read_prompts,
-    reading_options,
-    resolve_checkpoint,
-)
+from .common import PATH, Bars, by_component, output_options, print_json, progress, read_prompts
 from .hub import find_model
 from .plots import check_plot
+from .reading import Reading, reading_options, resolve_checkpoint
 from .recipes import recipe_document, show_recipe
 
 
@@ -77,8 +67,8 @@ def command(
     if target_psnr is not None and keep is None:
         raise UsageError("--target-psnr is of --keep auto: give both")
     words = read_prompts(prompts)
-    folder = find_model(checkpoint, reading.variant, quiet=quiet)
-    found = resolve_checkpoint(folder, reading.resolution, reading.variant)
+    folder = find_model(checkpoint, reading.weights.files.variant, quiet=quiet)
+    found = resolve_checkpoint(folder, reading.resolution, reading.weights)
     chosen = found.model.schedule(schedule)
     from ..calibration.run import CalibrationRequest, calibrate
 

@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,13 +26,11 @@ from ..runtime.bundle.opening import is_bundle
 from ..runtime.chain.pyramid import Resolution
 from ..runtime.chain.solvers import SOLVERS
 from ..runtime.errors import UsageError
-from ..runtime.model.checkpoint import Checkpoint, read_checkpoint
 from ..runtime.reporter import Reporter
 
 __all__ = [
     "PATH",
     "Bars",
-    "Reading",
     "ResolutionType",
     "engine_options",
     "output_options",
@@ -43,12 +40,8 @@ __all__ = [
     "print_table",
     "progress",
     "read_prompts",
-    "reading_options",
     "require_bundle",
-    "resolution_option",
-    "resolve_checkpoint",
     "sampling_options",
-    "variant_option",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -142,58 +135,6 @@ def sampling_options(command: F) -> F:
     ):
         command = option(command)
     return command
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How a checkpoint is read."""
-
-    resolution: Resolution | None = None
-    """In place of the checkpoint's own."""
-    variant: str | None = None
-    """Of the weights' files."""
-
-    def refuse_for_bundle(self, bundle: Path) -> None:
-        """Refuse what a bundle was built with, and keeps.
-
-        Raises:
-            UsageError: a value is given.
-        """
-        if self.variant is not None:
-            raise UsageError(f"{bundle} is a bundle, whose variant is fixed: give --variant to build one")
-
-
-def variant_option(command: F) -> F:
-    """The option `--variant`."""
-    return click.option("--variant", help="Of a checkpoint's files: fp16 reads STEM.fp16.safetensors.")(command)
-
-
-def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options `--resolution` and `--variant`, as one argument `reading`."""
-
-    @wraps(command)
-    def wrapped(*arguments: Any, resolution: Resolution | None, variant: str | None, **others: Any) -> Any:
-        return command(*arguments, reading=Reading(resolution, variant), **others)
-
-    return resolution_option(variant_option(wrapped))
-
-
-def resolution_option(command: F) -> F:
-    """The option `--resolution`, of one."""
-    return click.option(
-        "--resolution", type=ResolutionType(), help="Of a checkpoint, in place of its own; of a bundle, one of its own."
-    )(command)
-
-
-def resolve_checkpoint(folder: Path, resolution: Resolution | None = None, variant: str | None = None) -> Checkpoint:
-    """Read a checkpoint; diffusers is imported only if the tensors carry Wan's original names."""
-
-    def rename(names: list[str]) -> Mapping[str, str]:
-        from ..export.weights.names import to_diffusers
-
-        return to_diffusers(names)
-
-    return read_checkpoint(folder, resolution=resolution, rename=rename, variant=variant)
 
 
 def require_bundle(folder: Path) -> None:

@@ -19,8 +19,9 @@ from ..runtime.model.description import Model, bare_model
 from ..runtime.model.families import find_family
 from ..runtime.proof.memory import predicted_peaks
 from ..runtime.recipe import read_calibration
-from .common import PATH, Reading, output_options, print_json, progress, reading_options, resolve_checkpoint
+from .common import PATH, output_options, print_json, progress
 from .hub import find_model
+from .reading import Reading, reading_options, resolve_checkpoint
 from .recipes import recipe_document, show_recipe
 from .show import show_model
 
@@ -35,13 +36,13 @@ PLAIN_STEPS = (50, 4, 2)
 @output_options
 def command(model: Path, reading: Reading, verify: bool, as_json: bool, quiet: bool) -> None:
     """Show MODEL: a bundle, a checkpoint, a recipe, or a bare transformer config.json with --resolution."""
-    model, show = find_model(model, reading.variant, quiet=quiet), show_model
+    model, show = find_model(model, reading.weights.files.variant, quiet=quiet), show_model
     if model.suffix == ".safetensors" and model.is_file():
         if verify or reading != Reading():
-            raise UsageError(f"{model} is a file: --verify, --resolution and --variant are for models")
+            raise UsageError(f"{model} is a file: --verify, --resolution and options of weights are for models")
         document, show = recipe_document(read_calibration(model), model), show_recipe
     elif is_bundle(model):
-        reading.refuse_for_bundle(model)
+        reading.weights.refuse_for_bundle(model)
         document = inspect_bundle(model, reading.resolution, verify, quiet)
     elif verify:
         raise UsageError("--verify is for bundles: a checkpoint carries no hashes")
@@ -65,7 +66,7 @@ def inspect_model(model: Path, reading: Reading) -> dict[str, Any]:
         return _inspect_config(bare, reading.resolution)
     if not model.is_dir():
         raise UsageError(f"{model} does not exist: expected a checkpoint folder or a transformer's config.json")
-    checkpoint = resolve_checkpoint(model, reading.resolution, reading.variant)
+    checkpoint = resolve_checkpoint(model, reading.resolution, reading.weights)
     components = {
         name: {
             "parameters": sum(tensor.elements for tensor in tensors.values()),

@@ -22,18 +22,9 @@ from ..runtime.model.safetensors import check_tensors_output
 from ..runtime.pipeline.pipeline import Pipeline, load
 from ..runtime.proof.parity import check_parity
 from ..runtime.proof.trace import Trace
-from .common import (
-    PATH,
-    Bars,
-    engine_options,
-    output_options,
-    print_json,
-    print_table,
-    progress,
-    require_bundle,
-    resolve_checkpoint,
-)
+from .common import PATH, Bars, engine_options, output_options, print_json, print_table, progress, require_bundle
 from .hub import find_model
+from .reading import require_same_loras, resolve_checkpoint
 from .recording import Recording, recording_options
 
 
@@ -72,7 +63,7 @@ def command(
     _check_usage(bundle, reference, trace, record, asked)
     _check_proof(bundle, reference, bisect=bisect, graph=graph)
     bundle = None if bundle is None else find_model(bundle, quiet=quiet)
-    reference = None if reference is None else find_model(reference, asked.variant, quiet=quiet)
+    reference = None if reference is None else find_model(reference, asked.weights.files.variant, quiet=quiet)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
         path = trace or record or Path(folder) / "trace.safetensors"
         pipeline = None
@@ -170,8 +161,10 @@ def _compare(pipeline: Pipeline, trace: Trace, ranges: dict[str, Any] | None, qu
 
 def _checkpoint(reference: Path, bundle: Path, asked: Recording) -> Checkpoint:
     """The reference at the bundle's resolution."""
-    resolution = open_bundle(bundle, resolution=asked.resolution).manifest.resolution
-    return resolve_checkpoint(reference, resolution, asked.variant)
+    manifest = open_bundle(bundle, resolution=asked.resolution).manifest
+    found = resolve_checkpoint(reference, manifest.resolution, asked.weights)
+    require_same_loras(bundle, manifest.provenance, found)
+    return found
 
 
 def _diverges(levels: dict[str, Any]) -> bool:

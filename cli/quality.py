@@ -16,18 +16,10 @@ from ..runtime.pipeline.pipeline import Pipeline, load
 from ..runtime.proof.quality import QualityLimits, check_quality, check_traces, limits_of
 from ..runtime.proof.trace import Trace
 from ..runtime.quantisation import COMPONENTS
-from .common import (
-    PATH,
-    engine_options,
-    output_options,
-    print_json,
-    print_table,
-    progress,
-    require_bundle,
-    resolve_checkpoint,
-)
+from .common import PATH, engine_options, output_options, print_json, print_table, progress, require_bundle
 from .hub import find_model
 from .plots import check_plot, write_plot
+from .reading import resolve_checkpoint
 from .recording import Recording, recording_options
 
 COLUMNS = ("run", "latent L2", "cosine", "PSNR dB", "SSIM", "motion error", "differences", "sharpness")
@@ -71,7 +63,7 @@ def command(
         check_plot(plot)
     bundle = find_model(bundle, quiet=quiet)
     require_bundle(bundle)
-    reference = None if reference is None else find_model(reference, asked.variant, quiet=quiet)
+    reference = None if reference is None else find_model(reference, asked.weights.files.variant, quiet=quiet)
     with tempfile.TemporaryDirectory() as folder, _open(bundle, asked.size_for(traces), engine) as pipeline:
         check_traces(pipeline, ())  # before the reference, which may take hours
         if reference is not None:
@@ -118,7 +110,7 @@ def _open(bundle: Path, resolution: Resolution | None, engine: EngineOptions) ->
 
 def _check_model(pipeline: Pipeline, reference: Path, asked: Recording) -> None:
     manifest = pipeline.bundle.manifest
-    if resolve_checkpoint(reference, manifest.resolution, asked.variant).model.to_json() != manifest.model.to_json():
+    if resolve_checkpoint(reference, manifest.resolution, asked.weights).model.to_json() != manifest.model.to_json():
         raise UsageError(
             f"{reference} is another model than {pipeline.bundle.folder}: give the one that it was built from"
         )

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -16,7 +16,8 @@ from ..runtime.chain.solvers import SOLVERS
 from ..runtime.documents import MAX_INTEGER
 from ..runtime.errors import UsageError
 from ..runtime.proof.trace import Trace
-from .common import PATH, progress, read_prompts, resolution_option, resolve_checkpoint, variant_option
+from .common import PATH, progress, read_prompts
+from .reading import Weights, require_same_loras, resolution_option, resolve_checkpoint, weights_options
 
 __all__ = ["Recording", "recording_options"]
 
@@ -24,13 +25,10 @@ DEFAULT_PROMPTS = ("a red circle moving left", "Two cats box on a stage, in the 
 DEFAULT_SEEDS = (0,)
 
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def recording_options(command: F) -> F:
+def recording_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of the runs that are recorded, by the names of `Recording`'s fields."""
     seed = click.IntRange(0, MAX_INTEGER)
-    decorated = resolution_option(variant_option(command))
+    decorated = resolution_option(weights_options(command))
     for option in (
         click.option("--negative-prompt"),
         click.option("--solver", type=click.Choice(list(SOLVERS)), help="In place of the schedule's own."),
@@ -57,7 +55,7 @@ class Recording:
     guidance_scale: float | None = None
     solver: str | None = None
     negative_prompt: str | None = None
-    variant: str | None = None
+    weights: Weights = field(default_factory=Weights)
     resolution: Resolution | None = None
     vae_tile: str | None = None
     decode: bool = True
@@ -65,7 +63,9 @@ class Recording:
     def write(self, checkpoint: Path, trace: Path, bundle: Path | None, quiet: bool) -> None:
         """Record a checkpoint; beside a bundle, at its resolution and on a tile of its size."""
         resolution, tile = self._sizes(bundle)
-        found = resolve_checkpoint(checkpoint, resolution, self.variant)
+        found = resolve_checkpoint(checkpoint, resolution, self.weights)
+        if bundle is not None:
+            require_same_loras(bundle, open_bundle(bundle).manifest.provenance, found)
         levels = None if self.levels is None else parse_levels(self.levels)
         chosen = found.model.schedule(
             self.schedule, levels=levels, guidance_scale=self.guidance_scale, solver=self.solver

@@ -17,21 +17,12 @@ from ..runtime.chain.sampler import Step
 from ..runtime.chain.schedules import Schedule, parse_levels
 from ..runtime.errors import UsageError
 from ..runtime.pipeline.latents import Origin
-from .common import (
-    PATH,
-    Reading,
-    engine_options,
-    output_options,
-    print_json,
-    progress,
-    read_prompts,
-    reading_options,
-    sampling_options,
-)
+from .common import PATH, engine_options, output_options, print_json, progress, read_prompts, sampling_options
 from .finishing import Finish
 from .hub import find_model
 from .jobs import Job, claim_folder, make_jobs
 from .previews import PreviewFile
+from .reading import Reading, reading_options
 from .samplers import Sampler, open_sampler
 from .videos import VideoOptions, video_options
 
@@ -77,7 +68,7 @@ def command(
         raise UsageError(f"a seed is a whole number from 0, found {seed}")
     jobs = make_jobs(words, output, video, save_latents, many=prompts is not None)
     explicit = None if levels is None else parse_levels(levels)
-    model = find_model(model, reading.variant, quiet=quiet)
+    model = find_model(model, reading.weights.files.variant, quiet=quiet)
     with open_sampler(model, reading, engine, resident=resident) as sampler:
         _check_components(model, sampler, jobs)
         chosen = sampler.model.schedule(schedule, guidance_scale=guidance_scale, levels=explicit, solver=solver)

@@ -26,7 +26,7 @@ from ..runtime.pipeline.latents import checkpoint_of
 from ..runtime.pipeline.pipeline import Pipeline, load
 from ..runtime.pipeline.preview import showing
 from ..runtime.pipeline.text import Tokenizer, prompt_warnings
-from .common import Reading, resolve_checkpoint
+from .reading import Reading, resolve_checkpoint
 
 __all__ = ["BundleSampler", "Sampler", "open_sampler"]
 
@@ -81,7 +81,7 @@ def open_sampler(model: Path, reading: Reading, engine: EngineOptions, *, reside
         UsageError: an option is for the other one.
     """
     if is_bundle(model):
-        reading.refuse_for_bundle(model)
+        reading.weights.refuse_for_bundle(model)
         opening: dict[str, Any] = {"resolution": reading.resolution, "threads": engine.threads, **engine.own}
         with load(model, resident=resident, **opening) as pipeline:
             yield BundleSampler(pipeline)
@@ -89,7 +89,7 @@ def open_sampler(model: Path, reading: Reading, engine: EngineOptions, *, reside
     if engine.own or resident:
         given = [f"--{name.replace('_', '-')}" for name in engine.own] + (["--resident"] if resident else [])
         raise UsageError(f"{model} is a checkpoint, which PyTorch runs: leave out {', '.join(given)} (for bundles)")
-    yield ReferenceSampler(resolve_checkpoint(model, reading.resolution, reading.variant), engine.threads)
+    yield ReferenceSampler(resolve_checkpoint(model, reading.resolution, reading.weights), engine.threads)
 
 
 class BundleSampler:

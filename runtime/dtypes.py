@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DTYPES", "WEIGHT_DTYPES", "Dtype", "dtype_of", "stored_values", "to_float32"]
+__all__ = ["DTYPES", "SCALED_DTYPES", "WEIGHT_DTYPES", "Dtype", "dtype_of", "stored_values", "to_float32"]
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,17 @@ DTYPES = {
         Dtype("int8", 1, "I8", "int8", "int8"),
         Dtype("uint8", 1, "U8", "uint8", "uint8"),
         Dtype("bool", 1, "BOOL", "bool", "bool"),
+        Dtype("float8_e4m3fn", 1, "F8_E4M3", "float8e4m3fn", "uint8"),
+        Dtype("float8_e5m2", 1, "F8_E5M2", "float8e5m2", "uint8"),
     )
 }
 """Every number type, by its name."""
 
 WEIGHT_DTYPES = ("float32", "float16", "bfloat16")
 """What the weights of a checkpoint may be stored in, and a bundle's matrices too."""
+
+SCALED_DTYPES = ("float8_e4m3fn", "float8_e5m2")
+"""What weights may be stored in beside a scale, which gives them their values."""
 
 _BY_SAFETENSORS = {dtype.safetensors: dtype for dtype in DTYPES.values()}
 

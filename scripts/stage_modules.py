@@ -10,7 +10,6 @@ from diffusers import WanTransformer3DModel
 from pyrexport.export.families.wan.modules import StageTransformer
 from pyrexport.runtime.model.description import Model
 from safetensors.torch import load_file
-from shapes_checkpoint import CONFIG
 from torch import nn
 
 __all__ = ["bands_of", "make_stages", "start_from"]
@@ -26,8 +25,12 @@ def bands_of(x: torch.Tensor, depth: int) -> list[torch.Tensor]:
 
 
 def start_from(parts: Path, named: Mapping[str, nn.Parameter], patch_sizes: Sequence[tuple[int, ...]]) -> None:
-    """Give parameters the weights of another checkpoint's transformer; patch layers are spread over larger patches."""
+    """Give parameters the weights of another checkpoint's transformer.
+
+    Patch layers are spread over larger patches; of wider feed-forward layers, the units that weigh most are kept.
+    """
     weights = load_file(parts / "transformer" / "diffusion_pytorch_model.safetensors")
+    _narrow(weights, named)
     for name, p in named.items():
         part, _, rest = name.partition(".")
         index, _, leaf = rest.partition(".")
@@ -44,13 +47,22 @@ def start_from(parts: Path, named: Mapping[str, nn.Parameter], patch_sizes: Sequ
         p.data.copy_(w)
 
 
+def _narrow(weights: dict[str, torch.Tensor], named: Mapping[str, nn.Parameter]) -> None:
+    """Cut feed-forward layers to the widths of the parameters."""
+    for into in [name for name in weights if name.endswith("ffn.net.0.proj.weight")]:
+        bias, out = into.removesuffix("weight") + "bias", into.replace("net.0.proj", "net.2")
+        weight = weights[into].float().norm(dim=1) * weights[out].float().norm(dim=0)
+        kept = weight.topk(len(named[into])).indices.sort().values
+        weights |= {into: weights[into][kept], bias: weights[bias][kept], out: weights[out][:, kept]}
+
+
 def make_stages(model: Model) -> tuple[list[StageTransformer], dict[str, nn.Parameter]]:
     """A module per stage, and all parameters by their names in the checkpoint."""
     pyramid = model.pyramid
-    config = asdict(CONFIG)
+    config = asdict(model.transformer)
     whole = WanTransformer3DModel(**config | {"patch_size": pyramid.patch_sizes[0]})
     if not pyramid.kind.own_patch_layers:
-        stage = StageTransformer(whole, torch.zeros(CONFIG.width)).requires_grad_(True)
+        stage = StageTransformer(whole, torch.zeros(model.transformer.width)).requires_grad_(True)
         return [stage] * pyramid.depth, dict(whole.named_parameters()) | {
             "first_frame_embedding": stage.first_frame_embedding
         }

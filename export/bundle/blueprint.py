@@ -109,7 +109,7 @@ def _table(checkpoint: Checkpoint, options: BuildOptions) -> Source | None:
         return None
     entry = checkpoint.text_encoder[TABLE]
     quantised = "text_encoder" in options.quantised
-    dtype = entry.dtype if quantised else SCHEMES[options.precision["text_encoder"]].dtype
+    dtype = entry.values if quantised else SCHEMES[options.precision["text_encoder"]].dtype
     return Source.of("text_encoder", TABLE, entry, (Cast(dtype),))
 
 

@@ -2,7 +2,7 @@
 
 import errno
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ from ...runtime.bundle.manifest import MANIFEST_FILE
 from ...runtime.chain.pyramid import Resolution
 from ...runtime.errors import CheckFailed, UsageError
 from ...runtime.files import write_whole
-from ...runtime.model.checkpoint import Checkpoint, read_checkpoint
+from ...runtime.model.checkpoint import Checkpoint, Files, read_checkpoint
 from ...runtime.reporter import Reporter
 from ...targets.facts import DEFAULT_TARGET, BuildTarget, find_build_target
 from ..families import modules_of
 from ..lowering.forms import make_forms
+from ..weights.lora import merge_loras, parse_lora
 from ..weights.names import to_diffusers
 from .blueprint import Blueprint, draw
 from .journal import Journal
@@ -39,37 +40,47 @@ def build(
     vae_caches: str = "fp32",
     resolution: str | Sequence[str] | None = None,
     variant: str | None = None,
+    files: Mapping[str, str | Path] = {},
+    lora: str | Sequence[str] = (),
     force: bool = False,
     run_graphs: bool = True,
     **target_options: Any,
 ) -> Path:
-    """Build a bundle from a checkpoint folder; see `build_bundle`.
+    """Build a bundle from a checkpoint; see `build_bundle`, also for what it raises.
 
     Args:
-        checkpoint: a folder.
-        output: folder of the bundle.
+        checkpoint: its folder.
+        output: that of the bundle.
         target: an installed target.
         precision: "fp32", "fp16" or "bf16" of the transformer's matrices, or by component: {"vae": "fp16"}.
-        quantize: "w8a8-dynamic", "w8a8", "w8" or "w4" of the matrices of the transformer's blocks, or by component.
+        quantize: "w8a8-dynamic", "w8a8", "w8" or "w4" of the matrices of blocks, or by component.
         recipe: a file of `pyrexport calibrate`, for "w8a8".
         vae_tile: "auto", "none" or "HEIGHTxWIDTH" in latent pixels; see `choose_tiles`.
         vae_caches: "fp32" or "fp16".
         resolution: "FRAMESxHEIGHTxWIDTH", in place of the checkpoint's own; or several, the default first.
-        variant: of the checkpoint's files, such as "fp16"; see `read_checkpoint`.
+        variant: of the checkpoint's files, such as "fp16"; see `Files`.
+        files: safetensors files in place of components' own: {"vae": "vae.safetensors"}.
+        lora: files to be merged into the transformer, each as "FILE" or "FILE:SCALE"; see `merge_loras`.
         force: replace a bundle that is there.
         run_graphs: let a target that lowers graphs run each one before it is called done.
         target_options: its own options, such as `compute_capabilities=["8.9"]`: see `BuildTarget.build_options`.
-
-    Raises:
-        UsageError: the checkpoint, the target or the output does not fit.
     """
-    texts = [resolution] if isinstance(resolution, str) else resolution or ()
-    sizes, found = tuple(map(Resolution.parse, texts)), find_build_target(target)
-    first, by = (sizes[0] if sizes else None), (None if recipe is None else Path(recipe))
-    opened = read_checkpoint(Path(checkpoint), resolution=first, rename=to_diffusers, variant=variant)
+    sizes, found = tuple(map(Resolution.parse, _each(resolution))), find_build_target(target)
+    opened = _open(Path(checkpoint), sizes, Files(variant, **{part: Path(file) for part, file in files.items()}), lora)
+    by = Path(recipe) if recipe else None
     request = BuildRequest(precision, quantize, by, vae_tile, vae_caches, target_options, sizes)
     options = resolve_options(opened, found, request)
     return build_bundle(opened, found, Path(output), options, force=force, run_graphs=run_graphs)
+
+
+def _each(values: str | Sequence[str] | None) -> Sequence[str]:
+    """One value or several as several."""
+    return [values] if isinstance(values, str) else values or ()
+
+
+def _open(folder: Path, sizes: Sequence[Resolution], files: Files, lora: str | Sequence[str]) -> Checkpoint:
+    found = read_checkpoint(folder, resolution=next(iter(sizes), None), rename=to_diffusers, files=files)
+    return merge_loras(found, [parse_lora(text) for text in _each(lora)])
 
 
 def build_bundle(

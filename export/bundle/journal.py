@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -52,15 +53,18 @@ class Identities:
 
     def _find(self, component: str) -> str:
         """What tells one version of a component's files from another without reading them."""
-        lines = []
-        for file in sorted({entry.file for entry in self.tensors[component].values()}):
+        tensors = self.tensors[component]
+        lines = [f"{name} {entry.edits}" for name, entry in tensors.items() if entry.edits]
+        for file in sorted(frozenset[Path]().union(*(entry.files for entry in tensors.values()))):
             status = file.stat()
             lines.append(f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}")
         return fingerprint(lines)
 
     def _check_headers(self) -> None:
         """What is read next would be elsewhere in a file that was replaced."""
-        entries = [entry for tensors in self.tensors.values() for entry in tensors.values()]
+        edited = [entry for tensors in self.tensors.values() for entry in tensors.values()]
+        entries = [replace(entry, edits=()) for entry in edited]
+        entries += [tensor for entry in edited for edit in entry.edits for tensor in edit.tensors]
         headers = {file: read_header(file) for file in dict.fromkeys(entry.file for entry in entries)}
         for entry in entries:
             if headers[entry.file].get(entry.name) != entry:

@@ -21,7 +21,7 @@ class Source:
     tensor: str
     """The tensor's name, as diffusers calls it."""
     given: Stored
-    """The tensor as the checkpoint holds it."""
+    """The tensor as it is read; see `reading`."""
     steps: tuple[Step, ...] = ()
     output: int = 0
     """Which of the tensors that the last step gives it is."""
@@ -29,7 +29,7 @@ class Source:
     @classmethod
     def of(cls, component: str, name: str, entry: TensorEntry, steps: tuple[Step, ...], output: int = 0) -> "Source":
         """The source of a tensor of a checkpoint."""
-        return cls(component, name, Stored(entry.shape, entry.dtype), steps, output)
+        return cls(component, name, Stored(entry.shape, entry.values), steps, output)
 
     @cached_property
     def stored(self) -> Stored:

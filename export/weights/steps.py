@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from ...runtime.dtypes import SCALED_DTYPES
 from ...runtime.quantisation import Scheme
 
 __all__ = [
@@ -33,7 +34,8 @@ __all__ = [
 ]
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
-    name: getattr(torch, name) for name in ("float32", "float16", "bfloat16", "int8", "uint8", "int32", "int64")
+    name: getattr(torch, name)
+    for name in ("float32", "float16", "bfloat16", "int8", "uint8", "int32", "int64", *SCALED_DTYPES)
 }
 """PyTorch's types, by their names in `dtypes.DTYPES`."""
 

@@ -10,11 +10,12 @@ import torch
 from ...runtime.errors import UsageError
 from ...runtime.model.safetensors import TensorEntry
 from ...targets.forms import Placement
+from .edits import read_rows
 from .places import Places
 from .source import Source
-from .steps import TORCH_DTYPES, Step
+from .steps import Step
 
-__all__ = ["CHUNK", "read_tensor", "write_component"]
+__all__ = ["CHUNK", "write_component"]
 
 CHUNK = 32 * 1024 * 1024
 """Largest piece that is read, in bytes of float32; its conversions hold two more of its size."""
@@ -41,8 +42,7 @@ def write_component(
     out = os.open(file, os.O_RDWR)
     try:
         for (name, steps), outputs in groups.items():
-            with tensors[name].file.open("rb", buffering=0) as data:
-                _write(tensors[name], steps, outputs, data.fileno(), out, advance)
+            _write(tensors[name], steps, outputs, out, advance)
         os.fsync(out)
     finally:
         os.close(out)
@@ -56,7 +56,6 @@ def _write(
     entry: TensorEntry,
     steps: tuple[Step, ...],
     outputs: Mapping[int, Placement],
-    data: int,
     out: int,
     advance: Callable[[int], None],
 ) -> None:
@@ -67,7 +66,7 @@ def _write(
     at_once = max(1, CHUNK // max(row * 4, 1))
     for start in range(0, rows, at_once):
         count = min(at_once, rows - start)
-        block = _read(entry, data, start * row, count * row).view(count, *entry.shape[1:])
+        block = read_rows(entry, start, count)
         made: tuple[torch.Tensor, ...] = (block,)
         for step in steps:
             made = step.apply(made[0], start)
@@ -100,34 +99,6 @@ def _require_finite(values: torch.Tensor, entry: TensorEntry) -> None:
             f"{entry.file}: tensor '{entry.name}' holds values that are not finite in {name}: "
             "mend it, or choose another precision"
         )
-
-
-def _read(entry: TensorEntry, file: int, first: int, count: int) -> torch.Tensor:
-    """Values of a tensor from its value number `first` on."""
-    dtype = TORCH_DTYPES[entry.dtype]
-    offset = entry.offset + first * dtype.itemsize
-    data = bytearray(count * dtype.itemsize)
-    view = memoryview(data)
-    done = 0
-    while done < len(data):
-        got = os.preadv(file, [view[done:]], offset + done)
-        if got == 0:
-            raise UsageError(
-                f"{entry.file}: expected tensor '{entry.name}' up to byte {offset + len(data)}, found its end at "
-                f"{offset + done}: it was cut; fetch it again and run again"
-            )
-        done += got
-    return torch.frombuffer(data, dtype=dtype) if count else torch.empty(0, dtype=dtype)
-
-
-def read_tensor(entry: TensorEntry) -> torch.Tensor:
-    """A whole tensor, in float32.
-
-    Raises:
-        UsageError: it was cut.
-    """
-    with entry.file.open("rb", buffering=0) as data:
-        return _read(entry, data.fileno(), 0, entry.elements).view(entry.shape).float()
 
 
 def _pwrite(file: int, values: torch.Tensor, offset: int) -> None:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,42 @@ from ..errors import UsageError
 from ..files import refuse_pointer
 from .description import Model, parse_model, parse_resolution, plain_document
 from .families import find_family
-from .safetensors import TensorEntry, read_tensors
+from .safetensors import TensorEntry, read_header, read_tensors
+from .scales import fold_scales
 from .scheduler import read_scheduler
 from .siblings import component_folders
 from .variants import STEMS, require_variant
 
-__all__ = ["Checkpoint", "check_tensors", "read_checkpoint"]
+__all__ = ["Checkpoint", "Files", "Lora", "check_tensors", "read_checkpoint"]
 
-Rename = Callable[[list[str]], Mapping[str, str]]
-"""Maps names that were found to diffusers' names: diffusers converts original Wan names, and is not imported here."""
+Rename = Callable[[str, list[str]], Mapping[str, str]]
+"""Maps names that were found in a component to diffusers' and transformers' names, those that stand for nothing left
+out: diffusers converts original Wan names, and is not imported here."""
 
 Tensors = Mapping[str, TensorEntry]
+
+
+@dataclass(frozen=True)
+class Files:
+    """Which files of a checkpoint's weights are read."""
+
+    variant: str | None = None
+    """Of the weights' files, such as "fp16"; None: the plain ones, or the only ones there."""
+    transformer: Path | None = None
+    """A safetensors file in place of those in the component's folder."""
+    text_encoder: Path | None = None
+    vae: Path | None = None
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA that is part of the transformer's weights, and how much of it."""
+
+    file: Path
+    scale: float
+
+    def __str__(self) -> str:
+        return f"{self.file.name}:{self.scale:g}"
 
 
 @dataclass(frozen=True)
@@ -42,6 +68,8 @@ class Checkpoint:
     vae_config: Mapping[str, Any] | None = None
     text_encoder: Tensors = field(default_factory=dict)
     text_encoder_config: Mapping[str, Any] | None = None
+    loras: tuple[Lora, ...] = ()
+    """Of the transformer."""
 
     @property
     def components(self) -> dict[str, Tensors]:
@@ -60,7 +88,7 @@ def read_checkpoint(
     *,
     resolution: Resolution | None = None,
     rename: Rename | None = None,
-    variant: str | None = None,
+    files: Files = Files(),
 ) -> Checkpoint:
     """Read and check a checkpoint folder.
 
@@ -68,7 +96,7 @@ def read_checkpoint(
         folder: a diffusers folder, with `pyramid.json` unless it is a plain Wan model.
         resolution: replaces the checkpoint's own.
         rename: converts names of tensors to diffusers'.
-        variant: of the weights' files, such as "fp16"; None: the plain ones, or the only ones there.
+        files: which files hold the weights.
 
     Raises:
         UsageError: anything is missing, malformed, extra or of another shape; the message names it.
@@ -92,27 +120,50 @@ def read_checkpoint(
         model.stages(resolution)
     except UsageError as error:
         raise UsageError(f"{written}: {error}") from None
-    if variant is not None:
-        files = (f"{name}/{path.name}" for name, own in folders.items() for path in own.glob("*"))
-        require_variant(files, variant, folder)
-    transformer = _transformer(folders["transformer"], model, rename, variant)
-    components = _components(folders, model, variant)
+    if files.variant is not None:
+        names = (f"{name}/{path.name}" for name, own in folders.items() for path in own.glob("*"))
+        require_variant(names, files.variant, folder)
+    read = partial(_tensors, folders, files, rename)
+    transformer = _transformer(read("transformer"), folders["transformer"], model)
+    components = _components(folders, model, files, read)
     decoder = components.pop("decoder", None)
     return Checkpoint(folder, folders, replace(model, decoder=decoder), resolution, transformer, **components)
 
 
-def _components(folders: Mapping[str, Path], model: Model, variant: str | None) -> dict[str, Any]:
+def _components(
+    folders: Mapping[str, Path], model: Model, files: Files, read: Callable[[str], dict[str, TensorEntry]]
+) -> dict[str, Any]:
     """Tensors and configurations of the components that may be left out, and the VAE's decoder."""
     components: dict[str, Any] = {}
-    if folders["vae"].is_dir():
+    if folders["vae"].is_dir() or files.vae is not None:
         source = folders["vae"] / "config.json"
         document = components["vae_config"] = read_json(source)
         components["decoder"] = model.family.read_decoder(document, model.transformer, str(source))
-        components["vae"] = read_tensors(folders["vae"], STEMS["vae"], variant)
-    if folders["text_encoder"].is_dir():
+        components["vae"] = read("vae")
+    if folders["text_encoder"].is_dir() or files.text_encoder is not None:
         components["text_encoder_config"] = _text_encoder_config(folders, model)
-        components["text_encoder"] = _text_encoder(folders["text_encoder"], variant)
+        components["text_encoder"] = _with_table(read("text_encoder"))
     return components
+
+
+def _tensors(
+    folders: Mapping[str, Path], files: Files, rename: Rename | None, component: str
+) -> dict[str, TensorEntry]:
+    """A component's tensors, by diffusers' names."""
+    single, folder = getattr(files, component), folders[component]
+    if single is not None and not single.is_file():
+        raise UsageError(f"{single} does not exist: expected a safetensors file with the {component}")
+    found = read_tensors(folder, STEMS[component], files.variant) if single is None else read_header(single)
+    folded = fold_scales(found)
+    if rename is None:
+        return folded
+    names = rename(component, list(folded))
+    if len(set(names.values())) != len(names):
+        raise UsageError(
+            f"{single or folder}: two tensors stand for the same one: expected Wan's original names or diffusers', "
+            "found both"
+        )
+    return {new: folded[name] for name, new in names.items()}
 
 
 def _description(folder: Path) -> tuple[str, dict[str, Any]]:
@@ -124,16 +175,8 @@ def _description(folder: Path) -> tuple[str, dict[str, Any]]:
     return str(folder), plain_document(shift, solver)
 
 
-def _transformer(folder: Path, model: Model, rename: Rename | None, variant: str | None) -> dict[str, TensorEntry]:
-    found = read_tensors(folder, STEMS["transformer"], variant)
+def _transformer(found: Tensors, folder: Path, model: Model) -> dict[str, TensorEntry]:
     pyramid = model.pyramid
-    if rename is not None:
-        names = rename(list(found))
-        if len(set(names.values())) != len(found):
-            raise UsageError(
-                f"{folder}: two tensors stand for the same one: expected Wan's original names or diffusers', found both"
-            )
-        found = {names[name]: entry for name, entry in found.items()}
     expected = model.family.transformer_tensors(model.transformer, pyramid.kind, pyramid.patch_sizes)
     check_tensors(folder, found, expected, f"a {pyramid.kind.name} model")
     return {name: found[name] for name in expected}
@@ -167,7 +210,7 @@ def check_tensors(
             raise UsageError(
                 f"{folder}: tensor '{name}' is misshaped: expected {list(shape)}, found {list(found[name].shape)}"
             )
-        if found[name].dtype not in WEIGHT_DTYPES:
+        if found[name].values not in WEIGHT_DTYPES:
             code = DTYPES[found[name].dtype].safetensors
             raise UsageError(f"{folder}: tensor '{name}': expected F32, F16 or BF16, found {code}")
     extra = sorted(found.keys() - expected.keys())
@@ -175,9 +218,8 @@ def check_tensors(
         raise UsageError(f"{folder}: unexpected tensor '{extra[0]}' of shape {list(found[extra[0]].shape)} in {what}")
 
 
-def _text_encoder(folder: Path, variant: str | None) -> dict[str, TensorEntry]:
-    """Its tensors; transformers 5 keeps the table under the name of its other owner."""
-    found = read_tensors(folder, STEMS["text_encoder"], variant)
+def _with_table(found: dict[str, TensorEntry]) -> dict[str, TensorEntry]:
+    """A text encoder's tensors; transformers 5 keeps the table under the name of its other owner."""
     if "shared.weight" not in found and "encoder.embed_tokens.weight" in found:
         found["shared.weight"] = found.pop("encoder.embed_tokens.weight")
     return found

@@ -8,22 +8,31 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..dtypes import DTYPES, dtype_of
 from ..errors import UsageError
 from ..files import check_output, refuse_pointer
 from .variants import choose_weights
 
-__all__ = ["TensorEntry", "check_tensors_output", "read_header", "read_metadata", "read_tensors", "shards_of"]
+__all__ = ["Edit", "TensorEntry", "check_tensors_output", "read_header", "read_metadata", "read_tensors", "shards_of"]
 
 _HEADER_LIMIT = 100_000_000
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
+class Edit(Protocol):
+    """What becomes of a tensor's values wherever they are read: a scale, or a change; see `edits`."""
+
+    @property
+    def tensors(self) -> "tuple[TensorEntry, ...]":
+        """Where its numbers lie."""
+        ...
+
+
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where a tensor lies."""
+    """Where a tensor lies, and what becomes of its values."""
 
     file: Path
     name: str
@@ -33,6 +42,18 @@ class TensorEntry:
     shape: tuple[int, ...]
     offset: int
     """Place of its first byte, from the start of the file."""
+    edits: tuple[Edit, ...] = ()
+    """In order."""
+
+    @property
+    def values(self) -> str:
+        """Number type of its values: where they are edited, float32."""
+        return "float32" if self.edits else self.dtype
+
+    @property
+    def files(self) -> frozenset[Path]:
+        """All files that its values come from."""
+        return frozenset((self.file, *(tensor.file for edit in self.edits for tensor in edit.tensors)))
 
     @property
     def elements(self) -> int:

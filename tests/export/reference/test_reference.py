@@ -13,6 +13,7 @@ from pyrexport.runtime.chain.plan import single_step
 from pyrexport.runtime.chain.pyramid import Resolution
 from pyrexport.runtime.model.checkpoint import read_checkpoint
 from safetensors.numpy import load_file, save_file
+from support.originals import original_transformer
 
 
 def test_sample_writes_a_video_and_a_contact_sheet(tiny, cli, tmp_path):
@@ -73,38 +74,12 @@ def test_wans_original_names_are_read_through_diffusers_conversion(tiny, tmp_pat
     shutil.copytree(tiny, folder)
     file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(file)
-    save_file({original_name(name): tensor for name, tensor in tensors.items()}, file)
+    save_file({original_transformer(name): tensor for name, tensor in tensors.items()}, file)
     out = [tmp_path / "a.npy", tmp_path / "b.npy"]
     for source, path in zip((tiny, folder), out, strict=True):
         assert cli("sample", source, "--prompt", "a", "-o", path, "--quiet").exit_code == 0
     # Another order of tensors in the file is another alignment of the mapped weights, and so another order of sums.
     assert np.allclose(*map(np.load, out), rtol=0, atol=1e-5)
-
-
-def original_name(name: str) -> str:
-    """Wan's own name of a tensor: the inverse of diffusers' conversion, written from Wan's repository."""
-    pairs = [
-        ("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
-        ("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
-        ("condition_embedder.text_embedder.linear_1", "text_embedding.0"),
-        ("condition_embedder.text_embedder.linear_2", "text_embedding.2"),
-        ("condition_embedder.time_proj", "time_projection.1"),
-        ("attn1.", "self_attn."),
-        ("attn2.", "cross_attn."),
-        ("to_out.0", "o"),
-        ("to_q", "q"),
-        ("to_k", "k"),
-        ("to_v", "v"),
-        ("proj_out", "head.head"),
-        ("norm2", "norm3"),
-        ("ffn.net.0.proj", "ffn.0"),
-        ("ffn.net.2", "ffn.2"),
-    ]
-    if name == "scale_shift_table":
-        return "head.modulation"
-    for new, old in pairs:
-        name = name.replace(new, old)
-    return name.replace("scale_shift_table", "modulation")
 
 
 def test_shards_are_read_like_one_file(make_checkpoint):

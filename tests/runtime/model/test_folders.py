@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from pyrexport.runtime.errors import UsageError
-from pyrexport.runtime.model.checkpoint import read_checkpoint
+from pyrexport.runtime.model.checkpoint import Files, read_checkpoint
 from pyrexport.runtime.model.variants import choose_weights
 from safetensors.torch import load_file, save_file
 
@@ -43,7 +43,7 @@ def test_the_only_variant_there_is_read_and_a_plain_one_wins(make_checkpoint, tm
     folder = Path(shutil.copytree(plain, tmp_path / "a"))
     as_variant(folder, "fp16", keep=True)
     assert not any(".fp16" in entry.file.name for entry in read_checkpoint(folder).transformer.values())
-    asked = read_checkpoint(folder, variant="fp16").transformer
+    asked = read_checkpoint(folder, files=Files(variant="fp16")).transformer
     shutil.rmtree(folder)
     shutil.copytree(plain, folder)
     as_variant(folder, "fp16", keep=False)
@@ -98,9 +98,9 @@ def test_commands_take_a_variant_and_refuse_one_that_no_component_has(make_check
 
 
 def test_a_bundle_has_no_variant(bundle, refused, tmp_path):
-    assert "is a bundle, whose variant is fixed" in refused("inspect", bundle, "--variant", "fp16")
+    assert "is a bundle, whose weights are fixed: give --variant" in refused("inspect", bundle, "--variant", "fp16")
     command = ("sample", bundle, "--prompt", "a", "-o", tmp_path / "x.npy", "--variant", "fp16")
-    assert "is a bundle, whose variant is fixed" in refused(*command)
+    assert "is a bundle, whose weights are fixed: give --variant" in refused(*command)
 
 
 @pytest.mark.parametrize(
