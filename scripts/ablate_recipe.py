@@ -21,7 +21,7 @@ import numpy as np
 from bench_stages import run_pyrexport
 from pyrexport.calibration.search import migration_vector
 from pyrexport.export.families import modules_of
-from pyrexport.export.weights.stream import read_tensor
+from pyrexport.export.weights.edits import read_tensor
 from pyrexport.runtime.choices import Choice
 from pyrexport.runtime.model.checkpoint import Checkpoint, read_checkpoint
 from pyrexport.runtime.quantisation import SCHEMES

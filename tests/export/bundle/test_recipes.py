@@ -13,7 +13,7 @@ from pyrexport.calibration.rounding import RoundedReference
 from pyrexport.calibration.search import migration_vector
 from pyrexport.export.families import modules_of
 from pyrexport.export.reference.reference import Reference
-from pyrexport.export.weights.stream import read_tensor
+from pyrexport.export.weights.edits import read_tensor
 from pyrexport.runtime.chain.plan import single_step
 from pyrexport.runtime.choices import Choice
 from pyrexport.runtime.pipeline.pipeline import load
