@@ -17,7 +17,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from moving_shapes import SIZE
 from pyrexport.runtime.files import file_digest
-from safetensors.torch import save_file
+from shapes_checkpoint import write_weights
 from torch import nn
 from train_shapes_vae import clips_of, decode_clips, encode_clips, load_vae, round_to_half
 from training_loop import Job, Loop, claim_run, random_of
@@ -68,9 +68,7 @@ def write_vae(out: Path, config: Path, vae: AutoencoderKLWan) -> None:
     """The component's folder, written beside and renamed."""
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
     partial.chmod(0o755)
-    half = {name: tensor.half().contiguous().cpu() for name, tensor in vae.state_dict().items()}
-    save_file(half, partial / WEIGHTS, metadata={"format": "pt"})
-    (partial / WEIGHTS).chmod(0o644)
+    write_weights(partial / WEIGHTS, vae.state_dict())
     shutil.copyfile(config, partial / "config.json")
     partial.replace(out)
 

@@ -88,7 +88,7 @@ def write_checkpoint(out: Path, model: Model, components: Components, parts: Pat
     shared = parts is not None and parts.resolve().parent == out.absolute().parent.resolve()
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
     partial.chmod(0o755)
-    _write_weights(partial / "transformer" / "diffusion_pytorch_model.safetensors", components.transformer)
+    write_weights(partial / "transformer" / "diffusion_pytorch_model.safetensors", components.transformer)
     if not shared:
         _write_parts(partial, components)
     head = {"_diffusers_version": "0.39.0", "qk_norm": "rms_norm_across_heads"}
@@ -111,8 +111,8 @@ def _siblings(parts: Path) -> dict[str, dict[str, str]]:
 
 def _write_parts(partial: Path, components: Components) -> None:
     """Text encoder, tokenizer and VAE."""
-    _write_weights(partial / "text_encoder" / "model.safetensors", components.text_encoder)
-    _write_weights(partial / "vae" / "diffusion_pytorch_model.safetensors", components.vae.state_dict())
+    write_weights(partial / "text_encoder" / "model.safetensors", components.text_encoder)
+    write_weights(partial / "vae" / "diffusion_pytorch_model.safetensors", components.vae.state_dict())
     components.vae.save_config(partial / "vae")
     config = json.loads((partial / "vae" / "config.json").read_text())
     config.pop("_name_or_path", None)  # where the VAE was read from
@@ -125,7 +125,9 @@ def _write_parts(partial: Path, components: Components) -> None:
     write_tokenizer(partial / "tokenizer", components.tokenizer)
 
 
-def _write_weights(file: Path, tensors: Tensors) -> None:
-    file.parent.mkdir(parents=True)
+def write_weights(file: Path, tensors: Tensors) -> None:
+    """Tensors in float16, in a file that everybody may read."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     half = {name: tensor.detach().half().contiguous().cpu() for name, tensor in tensors.items()}
     save_file(half, file, metadata={"format": "pt"})
+    file.chmod(0o644)

@@ -10,8 +10,6 @@ from .reading import read_stored
 
 __all__ = ["Added", "LowRank", "read_rows", "read_tensor"]
 
-Rows = torch.Tensor
-
 
 @dataclass(frozen=True)
 class LowRank:
@@ -55,7 +53,7 @@ class Added:
         return self.factor**2 * float((values**2).sum())
 
 
-def read_rows(entry: TensorEntry, start: int, count: int) -> Rows:
+def read_rows(entry: TensorEntry, start: int, count: int) -> torch.Tensor:
     """Rows [count, …] of a tensor along its first axis, as they are stored; edited ones in float32.
 
     Raises:
@@ -77,7 +75,7 @@ def read_tensor(entry: TensorEntry) -> torch.Tensor:
     return read_rows(entry, 0, entry.shape[0] if entry.shape else 1).view(entry.shape).float()
 
 
-def _edited(rows: Rows, edit: Edit, start: int) -> Rows:
+def _edited(rows: torch.Tensor, edit: Edit, start: int) -> torch.Tensor:
     """Float32 rows, the first of which is number `start`, changed in place."""
     match edit:
         case Scaled(by):
@@ -95,7 +93,7 @@ def _edited(rows: Rows, edit: Edit, start: int) -> Rows:
     raise TypeError(f"no way to make {type(edit).__name__} of a tensor")
 
 
-def _matrix(entry: TensorEntry, start: int, count: int) -> Rows:
+def _matrix(entry: TensorEntry, start: int, count: int) -> torch.Tensor:
     """Rows of a tensor as those of a matrix, in float32."""
     row = entry.elements // entry.shape[0]
     return read_stored(entry, start * row, count * row).view(count, row).float()

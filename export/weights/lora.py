@@ -9,10 +9,11 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...runtime.dtypes import WEIGHT_DTYPES
 from ...runtime.errors import UsageError
 from ...runtime.model.checkpoint import Checkpoint, Lora
 from ...runtime.model.safetensors import Edit, TensorEntry, read_header, read_metadata
@@ -63,13 +64,6 @@ METADATA = "lora_adapter_metadata"
 """What diffusers writes of the adapter beside the tensors, as JSON."""
 
 
-@dataclass
-class _Layer:
-    """What a file says of one layer, by role, and the key of each."""
-
-    tensors: dict[str, TensorEntry] = field(default_factory=dict)
-
-
 def parse_lora(text: str) -> Lora:
     """A LoRA as FILE[:SCALE].
 
@@ -101,7 +95,11 @@ def merge_loras(checkpoint: Checkpoint, loras: Sequence[Lora]) -> Checkpoint:
     if not loras:
         return checkpoint
     edited = dict(checkpoint.transformer)
+    given = list[Path]()
     for lora in loras:
+        if lora.file.resolve() in given:
+            raise UsageError(f"{lora.file} is given twice: give it once, with the sum of its scales")
+        given.append(lora.file.resolve())
         for name, edit in _read_edits(lora, checkpoint.transformer):
             edited[name] = replace(edited[name], edits=(*edited[name].edits, edit))
     return replace(checkpoint, transformer=edited, loras=(*checkpoint.loras, *loras))
@@ -148,16 +146,16 @@ def _read_edits(lora: Lora, transformer: Mapping[str, TensorEntry]) -> list[tupl
     layers = _layers(lora.file, read_header(lora.file))
     edits = list[tuple[str, Edit, TensorEntry]]()
     for layer, found in layers.items():
-        edits += _edits_of(lora, layer, found.tensors, factors)
+        edits += _edits_of(lora, layer, found, factors)
     names = _renamed([name for name, _, _ in edits], transformer)
     for name, edit, key in edits:
         _check_fits(lora.file, key, edit, transformer.get(names[name]))
     return [(names[name], edit) for name, edit, _ in edits]
 
 
-def _layers(file: Path, entries: Mapping[str, TensorEntry]) -> dict[str, _Layer]:
-    """What a file says of each layer."""
-    layers: dict[str, _Layer] = defaultdict(_Layer)
+def _layers(file: Path, entries: Mapping[str, TensorEntry]) -> dict[str, dict[str, TensorEntry]]:
+    """What a file says of each layer, by role."""
+    layers = defaultdict[str, dict[str, TensorEntry]](dict)
     if not entries:
         raise UsageError(f"{file} holds no tensor: expected a LoRA")
     for key, entry in entries.items():
@@ -175,7 +173,7 @@ def _layers(file: Path, entries: Mapping[str, TensorEntry]) -> dict[str, _Layer]
                     "expected a LoRA of this model"
                 )
             continue
-        found = layers[layer].tensors
+        found = layers[layer]
         if role in found:
             raise UsageError(f"{file}: keys '{found[role].name}' and '{key}' say the same of one layer")
         found[role] = entry
@@ -242,7 +240,7 @@ def _check_fits(file: Path, key: TensorEntry, edit: Edit, entry: TensorEntry | N
             "it is a LoRA of another model"
         )
     for tensor in edit.tensors:
-        if tensor.dtype not in ("float32", "float16", "bfloat16"):
+        if tensor.dtype not in WEIGHT_DTYPES:
             raise UsageError(f"{file}: key '{tensor.name}' is {tensor.dtype}: expected float32, float16 or bfloat16")
 
 
@@ -265,15 +263,14 @@ class _Factors:
             if alpha.elements != 1:
                 raise UsageError(f"{self.file}: key '{alpha.name}' is {list(alpha.shape)}: expected one number")
             return float(read_tensor(alpha)) / rank
-        value = self._pattern("alpha_pattern", layer, self.adapter.get("lora_alpha"))
+        value = self._alpha(layer)
         if value is None:
             return 1.0
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
             raise UsageError(f"{self.file}: metadata '{METADATA}': expected a number as lora_alpha, found {value!r}")
         return float(value) / (math.sqrt(rank) if self.adapter.get("use_rslora") else rank)
 
-    def _pattern(self, name: str, layer: str, default: Any) -> Any:
-        """PEFT's patterns are regular expressions of the end of a layer's name."""
-        patterns = self.adapter.get(name) or {}
-        found = (v for p, v in patterns.items() if layer == p or layer.endswith(f".{p}"))
-        return next(found, default)
+    def _alpha(self, layer: str) -> Any:
+        """Diffusers writes a layer's own alpha under its name, or the end of it."""
+        own = (self.adapter.get("alpha_pattern") or {}).items()
+        return next((v for name, v in own if f".{layer}".endswith(f".{name}")), self.adapter.get("lora_alpha"))

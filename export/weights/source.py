@@ -21,7 +21,7 @@ class Source:
     tensor: str
     """The tensor's name, as diffusers calls it."""
     given: Stored
-    """The tensor as it is read; see `reading`."""
+    """The tensor as it is read; see `edits`."""
     steps: tuple[Step, ...] = ()
     output: int = 0
     """Which of the tensors that the last step gives it is."""

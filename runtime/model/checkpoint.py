@@ -49,7 +49,7 @@ class Lora:
     scale: float
 
     def __str__(self) -> str:
-        return f"{self.file.name}:{self.scale:g}"
+        return f"{self.file.name}:{self.scale}"
 
 
 @dataclass(frozen=True)

@@ -95,22 +95,23 @@ def comfy(opened: Checkpoint, seed: int) -> Tensors:
     return out
 
 
-def comfy_alpha(opened: Checkpoint, seed: int) -> Tensors:
-    """`diffusion_model.`, lora_down/up, alpha."""
+def with_alpha(opened: Checkpoint, seed: int, spelled: Callable[[str], str], alpha: float) -> Tensors:
+    """Pairs lora_down/up with an alpha."""
     out = {}
     for name, (up, down) in pairs(opened, seed).items():
-        key = f"diffusion_model.{name}"
-        out |= {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down, f"{key}.alpha": torch.tensor(2.0)}
+        key = spelled(name)
+        out |= {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down, f"{key}.alpha": torch.tensor(alpha)}
     return out
+
+
+def comfy_alpha(opened: Checkpoint, seed: int) -> Tensors:
+    """`diffusion_model.` and dots."""
+    return with_alpha(opened, seed, lambda name: f"diffusion_model.{name}", 2.0)
 
 
 def kohya(opened: Checkpoint, seed: int) -> Tensors:
-    """`lora_unet_` and underscores, alpha."""
-    out = {}
-    for name, (up, down) in pairs(opened, seed).items():
-        key = f"lora_unet_{name.replace('.', '_')}"
-        out |= {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down, f"{key}.alpha": torch.tensor(1.0)}
-    return out
+    """`lora_unet_` and underscores."""
+    return with_alpha(opened, seed, lambda name: f"lora_unet_{name.replace('.', '_')}", 1.0)
 
 
 def peft(opened: Checkpoint, seed: int) -> Tensors:
@@ -304,6 +305,12 @@ def test_zeros_of_an_image_model_change_nothing(opened: Checkpoint, tmp_path: Pa
     pair = {f"{key}.lora_B.weight": torch.zeros(64, RANK), f"{key}.lora_A.weight": torch.ones(RANK, 64)}
     file = write(tmp_path / "lora.safetensors", comfy(opened, 1) | pair)
     assert len(read_changes(merge_loras(opened, [parse_lora(str(file))]))[0]["layers"]) > 0
+
+
+def test_the_same_file_twice_is_refused(opened: Checkpoint, tmp_path: Path) -> None:
+    file = write(tmp_path / "lora.safetensors", kohya(opened, 1))
+    with pytest.raises(UsageError, match="given twice"):
+        merge_loras(opened, [parse_lora(f"{file}:0.5"), parse_lora(str(file))])
 
 
 def test_a_file_and_its_scale(tmp_path: Path) -> None:
