@@ -7,10 +7,10 @@ from ..quantisation import COMPONENTS
 
 __all__ = ["tolerances_of"]
 
-TEXT_LEVELS = ("text", "chain", "video")
+TEXT_LEVELS = ("ranges", "text", "chain", "video")
 """What the text encoder's rounding reaches: the chain runs free from the bundle's own embeddings."""
 
-DECODER_LEVELS = ("vae", "video")
+DECODER_LEVELS = ("ranges", "vae", "video")
 """What the decoder's rounding reaches."""
 
 TILED = {"video": 30.0}
@@ -25,8 +25,8 @@ def tolerances_of(manifest: Manifest) -> dict[str, float]:
     transformer, text, decoder = (manifest.scheme(component).tolerances for component in COMPONENTS)
     asked: list[Mapping[str, float]] = [
         {name: value for name, value in transformer.items() if name not in ("text", "vae")},
-        {name: text[name] for name in TEXT_LEVELS},
-        {name: decoder[name] for name in DECODER_LEVELS},
+        {name: text[name] for name in TEXT_LEVELS if name in text},
+        {name: decoder[name] for name in DECODER_LEVELS if name in decoder},
     ]
     if manifest.decoder is not None and manifest.decoder.tiles.count > 1:
         asked.append(TILED)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from pyrexport.export.reference.reference import Reference
 from pyrexport.runtime.bundle.opening import open_bundle
 from pyrexport.runtime.chain.plan import plan
 from pyrexport.runtime.chain.sampler import sample
+from pyrexport.runtime.proof.tolerances import tolerances_of
 from pyrexport.runtime.quantisation import SCHEMES
 from pyrexport.runtime.ranges import output_of
 from pyrexport.runtime.recipe import read_calibration
@@ -112,6 +114,14 @@ def test_convolutions_are_integers_on_disk_and_in_products(rounded, make_checkpo
     levels = json.loads(result.stdout)["levels"]
     assert 1e-3 < levels["vae"]["relative_l2"] < SCHEMES["w8a8"].tolerances["vae"]
     assert levels["ranges"]["relative_error"] <= 0.5 / 255 * (1 + 1e-3)
+
+
+def test_ranges_have_a_tolerance_whatever_is_rounded_by_them(rounded):
+    """The decoder alone too: `--quantize vae=w8a8`."""
+    manifest = open_bundle(rounded).manifest
+    for component in ("transformer", "vae"):
+        alone = replace(manifest, quantised={component: "w8a8"})
+        assert tolerances_of(alone)["ranges"] == SCHEMES["w8a8"].tolerances["ranges"]
 
 
 @pytest.mark.parametrize(("field", "place", "factor"), [("", "scale", 2.0), (":output", "output_scale", 0.5)])
