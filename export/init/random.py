@@ -3,7 +3,6 @@
 One tensor is held at a time, in pieces of at most 64 MiB, so that the 14B preset fits a small machine.
 """
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +15,11 @@ from transformers import UMT5Config, UMT5EncoderModel
 from ...runtime.chain.kinds import KINDS
 from ...runtime.chain.pyramid import Resolution
 from ...runtime.errors import UsageError
-from ...runtime.files import check_output, sync_folder
 from ...runtime.model.description import parse_model
 from ...runtime.model.families.wan import WAN, WanConfig
 from ...runtime.reporter import Reporter
 from .documents import model_index, pyramid_document, write_json
+from .folder import check_new_checkpoint, new_checkpoint
 from .presets import RESOLUTIONS, TRANSFORMERS, UMT5
 from .tokenizer import make_tokenizer, write_tokenizer
 from .values import RandomWriter
@@ -74,7 +73,9 @@ def write_random(out: Path, model: RandomModel, *, force: bool = False, reporter
     Raises:
         UsageError: the folder is there, or there is no such model.
     """
-    _check(out, model, force)
+    if KINDS[model.kind].most_stages == 1 and model.stages not in (1, 3):  # 3 is what nobody asked for
+        raise UsageError(f"a {model.kind} model has one stage, found {model.stages}")
+    check_new_checkpoint(out, force=force)
     config = _transformer_config(model)
     resolution = model.resolution or RESOLUTIONS[model.preset]
     text_length = 64 if model.tiny else 512
@@ -82,8 +83,7 @@ def write_random(out: Path, model: RandomModel, *, force: bool = False, reporter
     sizeless = {name: value for name, value in document.items() if name != "resolution"}
     described = parse_model(sizeless | {"wavelet": model.wavelet}, WAN, config, "checkpoint")
     described.stages(resolution)
-    with tempfile.TemporaryDirectory(prefix=".", suffix=".partial", dir=out.absolute().parent) as outer:
-        folder = Path(outer) / "checkpoint"
+    with new_checkpoint(out) as folder:
         writer = RandomWriter(model.seed, model.shard_bytes, reporter or Reporter())
         _write_index(folder, model)
         if KINDS[model.kind].most_stages > 1 or model.resolution is not None:
@@ -95,20 +95,6 @@ def write_random(out: Path, model: RandomModel, *, force: bool = False, reporter
             _write_vae(folder / "vae", model, writer)
         if model.text_encoder:
             _write_text(folder, model, writer)
-        if out.exists():
-            out.rename(Path(outer) / "replaced")
-        folder.rename(out)
-    sync_folder(out.absolute().parent)
-
-
-def _check(out: Path, model: RandomModel, force: bool) -> None:
-    if KINDS[model.kind].most_stages == 1 and model.stages not in (1, 3):  # 3 is what nobody asked for
-        raise UsageError(f"a {model.kind} model has one stage, found {model.stages}")
-    check_output(out, folder=True)
-    if out.exists() and not force:
-        raise UsageError(f"{out} exists: give --force to replace it")
-    if out.exists() and not (out / "model_index.json").is_file() and any(out.iterdir()):
-        raise UsageError(f"{out} exists and is not a checkpoint: only a checkpoint is replaced; remove it yourself")
 
 
 def _transformer_config(model: RandomModel) -> WanConfig:

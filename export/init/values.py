@@ -1,12 +1,10 @@
 """Random weights whose activations stay in a trained range, streamed into safetensors files."""
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +12,7 @@ import torch
 from ...runtime.dtypes import DTYPES
 from ...runtime.reporter import Reporter
 from ..weights.steps import TORCH_DTYPES
-from .documents import write_json
+from .tensors import Streamed, write_index, write_tensors
 
 __all__ = ["RandomWriter"]
 
@@ -76,19 +74,23 @@ class RandomWriter:
             dtype: a name of `TORCH_DTYPES`.
             blocks: how many add up on the residual stream.
         """
-        groups = self._shards(tensors, DTYPES[dtype].nbytes)
+        itemsize = DTYPES[dtype].nbytes
+        groups = self._shards(tensors, itemsize)
         folder.mkdir(parents=True)
-        self.reporter.begin(folder.name, sum(math.prod(shape) for shape in tensors.values()))
+        total = sum(math.prod(shape) for shape in tensors.values()) * itemsize
+        self.reporter.begin(folder.name, total)
         weight_map: dict[str, str] = {}
         for number, group in enumerate(groups, 1):
             part = "" if len(groups) == 1 else f"-{number:05d}-of-{len(groups):05d}"
             file = f"{stem}{part}.safetensors"
-            self._write_file(folder / file, group, dtype, blocks)
+            streamed = {name: self._streamed(name, shape, dtype, blocks) for name, shape in group.items()}
+            write_tensors(folder / file, streamed, self.reporter.advance)
             weight_map |= dict.fromkeys(group, file)
         if len(groups) > 1:
-            total = sum(math.prod(shape) for shape in tensors.values()) * DTYPES[dtype].nbytes
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            write_json(folder / f"{stem}.safetensors.index.json", index)
+            write_index(folder, stem, weight_map, total)
+
+    def _streamed(self, name: str, shape: tuple[int, ...], dtype: str, blocks: int) -> Streamed:
+        return Streamed(dtype, shape, lambda: pieces(name, shape, blocks, self.seed, TORCH_DTYPES[dtype]))
 
     def _shards(self, tensors: Shapes, itemsize: int) -> list[dict[str, tuple[int, ...]]]:
         groups: list[dict[str, tuple[int, ...]]] = [{}]
@@ -101,19 +103,3 @@ class RandomWriter:
             groups[-1][name] = shape
             filled += nbytes
         return groups
-
-    def _write_file(self, file: Path, tensors: Shapes, dtype: str, blocks: int) -> None:
-        itemsize, end = DTYPES[dtype].nbytes, 0
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        for name, shape in tensors.items():
-            begin, end = end, end + math.prod(shape) * itemsize
-            code = DTYPES[dtype].safetensors
-            header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [begin, end]}
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        with file.open("wb") as out:
-            out.write(len(text).to_bytes(8, "little") + text)
-            for name, shape in tensors.items():
-                for piece in pieces(name, shape, blocks, self.seed, TORCH_DTYPES[dtype]):
-                    out.write(piece)
-                    self.reporter.advance(len(piece) // itemsize)

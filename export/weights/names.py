@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 
-__all__ = ["to_diffusers"]
+__all__ = ["prefix_of", "to_diffusers"]
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 """What repackaged files put before the names of a transformer's tensors."""
@@ -33,8 +33,13 @@ def to_diffusers(component: str, names: list[str]) -> Mapping[str, str]:
     return _CONVERSIONS[component](names)
 
 
+def prefix_of(names: list[str]) -> str:
+    """What stands before all names of a transformer's tensors, of `PREFIXES`; "" where nothing does."""
+    return next((prefix for prefix in PREFIXES if names and all(name.startswith(prefix) for name in names)), "")
+
+
 def _transformer(names: list[str]) -> dict[str, str]:
-    prefix = next((prefix for prefix in PREFIXES if names and all(name.startswith(prefix) for name in names)), "")
+    prefix = prefix_of(names)
     bare = {name: name.removeprefix(prefix) for name in names}
     if not any(ORIGINAL.search(name) for name in bare.values()):
         return bare

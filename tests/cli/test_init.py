@@ -26,12 +26,9 @@ def test_a_random_checkpoint_is_made_of_nothing(tiny: Path, refused: Refused, tm
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("source", [[], ["{tiny}"]])
-def test_a_checkpoint_is_not_made_of_anything_but_a_preset(
-    tiny: Path, refused: Refused, tmp_path: Path, source: list[str]
-) -> None:
-    line = refused("init", *(word.replace("{tiny}", str(tiny)) for word in source), "-o", tmp_path / "out")
-    assert "give --random tiny|wan2.1-1.3b|wan2.1-14b" in line
+def test_a_checkpoint_is_made_of_something(refused: Refused, tmp_path: Path) -> None:
+    line = refused("init", "-o", tmp_path / "out")
+    assert "give a SOURCE, or --random tiny|wan2.1-1.3b|wan2.1-14b" in line
     assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,130 @@
+"""The `pyramid.json` of a checkpoint that is made of an author's files: what is given, found, and assumed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...runtime.chain.kinds import KINDS
+from ...runtime.chain.pyramid import Resolution
+from ...runtime.chain.schedules import parse_levels, parse_steps
+from ...runtime.documents import read_json
+from ...runtime.errors import UsageError
+from ...runtime.model.description import plain_document
+from ...runtime.model.scheduler import read_scheduler
+from .configs import Shapes
+from .documents import pyramid_document
+from .extras import FIRST_FRAME
+from .presets import RESOLUTIONS
+
+__all__ = ["Description", "describe", "parse_schedule"]
+
+STAGES = 3
+"""Of a pyramidal model that says nothing of them, as in the paper."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an author says of a model; None, and no schedules: nothing."""
+
+    kind: str | None = None
+    stages: int | None = None
+    wavelet: str | None = None
+    axes: str | None = None
+    first_frame: str | None = None
+    clean_levels: tuple[float, ...] | None = None
+    """Finest stage first."""
+    schedules: tuple[str, ...] = ()
+    """As `parse_schedule` reads them; the first is the default."""
+    shift: float | None = None
+    resolution: Resolution | None = None
+    negative_prompt: str | None = None
+
+
+def parse_schedule(text: str, shift: float | None) -> tuple[str, dict[str, Any]]:
+    """Name and entry of a schedule: [NAME=]STEPS[:GUIDANCE] or NAME=LEVELS[:GUIDANCE].
+
+    Raises:
+        UsageError: it is malformed.
+    """
+    name, equals, rest = text.rpartition("=")
+    what, colon, guidance = rest.partition(":")
+    try:
+        scale = float(guidance) if colon else 1.0
+    except ValueError:
+        raise UsageError(f"a schedule's guidance scale is a number, found '{guidance}' in '{text}'") from None
+    entry: dict[str, Any] = {"guidance_scale": scale} | ({} if shift is None else {"shift": shift})
+    if steps := parse_steps(what):
+        return name or what, entry | {"steps": list(steps)}
+    if not equals:
+        raise UsageError(f"a schedule is STEPS[:GUIDANCE] such as 2-2-1:1, or NAME=LEVELS[:GUIDANCE], found '{text}'")
+    return name, entry | {"levels": parse_levels(what)}
+
+
+def describe(
+    folder: Path, own: Path | None, given: Description, shapes: Shapes, text_length: int
+) -> tuple[dict[str, Any], list[str]]:
+    """The document, and what was assumed.
+
+    Args:
+        folder: the checkpoint, as far as it is written: its scheduler is read.
+        own: the source's `pyramid.json`, where it has one.
+        given: what takes the place of what is found.
+        shapes: of the transformer's tensors, by which its kind is told.
+        text_length: of the prompts' embeddings.
+
+    Raises:
+        UsageError: a schedule is malformed.
+    """
+    document, assumed = (read_json(own), []) if own is not None else _assumed(folder, given, shapes, text_length)
+    document.pop("components", None)
+    said: Mapping[str, Any] = {
+        "kind": given.kind,
+        "stages": given.stages,
+        "wavelet": given.wavelet,
+        "axes": given.axes,
+        "first_frame": given.first_frame,
+        "clean_levels": None if given.clean_levels is None else list(given.clean_levels),
+        "resolution": None if given.resolution is None else vars(given.resolution),
+        "negative_prompt": given.negative_prompt,
+    }
+    document |= {name: value for name, value in said.items() if value is not None}
+    if given.schedules:
+        document["schedules"] = dict(parse_schedule(text, given.shift) for text in given.schedules)
+        document["default_schedule"] = next(iter(document["schedules"]))
+    return document, assumed
+
+
+def _assumed(folder: Path, given: Description, shapes: Shapes, text_length: int) -> tuple[dict[str, Any], list[str]]:
+    """A document for the kind that the tensors are of."""
+    patches = _patches(shapes)
+    has = (bool(patches), not patches and FIRST_FRAME in shapes)
+    found = next(name for name, facts in KINDS.items() if (facts.own_patch_layers, facts.first_frame_embedding) == has)
+    kind, assumed = given.kind or found, list[str]()
+    if KINDS[kind].most_stages == 1:
+        solver, shift = read_scheduler(folder)
+        document = plain_document(shift, solver) | {"text_length": text_length}
+        if given.kind is None:
+            assumed.append(
+                f"kind {kind}: the transformer has neither a first frame's vector nor patch layers of stages"
+            )
+    else:
+        stages = given.stages or len(patches) or STAGES
+        document = pyramid_document(kind, stages, "haar", RESOLUTIONS["wan2.1-1.3b"], text_length)
+        document = {name: value for name, value in document.items() if value is not None}
+        document |= {"patch_sizes": patches} if patches else {}
+        unsaid = {"stages": given.stages or len(patches) or None, "wavelet": given.wavelet, "axes": given.axes}
+        unsaid |= {"first_frame": given.first_frame}
+        assumed += [f"{name} {document[name]}" for name, value in unsaid.items() if value is None and name in document]
+        assumed += [] if given.schedules else [f"schedules {', '.join(document['schedules'])}"]
+    if given.resolution is None:
+        assumed.append("resolution {frames}x{height}x{width}".format(**document["resolution"]))
+    return document, assumed
+
+
+def _patches(shapes: Shapes) -> list[list[int]]:
+    """Patch sizes of the stages that have layers of their own, finest first."""
+    found = list[list[int]]()
+    while (name := f"patch_embedding.{len(found)}.weight") in shapes:
+        found.append(list(shapes[name][2:]))
+    return found

@@ -1,0 +1,37 @@
+"""The folder of a checkpoint that is made: whole or not at all."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ...runtime.errors import UsageError
+from ...runtime.files import check_output, sync_folder
+
+__all__ = ["check_new_checkpoint", "new_checkpoint"]
+
+
+def check_new_checkpoint(out: Path, *, force: bool) -> None:
+    """Refuse an output that would not be written, before the work.
+
+    Raises:
+        UsageError: something is there that `force` does not replace, or that is no checkpoint.
+    """
+    check_output(out, folder=True)
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists: give --force to replace it")
+    if out.exists() and not (out / "model_index.json").is_file() and any(out.iterdir()):
+        raise UsageError(f"{out} exists and is not a checkpoint: only a checkpoint is replaced; remove it yourself")
+
+
+@contextmanager
+def new_checkpoint(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write in, which takes its place when all went well."""
+    with tempfile.TemporaryDirectory(prefix=".", suffix=".partial", dir=out.absolute().parent) as outer:
+        folder = Path(outer) / "checkpoint"
+        folder.mkdir()
+        yield folder
+        if out.exists():
+            out.rename(Path(outer) / "replaced")
+        folder.rename(out)
+    sync_folder(out.absolute().parent)

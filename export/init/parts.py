@@ -1,0 +1,186 @@
+"""What an author's folder or file holds: weights of components, however they are called, and what goes with them."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ...runtime.documents import Fields, read_json
+from ...runtime.errors import UsageError
+from ...runtime.files import is_left_behind
+from ...runtime.model.checkpoint import Files
+from ...runtime.model.safetensors import read_header, shards_of
+from ...runtime.model.siblings import COMPONENT_FOLDERS, component_folders
+from ...runtime.model.variants import STEMS, choose_weights
+from ..weights.names import prefix_of
+from .pickled import PICKLES, open_tensors
+
+__all__ = ["Part", "Parts", "find_parts", "tensor_names"]
+
+MARKS: Mapping[str, tuple[str, ...]] = {
+    "transformer": ("patch_embedding.weight", "patch_embedding.0.weight"),
+    "vae": ("post_quant_conv.weight", "decoder.middle.0.residual.0.gamma"),
+    "text_encoder": ("token_embedding.weight", "shared.weight", "encoder.embed_tokens.weight"),
+}
+"""By component: tensors, in one naming or the other, that no other component has."""
+
+TRANSFORMER_CLASSES = ("WanTransformer3DModel", "WanModel")
+"""What the `config.json` beside a transformer's weights calls itself."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A component's weights."""
+
+    files: tuple[Path, ...]
+    """One file, or all shards."""
+    config: Path | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that was found."""
+
+    of: Mapping[str, Part]
+    """By component."""
+    tokenizer: Path | None = None
+    """The folder of the fast tokenizer."""
+    scheduler: Path | None = None
+    pyramid: Path | None = None
+    left_out: tuple[str, ...] = field(default=())
+    """Files that are of no component."""
+
+
+def find_parts(source: Path, files: Files, tokenizer: Path | None) -> Parts:
+    """What a source holds, some of it from files of their own.
+
+    Args:
+        source: a diffusers folder, a folder as Wan's repositories have it, or a file of weights.
+        files: weights in place of the source's, and the variant that is read.
+        tokenizer: a folder in place of the source's.
+
+    Raises:
+        UsageError: it is none of these, holds a component twice, or a file is not what it is given for.
+    """
+    if source.is_file():
+        found = _of_files([(source,)], source.parent)
+    elif (source / "transformer").is_dir():
+        found = _of_components(source, files.variant)
+    elif source.is_dir():
+        found = _of_repository(source, files.variant)
+    else:
+        raise UsageError(f"{source} does not exist: expected a folder with a model, or a file of weights")
+    of = dict(found.of)
+    for component in STEMS:
+        single = getattr(files, component)
+        if single is not None:
+            of[component] = Part((_own(single, component),), of[component].config if component in of else None)
+    if "transformer" not in of:
+        raise UsageError(f"{source} holds no transformer: expected its weights there, or --transformer FILE")
+    if tokenizer is not None and not (tokenizer / "tokenizer.json").is_file():
+        raise UsageError(f"{tokenizer} holds no tokenizer.json: expected the folder of a fast tokenizer")
+    return replace(found, of=of, tokenizer=tokenizer or found.tokenizer)
+
+
+def tensor_names(file: Path) -> list[str]:
+    """Names of the tensors in a file of weights.
+
+    Raises:
+        UsageError: it does not exist, cannot be read, or holds more than tensors.
+    """
+    if not file.is_file():
+        raise UsageError(f"{file} does not exist: expected a file of weights")
+    return list(open_tensors(file) if file.suffix in PICKLES else read_header(file))
+
+
+def _component(names: list[str]) -> str | None:
+    prefix = prefix_of(names)
+    bare = {name.removeprefix(prefix) for name in names}
+    return next((component for component, marks in MARKS.items() if bare.intersection(marks)), None)
+
+
+def _own(file: Path, component: str) -> Path:
+    found = _component(tensor_names(file))
+    if found != component:
+        raise UsageError(
+            f"{file}: expected the tensors of a {component}, found those of {found or 'none that is known'}"
+        )
+    return file
+
+
+def _of_components(source: Path, variant: str | None) -> Parts:
+    """A diffusers folder, with components of siblings where its `pyramid.json` names some."""
+    pyramid = source / "pyramid.json"
+    described = read_json(pyramid) if pyramid.is_file() else {}
+    folders = component_folders(source, Fields(described, str(pyramid)))
+    of = {}
+    for component, stem in STEMS.items():
+        folder = folders[component]
+        if folder.is_dir():
+            files = _weights(folder, stem, variant)
+            if not files:
+                raise UsageError(
+                    f"no weights in {folder}: expected {stem}.safetensors or {stem}.safetensors.index.json"
+                )
+            of[component] = Part(files, folder / "config.json" if (folder / "config.json").is_file() else None)
+    scheduler = source / "scheduler" / "scheduler_config.json"
+    return Parts(
+        of,
+        folders["tokenizer"] if (folders["tokenizer"] / "tokenizer.json").is_file() else None,
+        scheduler if scheduler.is_file() else None,
+        pyramid if pyramid.is_file() else None,
+        tuple(_others(source, (*COMPONENT_FOLDERS, "scheduler", "model_index.json", "pyramid.json"))),
+    )
+
+
+def _others(source: Path, known: Iterable[str]) -> list[str]:
+    names = sorted(path.name for path in source.iterdir())
+    return [name for name in names if name not in known and not is_left_behind(name)]
+
+
+def _weights(folder: Path, stem: str, variant: str | None) -> tuple[Path, ...]:
+    """Files of the weights in a folder: safetensors, or else pickles."""
+    names = [path.name for path in folder.iterdir() if path.is_file()]
+    chosen = choose_weights(names, stem, variant, folder)
+    if chosen is None:
+        return tuple(folder / name for name in sorted(names) if name.endswith(PICKLES) and not is_left_behind(name))
+    if not chosen.endswith(".json"):
+        return (folder / chosen,)
+    return tuple(folder / name for name in sorted(set(shards_of(folder / chosen).values())))
+
+
+def _of_repository(source: Path, variant: str | None) -> Parts:
+    """A folder as Wan's repositories have it: weights beside each other, the tokenizer in a folder of its own."""
+    names = sorted(path.name for path in source.iterdir() if path.is_file() and not is_left_behind(path.name))
+    chosen = choose_weights(names, STEMS["transformer"], variant, source)
+    shards = () if chosen is None else _weights(source, STEMS["transformer"], variant)
+    taken = {path.name for path in shards} | {chosen}
+    groups = [shards] if shards else []
+    groups += [(source / name,) for name in names if name.endswith((".safetensors", *PICKLES)) and name not in taken]
+    found = _of_files(groups, source)
+    fast = sorted(source.glob("*/tokenizer.json")) + sorted(source.glob("*/*/tokenizer.json"))
+    return replace(found, tokenizer=fast[0].parent if fast else None)
+
+
+def _of_files(groups: Iterable[tuple[Path, ...]], beside: Path) -> Parts:
+    """Components told by the names of their tensors, and the configuration beside them."""
+    of, left_out = dict[str, Part](), list[str]()
+    for files in groups:
+        component = _component([name for file in files for name in tensor_names(file)])
+        if component is None:
+            left_out.append(files[0].name)
+            continue
+        if component in of:
+            raise UsageError(
+                f"{beside} holds two {component}s, {of[component].files[0].name} and {files[0].name}: "
+                f"give one with --{component.replace('_', '-')} FILE, or keep one"
+            )
+        of[component] = Part(files, _beside(beside) if component == "transformer" else None)
+    return Parts(of, left_out=tuple(left_out))
+
+
+def _beside(folder: Path) -> Path | None:
+    """The `config.json` in a folder, where it is a transformer's."""
+    file = folder / "config.json"
+    if not file.is_file():
+        return None
+    return file if read_json(file).get("_class_name") in TRANSFORMER_CLASSES else None

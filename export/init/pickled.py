@@ -1,0 +1,87 @@
+"""Tensors of a PyTorch file, which is a pickle: opened only where it holds tensors and nothing else."""
+
+import pickletools
+import zipfile
+from pathlib import Path
+
+import torch
+
+from ...runtime.errors import UsageError
+from ...runtime.files import refuse_pointer
+from ..weights.steps import TORCH_DTYPES
+
+__all__ = ["PICKLES", "open_tensors"]
+
+PICKLES = (".pth", ".pt", ".ckpt", ".bin")
+"""How the names of such files end."""
+
+LARGEST = 256 * 1024 * 1024
+"""Bytes of a pickle beside its tensors above which it is no list of tensors."""
+
+STORAGES = ("Float", "Half", "BFloat16", "Double", "Char", "Byte", "Short", "Int", "Long", "Bool")
+GLOBALS = frozenset(
+    {
+        "collections OrderedDict",
+        "torch._utils _rebuild_tensor_v2",
+        "torch._utils _rebuild_tensor_v3",
+        "torch._utils _rebuild_parameter",
+        "torch.storage UntypedStorage",
+        *(f"torch {name}Storage" for name in STORAGES),
+        *(str(dtype).replace(".", " ") for dtype in TORCH_DTYPES.values()),
+    }
+)
+"""What a pickle of tensors calls, and nothing else."""
+
+OPCODES = frozenset({"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"})
+"""Other ways of a pickle to name or make objects, which `torch.save` has no need of."""
+
+
+def open_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file of `torch.save`, mapped. Nothing of it is executed before it is known to be tensors alone.
+
+    Raises:
+        UsageError: it is no such file, is of the format before PyTorch 1.6, names anything but tensors, or holds
+            something else beside them.
+    """
+    refuse_pointer(path)
+    _check_calls(path)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever PyTorch raises on a file that it cannot read
+        raise UsageError(
+            f"{path}: PyTorch cannot read it ({str(error).splitlines()[0]:.200}); fetch it again"
+        ) from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{path}: expected tensors by their names, found one {type(found).__name__}")
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise UsageError(
+                f"{path}: expected tensors alone, found {name!r:.60} of type {type(value).__name__}: "
+                "save the dictionary of the model's tensors by itself"
+            )
+        if value.layout != torch.strided or value.dtype not in TORCH_DTYPES.values():
+            raise UsageError(f"{path}: tensor '{name}' is of {value.dtype}, which no weight here is stored in")
+    return {name: value.detach() for name, value in found.items()}
+
+
+def _check_calls(path: Path) -> None:
+    """Read the pickle's opcodes, and refuse one that calls anything that tensors do not need."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (name,) = (name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl")
+            if archive.getinfo(name).file_size > LARGEST:
+                raise ValueError("its list of tensors is too long")
+            opcodes = [(opcode.name, argument) for opcode, argument, _ in pickletools.genops(archive.read(name))]
+    except zipfile.BadZipFile:
+        raise UsageError(
+            f"{path} is no file of torch.save as it has been since PyTorch 1.6: expected one, or safetensors"
+        ) from None
+    except Exception as error:  # a pickle is anybody's: whatever its opcodes cannot be read for
+        raise UsageError(f"{path}: its list of tensors cannot be read ({error}); fetch it again") from None
+    for name, argument in opcodes:
+        called = str(argument).replace(" ", ".") if name == "GLOBAL" else name
+        if name in OPCODES or (name == "GLOBAL" and argument not in GLOBALS):
+            raise UsageError(
+                f"{path} holds more than tensors (its pickle has {called:.80}): it is not opened; "
+                "save its tensors by themselves"
+            )

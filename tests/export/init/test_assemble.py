@@ -1,0 +1,341 @@
+"""`init SOURCE`: an author's files, in whatever form, become a checkpoint with the same weights."""
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import Result
+from pyrexport.export.weights.edits import read_tensor
+from pyrexport.export.weights.lora import merge_loras, parse_lora
+from pyrexport.export.weights.names import to_diffusers
+from pyrexport.runtime.model.checkpoint import Checkpoint, read_checkpoint
+from safetensors.torch import load_file, save_file
+from support.originals import original_text, original_transformer, original_vae
+
+Make = Callable[..., Path]
+Run = Callable[..., Result]
+Refused = Callable[..., str]
+Tensors = dict[str, torch.Tensor]
+
+CONFIG = {
+    "_class_name": "WanModel",
+    "model_type": "t2v",
+    "text_len": 64,
+    "in_dim": 16,
+    "dim": 64,
+    "ffn_dim": 128,
+    "freq_dim": 256,
+    "out_dim": 16,
+    "num_heads": 4,
+    "num_layers": 2,
+    "eps": 1e-06,
+    "text_dim": 32,
+}
+"""The tiny transformer's, as Wan's repositories write it."""
+
+
+def tensors_of(folder: Path, rename: Callable[[str], str] = str) -> Tensors:
+    """All tensors of a component's folder, under other names."""
+    (file,) = folder.glob("*.safetensors")
+    return {rename(name): tensor for name, tensor in load_file(file).items()}
+
+
+def opened(folder: Path) -> Checkpoint:
+    """A checkpoint, names converted."""
+    return read_checkpoint(folder, rename=to_diffusers)
+
+
+def values(found: Checkpoint) -> Tensors:
+    """All of a checkpoint's weights."""
+    return {
+        f"{component}/{name}": read_tensor(entry)
+        for component, entries in found.components.items()
+        for name, entry in entries.items()
+    }
+
+
+def same(a: Tensors, b: Tensors) -> bool:
+    """Whether two have the same tensors, bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def plain(make_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny plain checkpoint whose VAE has Wan's own number of blocks: the conversion of names knows no other."""
+    from diffusers import AutoencoderKLWan
+
+    folder = tmp_path_factory.mktemp("plain") / "checkpoint"
+    shutil.copytree(make_checkpoint("--kind", "plain"), folder)
+    shutil.rmtree(folder / "vae")
+    torch.manual_seed(0)
+    AutoencoderKLWan(base_dim=8).save_pretrained(folder / "vae")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def original(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as Wan's repositories have it: original names, pickles of VAE and text encoder."""
+    folder = tmp_path_factory.mktemp("original")
+    transformer = tensors_of(plain / "transformer", original_transformer)
+    save_file(transformer, folder / "diffusion_pytorch_model.safetensors")
+    torch.save(tensors_of(plain / "vae", original_vae), folder / "Wan2.1_VAE.pth")
+    torch.save(tensors_of(plain / "text_encoder", original_text), folder / "models_t5_umt5-xxl-enc-bf16.pth")
+    shutil.copytree(plain / "tokenizer", folder / "google" / "umt5-xxl")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def single(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as single files, the transformer with ComfyUI's prefix and without any configuration."""
+    folder = tmp_path_factory.mktemp("single")
+    rename: Callable[[str], str] = lambda name: f"model.diffusion_model.{original_transformer(name)}"  # noqa: E731
+    save_file(tensors_of(plain / "transformer", rename), folder / "model.safetensors")
+    save_file(tensors_of(plain / "vae", original_vae), folder / "vae.safetensors")
+    save_file(tensors_of(plain / "text_encoder", original_text), folder / "text.safetensors")
+    return folder
+
+
+def single_words(single: Path, plain: Path) -> list[Any]:
+    """The command line for `single`."""
+    return [
+        *(single / "model.safetensors", "--heads", "4", "--tokenizer", plain / "tokenizer"),
+        *("--vae", single / "vae.safetensors", "--text-encoder", single / "text.safetensors"),
+    ]
+
+
+def test_bundles_of_folders_and_files_have_the_same_weights(
+    plain: Path, original: Path, single: Path, tmp_path: Path, cli: Run
+) -> None:
+    found = set()
+    for index, words in enumerate(([plain], [original], single_words(single, plain))):
+        made, out = tmp_path / f"made{index}", tmp_path / f"out{index}"
+        result = cli("init", *words, "-o", made, "--resolution", "17x64x64", "--quiet")
+        assert result.exit_code == 0, result.output
+        result = cli("build", made, "--target", "ort", "-o", out, "--quiet", "--no-run")
+        assert result.exit_code == 0, result.output
+        found.add((out / "weights.bin").read_bytes())
+    assert len(found) == 1
+
+
+def test_configurations_are_read_off_the_shapes(plain: Path, single: Path, tmp_path: Path, cli: Run) -> None:
+    result = cli("init", *single_words(single, plain), "-o", tmp_path / "made", "--json", "--quiet")
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    assert said["components"] == dict.fromkeys(("transformer", "vae", "text_encoder"), "linked")
+    assert said["missing"] == said["left_out"] == []
+    assert {"scheduler UniPC, shift 5", "prompts of 512 tokens", "resolution 81x480x832"} <= set(said["assumed"])
+    ours, theirs = opened(tmp_path / "made"), opened(plain)
+    assert ours.model.transformer == theirs.model.transformer
+    assert ours.model.decoder == theirs.model.decoder
+    for name in ("latents_mean", "latents_std"):
+        assert ours.vae_config is not None
+        assert theirs.vae_config is not None
+        assert ours.vae_config[name] == theirs.vae_config[name]
+    encoder, expected = ours.text_encoder_config, theirs.text_encoder_config
+    assert encoder is not None
+    assert expected is not None
+    for name in ("d_model", "d_ff", "d_kv", "num_heads", "num_layers", "vocab_size", "relative_attention_num_buckets"):
+        assert encoder[name] == expected[name]
+
+
+def test_what_wans_configuration_says_is_kept(original: Path, plain: Path, tmp_path: Path, cli: Run) -> None:
+    result = cli("init", original, "-o", tmp_path / "made", "--json", "--quiet")
+    assert result.exit_code == 0, result.output
+    made = opened(tmp_path / "made")
+    assert json.loads(result.stdout)["components"]["vae"] == "written"
+    assert made.model.transformer == opened(plain).model.transformer
+    assert made.model.text_length == 64
+    assert same(values(made), values(opened(plain)))
+
+
+def test_copies_are_whole(original: Path, tmp_path: Path, cli: Run) -> None:
+    result = cli("init", original, "-o", tmp_path / "made", "--copy", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert not [path for path in (tmp_path / "made").rglob("*") if path.is_symlink()]
+    assert list(tmp_path.iterdir()) == [tmp_path / "made"]
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pth"])
+def test_a_first_frame_vector_makes_a_pyramidal_model(
+    make_checkpoint: Make, tmp_path: Path, cli: Run, ending: str
+) -> None:
+    whole = make_checkpoint()
+    tensors = tensors_of(whole / "transformer", original_transformer)
+    vector = {"module": tensors.pop("first_frame_embedding")[None, None]}
+    save_file(tensors, tmp_path / "model.safetensors")
+    extra = tmp_path / f"vector.{ending}"
+    save_file(vector, extra) if ending == "safetensors" else torch.save(vector, extra)
+    words = ["--first-frame-embedding", extra, "--heads", "4", "--stages", "2", "--axes", "HW", "--wavelet", "db2"]
+    words += [
+        "--schedule",
+        "4-2:3.5",
+        "--schedule",
+        "few=1/0.6:1",
+        "--first-frame",
+        "joint",
+        "--resolution",
+        "17x64x64",
+    ]
+    result = cli("init", tmp_path / "model.safetensors", *words, "-o", tmp_path / "made", "--quiet")
+    assert result.exit_code == 0, result.output
+    made = opened(tmp_path / "made")
+    expected = {name: read_tensor(entry) for name, entry in opened(whole).transformer.items()}
+    assert same({name: read_tensor(entry) for name, entry in made.transformer.items()}, expected)
+    model = made.model
+    assert (model.pyramid.kind.name, model.pyramid.depth, model.pyramid.axes) == ("pyramidal", 2, "HW")
+    assert (model.wavelet, model.default_schedule, list(model.schedules)) == ("db2", "4-2", ["4-2", "few"])
+    assert model.schedules["4-2"].guidance_scale == 3.5
+    assert not model.pyramid.first_frame_apart
+    assert (tmp_path / "made/transformer/diffusion_pytorch_model-00001-of-00002.safetensors").is_symlink()
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_patch_layers_make_a_ppf_model(make_checkpoint: Make, tmp_path: Path, cli: Run, own: bool) -> None:
+    """The transformer's own layers are those of stage 0 unless the file has some for it."""
+    whole = make_checkpoint("--kind", "ppf")
+    tensors = tensors_of(whole / "transformer")
+    layers = {name: tensors.pop(name) for name in list(tensors) if name.startswith(("patch_embedding", "proj_out"))}
+    for name in ("patch_embedding.0.weight", "patch_embedding.0.bias", "proj_out.0.weight", "proj_out.0.bias"):
+        tensors[name.replace(".0.", ".")] = layers.pop(name) if own else torch.zeros_like(layers[name])
+    save_file({original_transformer(name): tensor for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
+    save_file(
+        {name.replace("proj_out", "head.head"): tensor for name, tensor in layers.items()}, tmp_path / "l.safetensors"
+    )
+    words = ["--patch-layers", tmp_path / "l.safetensors", "--heads", "4", "--json", "--quiet"]
+    result = cli("init", tmp_path / "model.safetensors", *words, "-o", tmp_path / "made")
+    assert result.exit_code == 0, result.output
+    made, expected = opened(tmp_path / "made"), opened(whole)
+    assert made.model.pyramid == expected.model.pyramid
+    ours, theirs = ({n: read_tensor(e) for n, e in found.transformer.items()} for found in (made, expected))
+    assert same(ours, theirs)
+    assert len(json.loads(result.stdout)["left_out"]) == (0 if own else 4)
+
+
+def test_a_lora_is_merged_into_what_is_written(plain: Path, tmp_path: Path, cli: Run) -> None:
+    torch.manual_seed(0)
+    layer = "diffusion_model.blocks.1.ffn.0"
+    save_file(
+        {f"{layer}.lora_down.weight": torch.randn(4, 64), f"{layer}.lora_up.weight": torch.randn(128, 4)},
+        tmp_path / "lora.safetensors",
+    )
+    lora = f"{tmp_path / 'lora.safetensors'}:0.5"
+    result = cli("init", plain, "--lora", lora, "-o", tmp_path / "made", "--quiet")
+    assert result.exit_code == 0, result.output
+    merged = merge_loras(opened(plain), [parse_lora(lora)])
+    assert same(values(opened(tmp_path / "made")), values(merged))
+    assert not same(values(merged), values(opened(plain)))
+
+
+def test_a_sources_own_description_is_kept(make_checkpoint: Make, tmp_path: Path, cli: Run) -> None:
+    source = make_checkpoint()
+    result = cli("init", source, "-o", tmp_path / "made", "--negative-prompt", "blurred", "--quiet")
+    assert result.exit_code == 0, result.output
+    ours, theirs = (json.loads((folder / "pyramid.json").read_text()) for folder in (tmp_path / "made", source))
+    assert ours == theirs | {"negative_prompt": "blurred"}
+
+
+class Planted:
+    """What a pickle would execute when it is opened."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, (f"touch {self.file}",)
+
+
+def with_code(path: Path, mark: Path) -> None:
+    torch.save({"patch_embedding.weight": torch.zeros(2), "x": Planted(mark)}, path)
+
+
+def with_an_object(path: Path, mark: Path) -> None:
+    torch.save({"patch_embedding.weight": torch.zeros(2), "step": 7}, path)
+
+
+def nested(path: Path, mark: Path) -> None:
+    torch.save({"state_dict": {"patch_embedding.weight": torch.zeros(2)}}, path)
+
+
+def a_list(path: Path, mark: Path) -> None:
+    torch.save([torch.zeros(2)], path)
+
+
+def before_zip(path: Path, mark: Path) -> None:
+    path.write_bytes(pickle.dumps({"x": Planted(mark)}))
+
+
+def with_a_module(path: Path, mark: Path) -> None:
+    torch.save(torch.nn.Linear(2, 2), path)
+
+
+def by_a_later_protocol(path: Path, mark: Path) -> None:
+    torch.save({"x": Planted(mark)}, path, pickle_protocol=4)
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (with_code, "holds more than tensors (its pickle has posix.system)"),
+        (with_an_object, "found 'step' of type int"),
+        (nested, "found 'state_dict' of type dict"),
+        (a_list, "found one list"),
+        (before_zip, "no file of torch.save"),
+        (with_a_module, "holds more than tensors (its pickle has torch.nn.modules.linear.Linear)"),
+        (by_a_later_protocol, "holds more than tensors (its pickle has STACK_GLOBAL)"),
+    ],
+)
+def test_a_pickle_that_holds_more_than_tensors_is_refused_and_not_executed(
+    tmp_path: Path, refused: Refused, write: Callable[[Path, Path], None], words: str
+) -> None:
+    file = tmp_path / "model.pth"
+    write(file, tmp_path / "executed")
+    assert words in refused("init", file, "-o", tmp_path / "made")
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("option", ["--vae", "--first-frame-embedding", "--patch-layers"])
+def test_wherever_it_is_given(plain: Path, tmp_path: Path, refused: Refused, option: str) -> None:
+    file = tmp_path / "model.pth"
+    with_code(file, tmp_path / "executed")
+    assert "holds more than tensors" in refused("init", plain, option, file, "-o", tmp_path / "made")
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_refused(plain: Path, original: Path, single: Path, tmp_path: Path, refused: Refused) -> None:
+    out = tmp_path / "made"
+
+    def said(*words: Any) -> str:
+        line = refused("init", *words, "-o", out, "--quiet")
+        assert not out.exists()
+        return line
+
+    model = single / "model.safetensors"
+    assert "does not exist" in said(tmp_path / "nothing")
+    assert "give --heads" in said(model)
+    assert "do not divide the width" in said(model, "--heads", "5")
+    assert "holds no transformer" in said(single / "vae.safetensors")
+    assert "expected the tensors of a vae, found those of text_encoder" in said(
+        original, "--vae", single / "text.safetensors"
+    )
+    assert "--blocks says nothing beside a SOURCE" in said(plain, "--blocks", "1")
+    assert "--heads says nothing beside --random" in said("--random", "tiny", "--heads", "4")
+    assert "tensor 'first_frame_embedding' is missing" in said(plain, "--kind", "pyramidal")
+    assert "expected one tensor" in said(plain, "--first-frame-embedding", model)
+    assert "expected patch_embedding.STAGE.weight" in said(plain, "--patch-layers", model)
+    assert "a schedule is STEPS" in said(plain, "--schedule", "often")
+    assert "numbers separated by commas" in said(plain, "--clean-levels", "0,x")
+    assert "holds no tokenizer.json" in said(plain, "--tokenizer", tmp_path)
+    twice = tmp_path / "twice"
+    shutil.copytree(original, twice)
+    shutil.copy(single / "model.safetensors", twice)
+    assert "holds two transformers" in said(twice)
+    (twice / "model.safetensors").unlink()
+    (twice / "config.json").write_text(json.dumps(CONFIG | {"model_type": "i2v"}))
+    assert "expected model_type t2v, found 'i2v'" in said(twice)
