@@ -111,6 +111,11 @@ def _check(checkpoint: Checkpoint, request: CalibrationRequest) -> None:
             raise UsageError(f"'{component}={method}' takes no recipe: recipes are of {known}")
         if component not in checkpoint.components:
             raise UsageError(f"{checkpoint.folder} has no {component}: a recipe of it says nothing")
+    if checkpoint.model.experts > 1 and "transformer" in request.methods:
+        raise UsageError(
+            f"{checkpoint.folder} has two transformers, of which no recipe is made yet: "
+            "take a method without one, such as w8a8-dynamic, or a recipe of the vae"
+        )
     if request.target_psnr is not None and "transformer" not in request.methods:
         raise UsageError("layers are kept of the transformer: give a method of it, or no PSNR to reach")
     if request.target_psnr is not None and not checkpoint.vae:

@@ -33,6 +33,7 @@ __all__ = [
     "Bars",
     "ResolutionType",
     "engine_options",
+    "guidance_options",
     "output_options",
     "own_options",
     "print_json",
@@ -123,14 +124,30 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--threads", type=threads, default=0, help="Of one operator; 0: the engine's choice.")(with_own)
 
 
-def sampling_options(command: F) -> F:
+NO_GUIDANCE: Mapping[str, float | None] = {"guidance_scale": None, "guidance_scale_2": None}
+"""What is given where nobody says how to guide."""
+
+
+def guidance_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options `--guidance-scale` and `--guidance-scale-2`, as one argument `guidance`: see `Model.schedule`."""
+
+    @wraps(command)
+    def wrapped(*arguments: Any, guidance_scale: float | None, guidance_scale_2: float | None, **others: Any) -> Any:
+        scales = dict(zip(NO_GUIDANCE, (guidance_scale, guidance_scale_2), strict=True))
+        return command(*arguments, guidance=scales, **others)
+
+    second = click.option("--guidance-scale-2", type=float, help="Of the second of two networks.")
+    return click.option("--guidance-scale", type=float, help="In place of the schedule's own.")(second(wrapped))
+
+
+def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that choose a schedule, guidance and a seed."""
     for option in (
         click.option("--seed", type=int, default=0, show_default=True),
         click.option("--levels", help="Natural levels in place of a schedule: 1,0.9863/0.9412,0.8645/0.5858"),
         click.option("--schedule", help="A schedule of the model, or steps per stage, coarsest first: 10-10-10"),
         click.option("--solver", type=click.Choice(list(SOLVERS)), help="In place of the schedule's own."),
-        click.option("--guidance-scale", type=float, help="In place of the schedule's own."),
+        guidance_options,
         click.option("--negative-prompt", help="In place of the model's own."),
     ):
         command = option(command)

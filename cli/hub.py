@@ -23,7 +23,7 @@ __all__ = ["find_model", "needed_files"]
 
 _ID = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)(?:@([A-Za-z0-9][A-Za-z0-9._/-]*))?")
 _ROOT = ("model_index.json", "pyramid.json")
-_FOLDERS = (*STEMS, "transformer_2", "scheduler", "tokenizer")
+_FOLDERS = (*STEMS, "scheduler", "tokenizer")
 
 
 def find_model(model: Path, variant: str | None = None, *, quiet: bool = False) -> Path:

@@ -24,6 +24,7 @@ OF_SOURCE = (
     "first_frame_embedding",
     "patch_layers",
     "heads",
+    "boundary_ratio",
     "axes",
     "first_frame",
     "clean_levels",
@@ -50,7 +51,7 @@ def random_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--random",
             "preset",
-            type=click.Choice(PRESETS),
+            type=click.Choice(list(PRESETS)),
             help="The real names and shapes of a model, with random weights, to try things on.",
         ),
     ):
@@ -75,6 +76,7 @@ def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--first-frame", type=click.Choice(["separate", "joint"]), help="Of a pyramidal model's groups."),
         click.option("--axes", help="That a pyramidal model's stages halve: some of THW."),
         click.option("--heads", type=click.IntRange(1), help="Of the attention, where no config.json says it."),
+        click.option("--boundary-ratio", type=float, help="Of two networks: where the second takes over, 0 to 1."),
         click.option("--patch-layers", type=PATH, help="A file with the patch layers of a PPF model's stages."),
         click.option("--first-frame-embedding", type=PATH, help="A file with a pyramidal model's vector."),
         click.option("--tokenizer", type=PATH, help="A folder with tokenizer.json."),
@@ -158,6 +160,7 @@ def _assemble(source: Path, output: Path, fields: dict[str, Any], *, force: bool
     )
     loras = tuple(parse_lora(text) for text in weights.loras)
     others = {"tokenizer": fields["tokenizer"], "first_frame": fields["first_frame_embedding"]}
+    others |= {"boundary": fields["boundary_ratio"]}
     others |= {"patch_layers": fields["patch_layers"], "heads": fields["heads"], "copies": fields["copies"]}
     asked = Assembly(source, weights.files, loras=loras, description=description, **others)
     with progress(quiet) as bar:

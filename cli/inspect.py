@@ -75,13 +75,13 @@ def inspect_model(model: Path, reading: Reading) -> dict[str, Any]:
         }
         for name, tensors in checkpoint.components.items()
     }
-    transformer = components["transformer"]
+    networks = [components[name] for name in ("transformer", "transformer_2") if name in components]
     return {
         "model": str(model),
         "assumed": None,
         **_costs(checkpoint.model, checkpoint.resolution),
-        "parameters": transformer["parameters"],
-        "bytes": transformer["bytes"],
+        "parameters": sum(network["parameters"] for network in networks),
+        "bytes": sum(network["bytes"] for network in networks),
         "components": components,
     }
 
@@ -158,7 +158,7 @@ def _inspect_config(source: Path, resolution: Resolution | None) -> dict[str, An
     if resolution is None:
         raise UsageError(f"{source} says nothing of a resolution: give one, such as --resolution 81x448x832")
     document = read_json(source)
-    family = find_family(document, str(source))
+    family = find_family(document, None, str(source))
     model = bare_model(family, family.read_transformer(document, str(source)))
     parameters = _parameters(model)
     try:
@@ -188,7 +188,7 @@ def _inspect_config(source: Path, resolution: Resolution | None) -> dict[str, An
 def _parameters(model: Model) -> int:
     pyramid = model.pyramid
     shapes = model.family.transformer_tensors(model.transformer, pyramid.kind, pyramid.patch_sizes)
-    return sum(math.prod(shape) for shape in shapes.values())
+    return model.experts * sum(math.prod(shape) for shape in shapes.values())
 
 
 def _costs(model: Model, resolution: Resolution) -> dict[str, Any]:
@@ -204,6 +204,7 @@ def _costs(model: Model, resolution: Resolution) -> dict[str, Any]:
             "steps": list(schedule.steps),
             "levels": [list(levels) for levels in schedule.levels],
             "guidance_scale": schedule.guidance_scale,
+            "guidance_scale_2": schedule.guidance_scale_2,
             "solver": schedule.solver.to_json(),
             "tflop": sum(n * cost for n, cost in zip(schedule.steps, reversed(tflop), strict=True)),
             "passes": 2 if schedule.guided else 1,
@@ -213,6 +214,7 @@ def _costs(model: Model, resolution: Resolution) -> dict[str, Any]:
         "resolution": str(resolution),
         "wavelet": model.wavelet if pyramid.axes else None,
         "text_length": model.text_length,
+        "boundary_ratio": pyramid.boundary,
         "stages": [
             {
                 "stage": stage.index,

@@ -65,12 +65,13 @@ def weights_options(command: Callable[..., Any]) -> Callable[..., Any]:
         *arguments: Any,
         variant: str | None,
         transformer: Path | None,
+        transformer_2: Path | None,
         text_encoder: Path | None,
         vae: Path | None,
         loras: tuple[str, ...],
         **others: Any,
     ) -> Any:
-        weights = Weights(Files(variant, transformer, text_encoder, vae), loras)
+        weights = Weights(Files(variant, transformer, transformer_2, text_encoder, vae), loras)
         return command(*arguments, weights=weights, **others)
 
     decorated: Callable[..., Any] = wrapped
@@ -79,12 +80,12 @@ def weights_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--lora",
             "loras",
             multiple=True,
-            metavar="FILE[:SCALE]",
-            help="Merge a LoRA into a checkpoint's transformer; can be given again.",
+            metavar="[COMPONENT=]FILE[:SCALE]",
+            help="Merge a LoRA into a checkpoint's transformer (or transformer_2); can be given again.",
         ),
         *(
             click.option(f"--{part}", type=PATH, help=f"A safetensors file in place of a checkpoint's {part}.")
-            for part in ("vae", "text-encoder", "transformer")
+            for part in ("vae", "text-encoder", "transformer-2", "transformer")
         ),
         click.option("--variant", help="Of a checkpoint's files: fp16 reads STEM.fp16.safetensors."),
     ):

@@ -1,6 +1,6 @@
 """How `parity` and `quality` record a reference: which runs, and at which sizes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..runtime.chain.solvers import SOLVERS
 from ..runtime.documents import MAX_INTEGER
 from ..runtime.errors import UsageError
 from ..runtime.proof.trace import Trace
-from .common import PATH, progress, read_prompts
+from .common import NO_GUIDANCE, PATH, guidance_options, progress, read_prompts
 from .reading import Weights, require_same_loras, resolution_option, resolve_checkpoint, weights_options
 
 __all__ = ["Recording", "recording_options"]
@@ -32,7 +32,7 @@ def recording_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--negative-prompt"),
         click.option("--solver", type=click.Choice(list(SOLVERS)), help="In place of the schedule's own."),
-        click.option("--guidance-scale", type=float),
+        guidance_options,
         click.option("--levels", help="Explicit natural levels, in place of a schedule."),
         click.option("--schedule", help="Of the recorded runs, in place of the model's default."),
         click.option("--seed", "seeds", type=seed, multiple=True, default=DEFAULT_SEEDS, show_default=True),
@@ -52,7 +52,7 @@ class Recording:
     seeds: tuple[int, ...] = DEFAULT_SEEDS
     schedule: str | None = None
     levels: str | None = None
-    guidance_scale: float | None = None
+    guidance: Mapping[str, float | None] = field(default_factory=lambda: NO_GUIDANCE)
     solver: str | None = None
     negative_prompt: str | None = None
     weights: Weights = field(default_factory=Weights)
@@ -67,9 +67,7 @@ class Recording:
         if bundle is not None:
             require_same_loras(bundle, open_bundle(bundle).manifest.provenance, found)
         levels = None if self.levels is None else parse_levels(self.levels)
-        chosen = found.model.schedule(
-            self.schedule, levels=levels, guidance_scale=self.guidance_scale, solver=self.solver
-        )
+        chosen = found.model.schedule(self.schedule, levels=levels, solver=self.solver, **self.guidance)
         words = read_prompts(self.prompts_file) if self.prompts_file else list(self.prompts or DEFAULT_PROMPTS)
         from ..export.reference.record import PROBES, record_trace
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def command(
     engine: EngineOptions,
     resident: bool,
     negative_prompt: str | None,
-    guidance_scale: float | None,
+    guidance: Mapping[str, float | None],
     solver: str | None,
     schedule: str | None,
     levels: str | None,
@@ -71,7 +71,7 @@ def command(
     model = find_model(model, reading.weights.files.variant, quiet=quiet)
     with open_sampler(model, reading, engine, resident=resident) as sampler:
         _check_components(model, sampler, jobs)
-        chosen = sampler.model.schedule(schedule, guidance_scale=guidance_scale, levels=explicit, solver=solver)
+        chosen = sampler.model.schedule(schedule, levels=explicit, solver=solver, **guidance)
         negative = sampler.model.negative_prompt if negative_prompt is None else negative_prompt
         show = None if preview is None else PreviewFile(preview, model, sampler)
         run = Run(Finish(model, sampler, video), chosen, negative, seed, show)
@@ -117,6 +117,7 @@ class Run:
             "levels": [list(group) for group in self.schedule.levels],
             "scaled_start": self.schedule.scaled_start,
             "guidance_scale": self.schedule.guidance_scale,
+            "guidance_scale_2": self.schedule.guidance_scale_2,
             "solver": self.schedule.solver.to_json(),
         }
 
@@ -145,6 +146,7 @@ def _run(job: Job, run: Run, *, keep: bool, quiet: bool, say: bool) -> dict[str,
         "schedule": schedule.name,
         "levels": schedule.levels,
         "guidance_scale": schedule.guidance_scale,
+        "guidance_scale_2": schedule.guidance_scale_2,
         "solver": schedule.solver.to_json(),
         "files": [str(path) for path in job.files],
     }

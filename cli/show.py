@@ -72,7 +72,7 @@ def _show_schedules(schedules: Mapping[str, Any]) -> None:
         [
             name,
             _solver(schedule["solver"]),
-            f"{schedule['guidance_scale']:g}",
+            _guidance(schedule),
             _tflop(schedule["tflop"]),
             str(schedule["passes"]),
             _tflop(schedule["passes"] * schedule["tflop"]),
@@ -80,6 +80,12 @@ def _show_schedules(schedules: Mapping[str, Any]) -> None:
         for name, schedule in schedules.items()
     ]
     print_table("schedules", ["schedule", "solver", "guidance scale", "TFLOP per pass", "passes", "TFLOP"], rows)
+
+
+def _guidance(schedule: Mapping[str, Any]) -> str:
+    """The scale, or those of both networks."""
+    second = schedule.get("guidance_scale_2")
+    return f"{schedule['guidance_scale']:g}" + ("" if second is None else f", {second:g}")
 
 
 def _solver(found: Any) -> str:

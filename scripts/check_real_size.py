@@ -28,8 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 PROMPT = "a red circle moving left"
-LEVEL = 0.7
-"""Natural level that stages are evaluated at."""
+LEVELS = (0.7, 0.95)
+"""Natural levels that stages are evaluated at: the first at which the part's own network evaluates."""
 LATENT_FRAMES = 3
 
 Arrays = dict[str, NDArray[Any]]
@@ -43,8 +43,9 @@ def noise(*shape: int) -> NDArray[np.float32]:
 def step_of(pipeline: Pipeline, part: str) -> StepPlan:
     """One evaluation of the stage that a part is."""
     manifest = pipeline.bundle.manifest
-    index = next(key.stage for key in manifest.graphs if key.name == part)
-    return single_step(pipeline.model.pyramid, manifest.stages[index], LEVEL)
+    pyramid, key = pipeline.model.pyramid, next(key for key in manifest.graphs if key.name == part)
+    level = next(level for level in LEVELS if pyramid.expert(pyramid.kind.timestep(level)) == key.expert)
+    return single_step(pyramid, manifest.stages[key.stage], level)
 
 
 def inputs_of(pipeline: Pipeline, part: str) -> Arrays:
@@ -136,7 +137,7 @@ def _evaluate(pipeline: Pipeline, part: str, inputs: Arrays) -> tuple[GraphKey, 
         return decoder_key(first=False), {"frames": np.concatenate(list(pipeline.decode_tile(inputs["latent"])))}
     step = step_of(pipeline, part)
     velocity = pipeline.velocity(step, inputs["latent"], {"text": inputs["text"]})
-    return stage_key(step.stage.index), {"velocity": velocity}
+    return stage_key(step.stage.index, step.expert), {"velocity": velocity}
 
 
 def _text_blocks(file: Path, inputs: Arrays, threads: int) -> Arrays:

@@ -124,15 +124,21 @@ def _graph_modules(
     """A module for each graph; where the target takes symbolic shapes, one for all that differ in these alone."""
     family, model = modules_of(checkpoint.model.family), checkpoint.model
     stages = [
-        (specs[resolution][stage_key(stage.index)], stage) for resolution in specs for stage in model.stages(resolution)
+        (specs[resolution][stage_key(stage.index, expert)], stage)
+        for resolution in specs
+        for stage in model.stages(resolution)
+        for expert in model.pyramid.experts(stage.index)
     ]
     own_layers = model.pyramid.kind.own_patch_layers
     if target.symbolic and not target.separates_graphs(options.target) and not own_layers:
-        yield from _symbolic_stages(checkpoint, options, dialect, stages)
+        for expert in range(model.experts):
+            own = [pair for pair in stages if pair[0].key.expert == expert]
+            if own:
+                yield from _symbolic_stages(checkpoint, options, dialect, own)
     else:
         for spec, stage in stages:
             recipe = options.recipe(checkpoint, spec.key.component, stage.index)
-            module, layers = family.stage_graph(checkpoint, stage, recipe, dialect)
+            module, layers = family.stage_graph(checkpoint, spec.key.weights, stage, recipe, dialect)
             yield GraphModule(spec, module, layers=layers)
     every = {spec.name: (spec, decoders[resolution]) for resolution in specs for spec in specs[resolution].values()}
     texts = [spec for spec, _ in every.values() if spec.key.role == TEXT]
@@ -152,9 +158,9 @@ def _symbolic_stages(
     checkpoint: Checkpoint, options: BuildOptions, dialect: Dialect, stages: Sequence[tuple[GraphSpec, Stage]]
 ) -> Iterator[GraphModule]:
     """The graph of the largest stage is that of all."""
-    _, largest = max(stages, key=lambda pair: pair[1].tokens)
+    spec, largest = max(stages, key=lambda pair: pair[1].tokens)
     family, recipe = modules_of(checkpoint.model.family), options.recipe(checkpoint, "transformer")
-    module, layers = family.stage_graph(checkpoint, largest, recipe, dialect)
+    module, layers = family.stage_graph(checkpoint, spec.key.weights, largest, recipe, dialect)
     symbols = _symbols("latent", [(1, *stage.latent) for _, stage in stages], [1, 1, *largest.patch_size])
     for spec, _ in stages:
         yield GraphModule(spec, module, symbols, layers)

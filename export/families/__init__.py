@@ -34,9 +34,9 @@ class FamilyModules(Protocol):
         ...
 
     def stage_graph(
-        self, checkpoint: Checkpoint, stage: Stage, recipe: Recipe, dialect: Dialect
+        self, checkpoint: Checkpoint, component: str, stage: Stage, recipe: Recipe, dialect: Dialect
     ) -> tuple[nn.Module, Sequence[nn.Module]]:
-        """The module of a stage's graph, and the layers of it that are alike."""
+        """The module of a stage's graph of one of the checkpoint's transformers, and the layers that are alike."""
         ...
 
     def text_graph(self, checkpoint: Checkpoint, length: int, recipe: Recipe, dialect: Dialect) -> nn.Module:
@@ -72,8 +72,11 @@ class FamilyModules(Protocol):
         """Mean and standard deviation of the latents per channel."""
         ...
 
-    def load_transformer(self, checkpoint: Checkpoint) -> Sequence[nn.Module]:
-        """The reference of each stage, finest first, in float32: (latent, timestep, text) to velocity, batched."""
+    def load_transformer(self, checkpoint: Checkpoint, expert: int = 0) -> Sequence[nn.Module]:
+        """The reference of each stage, finest first, in float32: (latent, timestep, text) to velocity, batched.
+
+        Of a model of several networks, that of one.
+        """
         ...
 
     def blocks(self, stage: nn.Module) -> Sequence[nn.Module]:
@@ -107,14 +110,17 @@ class FamilyModules(Protocol):
     def run_pipeline(
         self,
         checkpoint: Checkpoint,
-        stage: nn.Module,
+        experts: Sequence[nn.Module],
         steps: Sequence[StepPlan],
         latent: NDArray[np.float32],
         text: NDArray[np.float32],
         negative: NDArray[np.float32],
         keep: Callable[[Step], None],
     ) -> NDArray[np.float32]:
-        """Sample with that pipeline, from a latent and embeddings; see `Reference.sample`."""
+        """Sample with that pipeline, from a latent and embeddings; see `Reference.sample`.
+
+        `experts` are the references of the networks.
+        """
         ...
 
     def token_count(self, checkpoint: Checkpoint, prompt: str) -> int:
@@ -122,7 +128,7 @@ class FamilyModules(Protocol):
         ...
 
 
-_MODULES: Mapping[str, FamilyModules] = {"wan": WAN_MODULES}
+_MODULES: Mapping[str, FamilyModules] = {"wan": WAN_MODULES, "wan2.2-ti2v": WAN_MODULES}
 
 
 def modules_of(family: Family) -> FamilyModules:

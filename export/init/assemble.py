@@ -16,10 +16,10 @@ from ...runtime.model.scales import fold_scales
 from ...runtime.model.variants import STEMS
 from ...runtime.reporter import Reporter
 from ..families import modules_of
-from ..weights.lora import merge_loras
+from ..weights.lora import TRANSFORMERS, merge_loras
 from ..weights.names import prefix_of, to_diffusers
 from .configs import Shapes, text_encoder_config, transformer_config, vae_config, wan_config
-from .described import Description, describe
+from .described import Description, describe, index_fields, scheduler_of
 from .documents import model_index, write_json
 from .extras import FIRST_FRAME, as_safetensors, first_frame_entry, with_patch_layers
 from .folder import check_new_checkpoint, new_checkpoint
@@ -28,9 +28,6 @@ from .pickled import PICKLES, open_tensors
 from .tensors import of_entry, of_tensor, write_index, write_tensors
 
 __all__ = ["Assembly", "Made", "assemble"]
-
-SHIFT = 5.0
-"""Of a plain model's scheduler, where nothing says it: what Wan's own script samples with."""
 
 TEXT_LENGTH = 512
 """Tokens of a prompt, as every Wan model has them."""
@@ -53,6 +50,8 @@ class Assembly:
     loras: tuple[Lora, ...] = ()
     heads: int | None = None
     """Of the transformer's attention, where no configuration says it."""
+    boundary: float | None = None
+    """Of two networks: the noise level, as diffusers' `boundary_ratio`, at which the second takes over."""
     description: Description = field(default_factory=Description)
     copies: bool = False
     """Files are copied, not linked."""
@@ -112,7 +111,8 @@ class _Workshop:
         self._write_rest(text_length)
         if self.given.loras:
             merged = merge_loras(read_checkpoint(self.folder, rename=to_diffusers), self.given.loras)
-            self._rewrite(merged.transformer)
+            for component in dict.fromkeys(lora.component for lora in self.given.loras):
+                self._rewrite(merged.components[component], component)
         return self.how, self.assumed, self.left_out
 
     def _place(self, component: str, part: Part) -> None:
@@ -179,25 +179,25 @@ class _Workshop:
         write_tensors(folder / weight_map[name], {name: of_entry(vector)}, lambda nbytes: None)
         write_index(folder, stem, weight_map, sum(entry.nbytes for entry in (*stored.values(), vector)))
 
-    def _rewrite(self, entries: Mapping[str, TensorEntry]) -> None:
-        """Write the transformer anew as one file, its edits made, in place of what is there."""
-        folder, stem = self.folder / "transformer", STEMS["transformer"]
+    def _rewrite(self, entries: Mapping[str, TensorEntry], component: str = "transformer") -> None:
+        """Write a transformer anew as one file, its edits made, in place of what is there."""
+        folder, stem = self.folder / component, STEMS[component]
         tensors = {name: of_entry(entry) for name, entry in entries.items()}
-        self.reporter.begin("transformer", sum(tensor.nbytes for tensor in tensors.values()))
+        self.reporter.begin(component, sum(tensor.nbytes for tensor in tensors.values()))
         new = self.scratch / "new.safetensors"
         write_tensors(new, tensors, self.reporter.advance)
         for path in folder.iterdir():
             if path.name != "config.json":
                 path.unlink()
         os.replace(new, folder / f"{stem}.safetensors")
-        self.how["transformer"] = "written"
+        self.how[component] = "written"
 
     def _write_configs(self) -> int:
         """Write each component's configuration: the source's, or what its tensors say; the length of prompts."""
         text_length = TEXT_LENGTH
         for component, part in self.parts.of.items():
             document = None if part.config is None else read_json(part.config)
-            if document is not None and component == "transformer" and document.get("_class_name") == "WanModel":
+            if document is not None and component in TRANSFORMERS and document.get("_class_name") == "WanModel":
                 text_length = document.get("text_len", text_length)
                 document = wan_config(document, str(part.config))
             if document is None:
@@ -207,7 +207,7 @@ class _Workshop:
         return text_length
 
     def _config(self, component: str, shapes: Shapes, source: str) -> tuple[dict[str, Any], list[str]]:
-        if component == "transformer":
+        if component in TRANSFORMERS:
             return transformer_config(shapes, self.given.heads, source)
         return vae_config(shapes, source) if component == "vae" else text_encoder_config(shapes, source)
 
@@ -219,28 +219,15 @@ class _Workshop:
             for name in TOKENIZER_FILES:
                 if (tokenizer / name).is_file():
                     shutil.copyfile(tokenizer / name, self.folder / "tokenizer" / name)
-        shapes, scheduler = self._shapes("transformer"), self._scheduler()
+        shapes, two = self._shapes("transformer"), "transformer_2" in self.parts.of
+        scheduler, assumed = scheduler_of(self.parts.scheduler, self.given.description.shift, two=two)
+        fields, more = index_fields(self.given.source, self.folder, self.given.boundary, two=two)
+        self.assumed += assumed + more
         components = [*self.parts.of, "scheduler"] + (["tokenizer"] if (self.folder / "tokenizer").is_dir() else [])
-        index = model_index(components)
-        index["scheduler"] = ["diffusers", scheduler["_class_name"]]
-        write_json(self.folder / "model_index.json", index)
+        write_json(self.folder / "model_index.json", model_index(components, scheduler["_class_name"], **fields))
         write_json(self.folder / "scheduler" / "scheduler_config.json", scheduler)
         if self.parts.pyramid is None and text_length == TEXT_LENGTH:
             self.assumed.append(f"prompts of {TEXT_LENGTH} tokens")
         described = describe(self.folder, self.parts.pyramid, self.given.description, shapes, text_length)
         write_json(self.folder / "pyramid.json", described[0])
         self.assumed += described[1]
-
-    def _scheduler(self) -> dict[str, Any]:
-        """The source's, or the one of Wan's own script."""
-        shift = self.given.description.shift
-        if self.parts.scheduler is not None:
-            return read_json(self.parts.scheduler)
-        self.assumed.append(f"scheduler UniPC, shift {shift or SHIFT:g}")
-        return {
-            "_class_name": "UniPCMultistepScheduler",
-            "num_train_timesteps": 1000,
-            "prediction_type": "flow_prediction",
-            "use_flow_sigmas": True,
-            "flow_shift": shift or SHIFT,
-        }

@@ -10,17 +10,25 @@ from ...runtime.chain.pyramid import Resolution
 from ...runtime.chain.schedules import parse_levels, parse_steps
 from ...runtime.documents import read_json
 from ...runtime.errors import UsageError
+from ...runtime.model.checkpoint import read_family
 from ...runtime.model.description import plain_document
-from ...runtime.model.scheduler import read_scheduler
+from ...runtime.model.scheduler import read_boundary, read_scheduler
 from .configs import Shapes
 from .documents import pyramid_document
 from .extras import FIRST_FRAME
-from .presets import RESOLUTIONS
+from .presets import PRESETS, unipc
 
-__all__ = ["Description", "describe", "parse_schedule"]
+__all__ = ["Description", "describe", "index_fields", "parse_schedule", "scheduler_of"]
 
 STAGES = 3
 """Of a pyramidal model that says nothing of them, as in the paper."""
+
+
+SHIFT = 5.0
+"""Of a plain model's scheduler, where nothing says it: what Wan's own script samples with."""
+
+SHIFT_OF_TWO, BOUNDARY = 12.0, 0.875
+"""Of a model of two networks, likewise: Wan2.2-T2V-A14B's."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +111,16 @@ def _assumed(folder: Path, given: Description, shapes: Shapes, text_length: int)
     kind, assumed = given.kind or found, list[str]()
     if KINDS[kind].most_stages == 1:
         solver, shift = read_scheduler(folder)
-        document = plain_document(shift, solver) | {"text_length": text_length}
+        family, _ = read_family({name: folder / name for name in ("transformer", "vae")})
+        boundary = read_boundary(folder)
+        document = plain_document(shift, solver, family.plain_resolution, boundary) | {"text_length": text_length}
         if given.kind is None:
             assumed.append(
                 f"kind {kind}: the transformer has neither a first frame's vector nor patch layers of stages"
             )
     else:
         stages = given.stages or len(patches) or STAGES
-        document = pyramid_document(kind, stages, "haar", RESOLUTIONS["wan2.1-1.3b"], text_length)
+        document = pyramid_document(kind, stages, "haar", PRESETS["wan2.1-1.3b"].resolution, text_length)
         document = {name: value for name, value in document.items() if value is not None}
         document |= {"patch_sizes": patches} if patches else {}
         unsaid = {"stages": given.stages or len(patches) or None, "wavelet": given.wavelet, "axes": given.axes}
@@ -128,3 +138,38 @@ def _patches(shapes: Shapes) -> list[list[int]]:
     while (name := f"patch_embedding.{len(found)}.weight") in shapes:
         found.append(list(shapes[name][2:]))
     return found
+
+
+def scheduler_of(own: Path | None, shift: float | None, *, two: bool) -> tuple[dict[str, Any], list[str]]:
+    """The configuration of a scheduler, and what was assumed.
+
+    Args:
+        own: the source's.
+        shift: of the one of Wan's own script, which takes its place where it has none.
+        two: the model has two networks.
+    """
+    if own is not None:
+        return read_json(own), []
+    chosen = shift or (SHIFT_OF_TWO if two else SHIFT)
+    return unipc(chosen), [f"scheduler UniPC, shift {chosen:g}"]
+
+
+def index_fields(source: Path, folder: Path, boundary: float | None, *, two: bool) -> tuple[dict[str, Any], list[str]]:
+    """Fields of `model_index.json` that are the source's, or those of Wan2.2, and what was assumed.
+
+    Args:
+        source: what a checkpoint is made of.
+        folder: the checkpoint, with its components' configurations.
+        boundary: where the second of two networks takes over, in place of the source's.
+        two: the model has two networks.
+    """
+    file, vae = source / "model_index.json", folder / "vae" / "config.json"
+    theirs = read_json(file) if file.is_file() else {}
+    found = {name: theirs[name] for name in ("boundary_ratio", "expand_timesteps") if theirs.get(name) is not None}
+    if vae.is_file() and read_json(vae).get("is_residual"):
+        found["expand_timesteps"] = True
+    if boundary is not None:
+        found["boundary_ratio"] = boundary
+    if two and "boundary_ratio" not in found:
+        return found | {"boundary_ratio": BOUNDARY}, [f"boundary_ratio {BOUNDARY}"]
+    return found, []

@@ -1,7 +1,7 @@
 """The JSON documents of a checkpoint's folder."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,22 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
 
 
-def model_index(parts: list[str]) -> dict[str, Any]:
-    """`model_index.json` of a WanPipeline with the given parts."""
+def model_index(parts: Collection[str], scheduler: str, **fields: Any) -> dict[str, Any]:
+    """`model_index.json` of a WanPipeline with the given parts, a scheduler of a class, and other fields."""
     classes = {
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "scheduler": ["diffusers", scheduler],
         "text_encoder": ["transformers", "UMT5EncoderModel"],
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
         "transformer": ["diffusers", "WanTransformer3DModel"],
+        "transformer_2": ["diffusers", "WanTransformer3DModel"],
         "vae": ["diffusers", "AutoencoderKLWan"],
     }
     listed = {name: value if name in parts else [None, None] for name, value in classes.items()}
-    return {"_class_name": "WanPipeline", "_diffusers_version": "0.39.0", **listed}
+    return {"_class_name": "WanPipeline", "_diffusers_version": "0.39.0", **listed, **fields}
 
 
 def pyramid_document(kind: str, stages: int, wavelet: str, resolution: Resolution, text_length: int) -> dict[str, Any]:
-    """`pyramid.json` of a random model; the paper's schedules where there are three stages."""
+    """`pyramid.json` of a model of several stages; the paper's schedules where there are three."""
     facts = KINDS[kind]
     few = [2] * (stages - 1) + [1]
     steps = {"2-2-1": [2, 2, 1], "20-20-10": [20, 20, 10]} if stages == 3 else {"-".join(map(str, few)): few}
@@ -43,8 +44,6 @@ def pyramid_document(kind: str, stages: int, wavelet: str, resolution: Resolutio
         name: {"steps": n, "shift": 5.0, "guidance_scale": PAPER_SCHEDULES.get(name, {}).get("guidance_scale", 1.0)}
         for name, n in steps.items()
     }
-    if facts.most_stages == 1:
-        stages, schedules = 1, {"50": {"steps": [50], "guidance_scale": 5.0}}
     return {
         "format": 1,
         "kind": kind,

@@ -16,12 +16,18 @@ from .pickled import PICKLES, open_tensors
 
 __all__ = ["Part", "Parts", "find_parts", "tensor_names"]
 
+KINDS_OF = {"transformer_2": "transformer"}
+"""Components whose tensors are those of another."""
+
 MARKS: Mapping[str, tuple[str, ...]] = {
     "transformer": ("patch_embedding.weight", "patch_embedding.0.weight"),
     "vae": ("post_quant_conv.weight", "decoder.middle.0.residual.0.gamma"),
     "text_encoder": ("token_embedding.weight", "shared.weight", "encoder.embed_tokens.weight"),
 }
 """By component: tensors, in one naming or the other, that no other component has."""
+
+NOISE_MODELS = {"transformer": "high_noise_model", "transformer_2": "low_noise_model"}
+"""Folders of the networks in Wan2.2-A14B's repository, by component."""
 
 TRANSFORMER_CLASSES = ("WanTransformer3DModel", "WanModel")
 """What the `config.json` beside a transformer's weights calls itself."""
@@ -65,6 +71,8 @@ def find_parts(source: Path, files: Files, tokenizer: Path | None) -> Parts:
         found = _of_files([(source,)], source.parent)
     elif (source / "transformer").is_dir():
         found = _of_components(source, files.variant)
+    elif all((source / name).is_dir() for name in NOISE_MODELS.values()):
+        found = _of_two_networks(source, files.variant)
     elif source.is_dir():
         found = _of_repository(source, files.variant)
     else:
@@ -100,7 +108,7 @@ def _component(names: list[str]) -> str | None:
 
 def _own(file: Path, component: str) -> Path:
     found = _component(tensor_names(file))
-    if found != component:
+    if found != KINDS_OF.get(component, component):
         raise UsageError(
             f"{file}: expected the tensors of a {component}, found those of {found or 'none that is known'}"
         )
@@ -159,6 +167,17 @@ def _of_repository(source: Path, variant: str | None) -> Parts:
     found = _of_files(groups, source)
     fast = sorted(source.glob("*/tokenizer.json")) + sorted(source.glob("*/*/tokenizer.json"))
     return replace(found, tokenizer=fast[0].parent if fast else None)
+
+
+def _of_two_networks(source: Path, variant: str | None) -> Parts:
+    """A folder as Wan2.2-A14B's repository has it: a network for high noise, and one for low."""
+    found, of = _of_repository(source, variant), dict[str, Part]()
+    for component, name in NOISE_MODELS.items():
+        files = _weights(source / name, STEMS[component], variant)
+        if not files:
+            raise UsageError(f"no weights in {source / name}: expected {STEMS[component]}.safetensors or its index")
+        of[component] = Part(files, _beside(source / name))
+    return replace(found, of={**of, **found.of})
 
 
 def _of_files(groups: Iterable[tuple[Path, ...]], beside: Path) -> Parts:

@@ -15,12 +15,14 @@ from transformers import UMT5Config, UMT5EncoderModel
 from ...runtime.chain.kinds import KINDS
 from ...runtime.chain.pyramid import Resolution
 from ...runtime.errors import UsageError
-from ...runtime.model.description import parse_model
-from ...runtime.model.families.wan import WAN, WanConfig
+from ...runtime.model.description import parse_model, plain_document
+from ...runtime.model.families import find_family
+from ...runtime.model.families.wan import WanConfig
+from ...runtime.model.scheduler import read_scheduler
 from ...runtime.reporter import Reporter
 from .documents import model_index, pyramid_document, write_json
 from .folder import check_new_checkpoint, new_checkpoint
-from .presets import RESOLUTIONS, TRANSFORMERS, UMT5
+from .presets import PRESETS, Preset
 from .tokenizer import make_tokenizer, write_tokenizer
 from .values import RandomWriter
 
@@ -39,7 +41,8 @@ class RandomModel:
 
     preset: str
     """A name of `presets.PRESETS`."""
-    kind: str = "pyramidal"
+    kind: str | None = None
+    """In place of the preset's."""
     blocks: int | None = None
     """Transformer blocks, in place of the preset's."""
     width: int | None = None
@@ -56,9 +59,9 @@ class RandomModel:
     seed: int = 0
 
     @property
-    def tiny(self) -> bool:
-        """Whether all components are tiny ones."""
-        return self.preset == "tiny"
+    def facts(self) -> Preset:
+        """What the preset says."""
+        return PRESETS[self.preset]
 
 
 def write_random(out: Path, model: RandomModel, *, force: bool = False, reporter: Reporter | None = None) -> None:
@@ -73,32 +76,41 @@ def write_random(out: Path, model: RandomModel, *, force: bool = False, reporter
     Raises:
         UsageError: the folder is there, or there is no such model.
     """
-    if KINDS[model.kind].most_stages == 1 and model.stages not in (1, 3):  # 3 is what nobody asked for
-        raise UsageError(f"a {model.kind} model has one stage, found {model.stages}")
+    facts, kind = model.facts, KINDS[model.kind or model.facts.kind]
+    if kind.most_stages == 1 and model.stages not in (1, 3):  # 3 is what nobody asked for
+        raise UsageError(f"a {kind.name} model has one stage, found {model.stages}")
     check_new_checkpoint(out, force=force)
-    config = _transformer_config(model)
-    resolution = model.resolution or RESOLUTIONS[model.preset]
-    text_length = 64 if model.tiny else 512
-    document = pyramid_document(model.kind, model.stages, model.wavelet, resolution, text_length)
-    sizeless = {name: value for name, value in document.items() if name != "resolution"}
-    described = parse_model(sizeless | {"wavelet": model.wavelet}, WAN, config, "checkpoint")
-    described.stages(resolution)
+    config, resolution = _transformer_config(model), model.resolution or facts.resolution
+    family = find_family(config.to_json(), facts.vae, "checkpoint")
     with new_checkpoint(out) as folder:
         writer = RandomWriter(model.seed, model.shard_bytes, reporter or Reporter())
         _write_index(folder, model)
-        if KINDS[model.kind].most_stages > 1 or model.resolution is not None:
+        if kind.most_stages == 1:
+            solver, shift = read_scheduler(folder)
+            document = plain_document(shift, solver, resolution, facts.boundary) | {"text_length": facts.text_length}
+        else:
+            document = pyramid_document(kind.name, model.stages, model.wavelet, resolution, facts.text_length)
+        sizeless = {name: value for name, value in document.items() if name != "resolution"}
+        described = parse_model(sizeless | {"wavelet": model.wavelet}, family, config, "checkpoint")
+        described.stages(resolution)
+        if kind.most_stages > 1 or model.resolution is not None:
             write_json(folder / "pyramid.json", document)
-        pyramid = described.pyramid
-        tensors = WAN.transformer_tensors(config, pyramid.kind, pyramid.patch_sizes)
-        _write_transformer(folder / "transformer", model, config, tensors, writer)
+        tensors = family.transformer_tensors(config, kind, described.pyramid.patch_sizes)
+        for index, name in enumerate(_transformers(facts)):
+            # The values of a tensor depend on its name and the seed alone.
+            _write_transformer(folder / name, model, config, tensors, replace(writer, seed=writer.seed + index))
         if model.vae:
             _write_vae(folder / "vae", model, writer)
         if model.text_encoder:
             _write_text(folder, model, writer)
 
 
+def _transformers(facts: Preset) -> tuple[str, ...]:
+    return ("transformer",) if facts.boundary is None else ("transformer", "transformer_2")
+
+
 def _transformer_config(model: RandomModel) -> WanConfig:
-    config = WanConfig(**TRANSFORMERS[model.preset])
+    config = WanConfig(**model.facts.transformer)
     if model.width is not None:
         if model.width % config.attention_head_dim:
             raise UsageError(f"--width is a multiple of the head size {config.attention_head_dim}, found {model.width}")
@@ -108,12 +120,14 @@ def _transformer_config(model: RandomModel) -> WanConfig:
 
 
 def _write_index(folder: Path, model: RandomModel) -> None:
-    components = ["transformer", "scheduler"]
+    facts = model.facts
+    components = [*_transformers(facts), "scheduler"]
     components += ["vae"] if model.vae else []
     components += ["text_encoder", "tokenizer"] if model.text_encoder else []
-    write_json(folder / "model_index.json", model_index(components))
-    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 5.0}
-    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    fields = {} if facts.boundary is None else {"boundary_ratio": facts.boundary}
+    fields |= {"expand_timesteps": True} if facts.expand_timesteps else {}
+    write_json(folder / "model_index.json", model_index(components, facts.scheduler["_class_name"], **fields))
+    write_json(folder / "scheduler" / "scheduler_config.json", facts.scheduler)
 
 
 def _write_transformer(
@@ -123,7 +137,7 @@ def _write_transformer(
     tensors: Mapping[str, tuple[int, ...]],
     writer: RandomWriter,
 ) -> None:
-    dtype = model.dtype or ("bfloat16" if model.preset == "wan2.1-14b" else "float32")
+    dtype = model.dtype or model.facts.dtype
     writer.write(folder, "diffusion_pytorch_model", tensors, dtype=dtype, blocks=config.num_layers)
     head = {"_diffusers_version": "0.39.0", "qk_norm": "rms_norm_across_heads"}
     write_json(folder / "config.json", config.to_json() | head)
@@ -136,20 +150,19 @@ def _shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _write_vae(folder: Path, model: RandomModel, writer: RandomWriter) -> None:
-    """Write Wan's own VAE, or one of base width 8 and half its blocks."""
+    """Write the preset's VAE."""
     with init_empty_weights():
-        autoencoder = AutoencoderKLWan(**({"base_dim": 8, "num_res_blocks": 1} if model.tiny else {}))
+        autoencoder = AutoencoderKLWan(**model.facts.vae)
     writer.write(folder, "diffusion_pytorch_model", _shapes(autoencoder), dtype="float32", blocks=8)
     autoencoder.save_config(folder)
 
 
 def _write_text(folder: Path, model: RandomModel, writer: RandomWriter) -> None:
-    """Write UMT5-XXL's encoder or a tiny one, and a tokenizer."""
-    sizes = UMT5["tiny" if model.tiny else "xxl"]
-    config = UMT5Config(**sizes, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    """Write the preset's encoder, and a tokenizer."""
+    facts = model.facts
+    config = UMT5Config(**facts.text, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
     with init_empty_weights():
         encoder = UMT5EncoderModel(config)
-    dtype = "float32" if model.tiny else "bfloat16"
-    writer.write(folder / "text_encoder", "model", _shapes(encoder), dtype=dtype, blocks=config.num_layers)
+    writer.write(folder / "text_encoder", "model", _shapes(encoder), dtype=facts.text_dtype, blocks=config.num_layers)
     write_json(folder / "text_encoder" / "config.json", config.to_dict() | {"architectures": ["UMT5EncoderModel"]})
-    write_tokenizer(folder / "tokenizer", make_tokenizer(CORPUS, config.vocab_size if model.tiny else 2000))
+    write_tokenizer(folder / "tokenizer", make_tokenizer(CORPUS, min(config.vocab_size, 2000)))

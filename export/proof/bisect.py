@@ -84,7 +84,7 @@ class _Probe:
         index = next(k for k, probe in enumerate(trace.probes) if probe.stage == stage)
         stages = pipeline.bundle.manifest.stages
         step = single_step(pipeline.model.pyramid, stages[stage], trace.probes[index].level)
-        reference = family.load_transformer(checkpoint)[stage]
+        reference = family.load_transformer(checkpoint, step.expert)[stage]
         latent, text = trace.tensor(f"probe.{index}.latent"), trace.tensor("text.0")
         return cls(pipeline, family, family.block_layers(model), reference, step, latent, text)
 

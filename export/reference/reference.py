@@ -28,7 +28,7 @@ class Reference:
         """
         self.checkpoint, self.modules = checkpoint, modules_of(checkpoint.model.family)
         self.modules.check_components(checkpoint)
-        self._stages: Sequence[Any] | None = None
+        self._stages: dict[int, Sequence[Any]] = {}
         self._decoder: Any = None
 
     @torch.no_grad()
@@ -58,7 +58,8 @@ class Reference:
         """
         if self.modules.follows_pipeline(self.checkpoint, steps):
             latent = initial_latent(steps, generator(seed))
-            return self.modules.run_pipeline(self.checkpoint, self.stages[0], steps, latent, text, negative, keep)
+            experts = [self.stages_of(expert)[0] for expert in range(self.checkpoint.model.experts)]
+            return self.modules.run_pipeline(self.checkpoint, experts, steps, latent, text, negative, keep)
         taps = self.checkpoint.model.pyramid.taps
         conditions, unconditional = {"text": text}, {"text": negative}
         return sample(
@@ -73,10 +74,14 @@ class Reference:
 
     @property
     def stages(self) -> Sequence[Any]:
-        """The modules of the stages, finest first."""
-        if self._stages is None:
-            self._stages = self.modules.load_transformer(self.checkpoint)
-        return self._stages
+        """The modules of the stages, finest first: of a model of several networks, of the first."""
+        return self.stages_of(0)
+
+    def stages_of(self, expert: int) -> Sequence[Any]:
+        """The modules of the stages of one of the networks, finest first."""
+        if expert not in self._stages:
+            self._stages[expert] = self.modules.load_transformer(self.checkpoint, expert)
+        return self._stages[expert]
 
     @property
     def decoder(self) -> Any:
@@ -88,7 +93,7 @@ class Reference:
     @torch.no_grad()
     def velocity(self, step: StepPlan, latent: NDArray[np.float32], conditions: Conditions) -> NDArray[np.float32]:
         """See `runtime.chain.sampler.Denoiser`."""
-        velocity: torch.Tensor = self.stages[step.stage.index](
+        velocity: torch.Tensor = self.stages_of(step.expert)[step.stage.index](
             torch.from_numpy(latent)[None],
             torch.tensor([step.timestep], dtype=torch.float32),
             torch.from_numpy(conditions["text"])[None],

@@ -4,9 +4,7 @@ A key is a prefix, a layer in Wan's original names or diffusers', and a suffix t
 are used, or it is refused.
 """
 
-import json
 import math
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,60 +14,26 @@ from typing import Any
 from ...runtime.dtypes import WEIGHT_DTYPES
 from ...runtime.errors import UsageError
 from ...runtime.model.checkpoint import Checkpoint, Lora
-from ...runtime.model.safetensors import Edit, TensorEntry, read_header, read_metadata
-from .edits import Added, LowRank, read_rows, read_tensor
+from ...runtime.model.safetensors import Edit, TensorEntry, read_header
+from .dialects import WHOLE, Factors, layers_of
+from .edits import Added, LowRank, read_rows
 from .names import to_diffusers
 
-__all__ = ["merge_loras", "parse_lora", "read_changes"]
+__all__ = ["TRANSFORMERS", "merge_loras", "parse_lora", "read_changes"]
 
-PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
-UNDERSCORED = "lora_unet_"
-"""What comes before a layer whose name has underscores for its dots."""
-
-WORDS = re.compile(
-    r"(?:self|cross)_attn|(?:norm_)?[qk]_img|v_img|norm_[qk]|(?:patch|text|time)_embedding|time_projection|img_emb"
-    r"|condition_embedder|(?:time|text)_embedder|time_proj|linear_\d|proj_out|to_(?:out|[qkv])|add_[kv]_proj"
-)
-"""Parts of names that have underscores of their own."""
-
-IMAGE = ("k_img", "v_img", "img_emb", "add_k_proj", "add_v_proj", "image_embedder")
-"""Layers that only models from an image to a video have."""
-
-_DEFAULT = r"(?:\.default)?"
-SUFFIXES = {
-    "up": rf"\.lora_up\.weight|\.lora_B{_DEFAULT}(?:\.weight)?|[._]lora\.up\.weight|\.lora_linear_layer\.up\.weight",
-    "down": rf"\.lora_down\.weight|\.lora_A{_DEFAULT}(?:\.weight)?|[._]lora\.down\.weight"
-    r"|\.lora_linear_layer\.down\.weight",
-    "bias": rf"\.lora_up\.bias|\.lora_B{_DEFAULT}\.bias",
-    "alpha": r"\.alpha",
-    "diff": r"\.diff",
-    "diff_b": r"\.diff_b",
-    "diff_m": r"\.diff_m",
-}
-KEY = re.compile("(?P<layer>.+?)(?:" + "|".join(f"(?P<{role}>{text})" for role, text in SUFFIXES.items()) + ")")
-WHOLE = {"diff": "weight", "diff_b": "bias", "diff_m": "modulation"}
-"""What is added as it is, and the tensor of the layer that it is added to."""
-
-METHODS = {
-    "dora_scale": "DoRA",
-    "lora_magnitude_vector": "DoRA",
-    "hada_": "LoHa",
-    "lokr_": "LoKr",
-    "oft_": "OFT",
-    "lora_mid": "LoCon with a core",
-}
-"""What names of other methods hold."""
-
-METADATA = "lora_adapter_metadata"
-"""What diffusers writes of the adapter beside the tensors, as JSON."""
+TRANSFORMERS = ("transformer", "transformer_2")
+"""Components that a LoRA can be of."""
 
 
 def parse_lora(text: str) -> Lora:
-    """A LoRA as FILE[:SCALE].
+    """A LoRA as [COMPONENT=]FILE[:SCALE].
 
     Raises:
         UsageError: the file is not there, or the scale is not a number.
     """
+    component, equals, rest = text.partition("=")
+    if equals and component in TRANSFORMERS:
+        return replace(parse_lora(rest), component=component)
     name, colon, number = text.rpartition(":")
     if colon and not Path(text).is_file():
         try:
@@ -87,22 +51,31 @@ def parse_lora(text: str) -> Lora:
 
 
 def merge_loras(checkpoint: Checkpoint, loras: Sequence[Lora]) -> Checkpoint:
-    """The checkpoint with LoRAs merged into its transformer, each tensor as it is read.
+    """The checkpoint with LoRAs merged into its transformers, each tensor as it is read.
 
     Raises:
         UsageError: a key of a file is not used, is of another model, or of a method that is not supported.
     """
     if not loras:
         return checkpoint
-    edited = dict(checkpoint.transformer)
-    given = list[Path]()
+    edited = {name: dict(checkpoint.components[name]) for name in TRANSFORMERS if name in checkpoint.components}
+    given = list[tuple[str, Path]]()
     for lora in loras:
-        if lora.file.resolve() in given:
+        own = (lora.component, lora.file.resolve())
+        if own in given:
             raise UsageError(f"{lora.file} is given twice: give it once, with the sum of its scales")
-        given.append(lora.file.resolve())
-        for name, edit in _read_edits(lora, checkpoint.transformer):
-            edited[name] = replace(edited[name], edits=(*edited[name].edits, edit))
-    return replace(checkpoint, transformer=edited, loras=(*checkpoint.loras, *loras))
+        given.append(own)
+        for component, entries in _by_component(lora, read_header(_safetensors(lora.file))).items():
+            if component not in edited:
+                raise UsageError(
+                    f"{lora.file}: key '{next(iter(entries.values())).name}' is of the second of two networks "
+                    f"({component}), which {checkpoint.folder} has not: it is a LoRA of another model"
+                )
+            tensors = edited[component]
+            for name, edit in _read_edits(lora, entries, checkpoint.components[component]):
+                tensors[name] = replace(tensors[name], edits=(*tensors[name].edits, edit))
+    merged = replace(checkpoint, transformer=edited["transformer"], loras=(*checkpoint.loras, *loras))
+    return replace(merged, transformer_2=edited["transformer_2"]) if "transformer_2" in edited else merged
 
 
 def read_changes(checkpoint: Checkpoint) -> list[dict[str, Any]]:
@@ -111,19 +84,23 @@ def read_changes(checkpoint: Checkpoint) -> list[dict[str, Any]]:
     Reads every changed tensor once, a piece at a time.
     """
     sizes = {
-        name: _square(replace(entry, edits=tuple(e for e in entry.edits if not isinstance(e, LowRank | Added))))
-        for name, entry in checkpoint.transformer.items()
+        (component, name): _square(
+            replace(entry, edits=tuple(e for e in entry.edits if not isinstance(e, LowRank | Added)))
+        )
+        for component in TRANSFORMERS
+        for name, entry in checkpoint.components.get(component, {}).items()
         if any(isinstance(e, LowRank | Added) for e in entry.edits)
     }
     out = []
     for lora in checkpoint.loras:
         layers = []
-        for name in sizes:
-            for edit in checkpoint.transformer[name].edits:
+        for (component, name), size in sizes.items():
+            for edit in checkpoint.components[component][name].edits:
                 if isinstance(edit, LowRank | Added) and edit.tensors[0].file == lora.file:
-                    change = math.sqrt(edit.square() / sizes[name]) if sizes[name] else None
+                    change = math.sqrt(edit.square() / size) if size else None
                     rank = edit.rank if isinstance(edit, LowRank) else None
-                    layers.append({"tensor": name, "rank": rank, "factor": edit.factor, "relative_change": change})
+                    place = {"component": component, "tensor": name}
+                    layers.append(place | {"rank": rank, "factor": edit.factor, "relative_change": change})
         out.append({"file": str(lora.file), "scale": lora.scale, "layers": layers})
     return out
 
@@ -136,14 +113,29 @@ def _square(entry: TensorEntry) -> float:
     return sum(float(piece.norm().double() ** 2) for piece in pieces)
 
 
-def _read_edits(lora: Lora, transformer: Mapping[str, TensorEntry]) -> list[tuple[str, Edit]]:
-    """The edits of one file, by the name of the tensor that each is of."""
-    if lora.file.suffix != ".safetensors":
-        raise UsageError(
-            f"{lora.file}: expected a LoRA in a safetensors file: others may hold code, and are not opened"
-        )
-    factors = _Factors(lora.file)
-    layers = _layers(lora.file, read_header(lora.file))
+def _safetensors(file: Path) -> Path:
+    if file.suffix != ".safetensors":
+        raise UsageError(f"{file}: expected a LoRA in a safetensors file: others may hold code, and are not opened")
+    return file
+
+
+def _by_component(lora: Lora, entries: Mapping[str, TensorEntry]) -> dict[str, dict[str, TensorEntry]]:
+    """A file's tensors by the network that they change: their keys may say the second, and else the user does."""
+    if not entries:
+        raise UsageError(f"{lora.file} holds no tensor: expected a LoRA")
+    found = defaultdict[str, dict[str, TensorEntry]](dict)
+    for key, entry in entries.items():
+        own = key.startswith(f"{TRANSFORMERS[1]}.")
+        found[TRANSFORMERS[1] if own else lora.component][key.removeprefix(f"{TRANSFORMERS[1]}.")] = entry
+    return found
+
+
+def _read_edits(
+    lora: Lora, entries: Mapping[str, TensorEntry], transformer: Mapping[str, TensorEntry]
+) -> list[tuple[str, Edit]]:
+    """The edits of one file's tensors, by the name of the tensor that each is of."""
+    factors = Factors(lora.file)
+    layers = layers_of(lora.file, entries)
     edits = list[tuple[str, Edit, TensorEntry]]()
     for layer, found in layers.items():
         edits += _edits_of(lora, layer, found, factors)
@@ -153,47 +145,8 @@ def _read_edits(lora: Lora, transformer: Mapping[str, TensorEntry]) -> list[tupl
     return [(names[name], edit) for name, edit, _ in edits]
 
 
-def _layers(file: Path, entries: Mapping[str, TensorEntry]) -> dict[str, dict[str, TensorEntry]]:
-    """What a file says of each layer, by role."""
-    layers = defaultdict[str, dict[str, TensorEntry]](dict)
-    if not entries:
-        raise UsageError(f"{file} holds no tensor: expected a LoRA")
-    for key, entry in entries.items():
-        method = next((name for part, name in METHODS.items() if part in key), None)
-        if method is not None:
-            raise UsageError(f"{file}: key '{key}' is of {method}: expected LoRA, or whole changes (.diff)")
-        match = KEY.fullmatch(key)
-        if match is None or match.lastgroup is None:
-            raise UsageError(f"{file}: key '{key}' is not used: expected a LoRA's pairs, alphas or changes (.diff)")
-        layer, role = _bare(match["layer"]), match.lastgroup
-        if any(part in layer for part in IMAGE):
-            if role not in ("down", "alpha") and read_tensor(entry).any():
-                raise UsageError(
-                    f"{file}: key '{key}' is of a layer of image-to-video models, and not zero: "
-                    "expected a LoRA of this model"
-                )
-            continue
-        found = layers[layer]
-        if role in found:
-            raise UsageError(f"{file}: keys '{found[role].name}' and '{key}' say the same of one layer")
-        found[role] = entry
-    return layers
-
-
-def _bare(layer: str) -> str:
-    """A layer's name with dots and without prefixes."""
-    if layer.startswith(UNDERSCORED):
-        rest = layer.removeprefix(UNDERSCORED)
-        # Underscores of words are set aside while the others become dots.
-        marked = WORDS.sub(lambda match: match[0].replace("_", "~"), rest)
-        return marked.replace("_", ".").replace("~", "_")
-    while prefix := next((prefix for prefix in PREFIXES if layer.startswith(prefix)), ""):
-        layer = layer.removeprefix(prefix)
-    return layer
-
-
 def _edits_of(
-    lora: Lora, layer: str, found: Mapping[str, TensorEntry], factors: "_Factors"
+    lora: Lora, layer: str, found: Mapping[str, TensorEntry], factors: Factors
 ) -> list[tuple[str, Edit, TensorEntry]]:
     """The tensor, the edit, and what it is known by, of each change of a layer."""
     edits = list[tuple[str, Edit, TensorEntry]]()
@@ -242,35 +195,3 @@ def _check_fits(file: Path, key: TensorEntry, edit: Edit, entry: TensorEntry | N
     for tensor in edit.tensors:
         if tensor.dtype not in WEIGHT_DTYPES:
             raise UsageError(f"{file}: key '{tensor.name}' is {tensor.dtype}: expected float32, float16 or bfloat16")
-
-
-class _Factors:
-    """What a file multiplies its pairs with: alpha / rank, by tensors or by diffusers' metadata; 1 if it says none."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        try:
-            found = json.loads(read_metadata(file).get(METADATA, "{}"))
-            self.adapter = {name.removeprefix("transformer."): value for name, value in found.items()}
-        except (ValueError, AttributeError, RecursionError):
-            raise UsageError(f"{file}: metadata '{METADATA}' is malformed: expected a JSON object") from None
-        if self.adapter.get("use_dora"):
-            raise UsageError(f"{file}: metadata '{METADATA}' speaks of DoRA: expected LoRA")
-
-    def of(self, layer: str, rank: int, alpha: TensorEntry | None) -> float:
-        """The factor of one pair."""
-        if alpha is not None:
-            if alpha.elements != 1:
-                raise UsageError(f"{self.file}: key '{alpha.name}' is {list(alpha.shape)}: expected one number")
-            return float(read_tensor(alpha)) / rank
-        value = self._alpha(layer)
-        if value is None:
-            return 1.0
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            raise UsageError(f"{self.file}: metadata '{METADATA}': expected a number as lora_alpha, found {value!r}")
-        return float(value) / (math.sqrt(rank) if self.adapter.get("use_rslora") else rank)
-
-    def _alpha(self, layer: str) -> Any:
-        """Diffusers writes a layer's own alpha under its name, or the end of it."""
-        own = (self.adapter.get("alpha_pattern") or {}).items()
-        return next((v for name, v in own if f".{layer}".endswith(f".{name}")), self.adapter.get("lora_alpha"))

@@ -24,6 +24,17 @@ TEXT_ENCODER = (
 )
 """Wan's names of UMT5's tensors as patterns, and transformers' in their place."""
 
+RESIDUAL_LEVEL = re.compile(r"(encoder|decoder)\.(down|up)samples\.(\d+)\.(?:down|up)samples\.(\d+)\.(.+)")
+"""A tensor in a level of Wan2.2's VAE: the half, the direction, the level, the layer, and the tensor in it."""
+
+RESIDUAL_LAYERS = (
+    ("residual.0.", "norm1."),
+    ("residual.2.", "conv1."),
+    ("residual.3.", "norm2."),
+    ("residual.6.", "conv2."),
+    ("shortcut.", "conv_shortcut."),
+)
+
 SLOW_TOKENIZER = "spiece_model"
 """A tensor of repackaged text encoders that holds no weight."""
 
@@ -53,7 +64,22 @@ def _vae(names: list[str]) -> dict[str, str]:
         return {name: name for name in names}
     from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
-    return _converted(convert_wan_vae_to_diffusers, {name: name for name in names})
+    bare = {name: name for name in names}
+    levels = {name: _residual_level(name) for name in names if RESIDUAL_LEVEL.match(name)}
+    return _converted(convert_wan_vae_to_diffusers, {n: n for n in bare if n not in levels}) | levels
+
+
+def _residual_level(name: str) -> str:
+    """Of a tensor in a level of Wan2.2's residual VAE, whose names diffusers' conversion does not know."""
+    match = RESIDUAL_LEVEL.match(name)
+    assert match is not None
+    half, direction, level, index, rest = match.groups()
+    block = f"{half}.{direction}_blocks.{level}"
+    if rest.startswith(("resample.", "time_conv.")):
+        return f"{block}.{direction}sampler.{rest}"
+    for theirs, ours in RESIDUAL_LAYERS:
+        rest = rest.replace(theirs, ours)
+    return f"{block}.resnets.{index}.{rest}"
 
 
 def _text_encoder(names: list[str]) -> dict[str, str]:
@@ -70,4 +96,4 @@ def _converted(convert: Callable[[dict[str, str]], Mapping[str, str]], bare: Map
     return {name: next(iter(convert({new: name}))) for name, new in bare.items()}
 
 
-_CONVERSIONS = {"transformer": _transformer, "vae": _vae, "text_encoder": _text_encoder}
+_CONVERSIONS = {"transformer": _transformer, "transformer_2": _transformer, "vae": _vae, "text_encoder": _text_encoder}

@@ -40,6 +40,9 @@ PACKED = "packed"
 """Output of a decoder whose frames and new caches are one flat tensor, in this order."""
 
 _COMPONENTS = {STAGE: "transformer", TEXT: "text_encoder", VAE_FIRST: "vae", VAE_NEXT: "vae"}
+_EXPERTS = ("transformer", "transformer_2")
+"""The components of a model of several networks."""
+
 _PROGRAMS = {STAGE: "stages", TEXT: "text", VAE_FIRST: "vae", VAE_NEXT: "vae"}
 
 
@@ -80,13 +83,18 @@ class GraphKey:
 
     @property
     def component(self) -> str:
-        """The checkpoint's component that it is made of."""
+        """The component that it is of: what its precision is chosen for."""
         return _COMPONENTS[self.role]
+
+    @property
+    def weights(self) -> str:
+        """The checkpoint's component that it is made of."""
+        return _EXPERTS[self.expert] if self.role == STAGE else self.component
 
     @property
     def program(self) -> str:
         """Name of the file that it shares with others like it, where graphs share files."""
-        return _PROGRAMS[self.role]
+        return _PROGRAMS[self.role] + (f"_expert{self.expert}" if self.expert else "")
 
 
 def stage_key(stage: int, expert: int = 0, resolution: Resolution | None = None) -> GraphKey:
@@ -167,7 +175,8 @@ def _stage_specs(model: Model, resolution: Resolution, own: Resolution | None) -
     for stage in model.stages(resolution):
         inputs = model.family.stage_inputs(model.transformer, stage, model.text_length)
         velocity = TensorSpec("velocity", (1, *stage.latent))
-        specs.append(GraphSpec(stage_key(stage.index, resolution=own), _specs(inputs), (velocity,)))
+        for expert in model.pyramid.experts(stage.index):
+            specs.append(GraphSpec(stage_key(stage.index, expert, own), _specs(inputs), (velocity,)))
     return specs
 
 

@@ -244,13 +244,11 @@ def _only(fields: Fields, *names: str) -> Fields:
 def _model(fields: Fields) -> Model:
     source = f"{fields.source}: transformer"
     document = fields.object("transformer").document
-    family = find_family(document, source)
+    vae = None if fields.document.get("vae") is None else fields.object("vae").object("config")
+    family = find_family(document, None if vae is None else vae.document, source)
     config = family.read_transformer(document, source)
     model = parse_model(fields.object("model").document, family, config, f"{fields.source}: model")
-    if fields.document.get("vae") is None:
-        return model
-    vae = fields.object("vae").object("config")
-    return replace(model, decoder=family.read_decoder(vae.document, config, vae.source))
+    return model if vae is None else replace(model, decoder=family.read_decoder(vae.document, config, vae.source))
 
 
 def _files(fields: Fields) -> dict[str, FileEntry]:

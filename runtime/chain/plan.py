@@ -52,20 +52,23 @@ def plan(pyramid: Pyramid, resolution: Resolution, schedule: Schedule) -> tuple[
     for stage, levels in zip(reversed(pyramid.stages(resolution)), schedule.levels, strict=True):
         for position, (level, after) in enumerate(zip(levels, (*levels[1:], stage.clean), strict=True)):
             last = position + 1 == len(levels)
+            timestep = pyramid.kind.timestep(schedule.solver.facts.conditioned(level))
+            expert = pyramid.expert(timestep)
             steps.append(
                 StepPlan(
                     index=len(steps),
                     stage=stage,
                     position=position,
-                    timestep=pyramid.kind.timestep(schedule.solver.facts.conditioned(level)),
+                    timestep=timestep,
                     level=level,
                     next_level=after,
                     sigmas=_sigmas(stage, level, after),
-                    guidance_scale=schedule.guidance_scale,
+                    guidance_scale=schedule.guidance_of(expert),
                     steps_of_stage=len(levels),
                     solver=schedule.solver,
                     changes_stage=last and stage.index > 0,
                     scaled_start=schedule.scaled_start and not steps,
+                    expert=expert,
                 )
             )
     return tuple(steps)
@@ -76,7 +79,18 @@ def single_step(pyramid: Pyramid, stage: Stage, level: float) -> StepPlan:
     sigmas = _sigmas(stage, level, level)
     timestep = pyramid.kind.timestep(level)
     return StepPlan(
-        0, stage, 0, timestep, level, level, sigmas, 1.0, steps_of_stage=1, solver=EULER, changes_stage=False
+        0,
+        stage,
+        0,
+        timestep,
+        level,
+        level,
+        sigmas,
+        1.0,
+        steps_of_stage=1,
+        solver=EULER,
+        changes_stage=False,
+        expert=pyramid.expert(timestep),
     )
 
 

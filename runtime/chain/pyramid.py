@@ -123,6 +123,8 @@ class Pyramid:
     """Axes halved from one stage to the next; empty for PPF and plain models."""
     first_frame_apart: bool = True
     geometry: Geometry = Geometry()
+    boundary: float | None = None
+    """Of a model of two networks: the timestep, over 1000, below which the second one evaluates (Wan2.2-A14B)."""
 
     def __post_init__(self) -> None:
         """Check what later code relies on."""
@@ -139,6 +141,15 @@ class Pyramid:
     def bounds(self, index: int) -> tuple[float, float]:
         """Natural levels ς_n and ς_c, at which a stage starts and ends."""
         return (*self.clean_levels, 1.0)[index + 1], self.clean_levels[index]
+
+    def expert(self, timestep: float) -> int:
+        """Index of the network that evaluates a timestep, as diffusers' `WanPipeline` chooses it."""
+        return int(self.boundary is not None and timestep < 1000 * self.boundary)
+
+    def experts(self, index: int) -> tuple[int, ...]:
+        """Indices of the networks that a stage can need."""
+        ends = (self.expert(self.kind.timestep(level)) for level in self.bounds(index))
+        return tuple(sorted(set(ends)))
 
     @property
     def schedule_gain(self) -> float:

@@ -40,11 +40,18 @@ class Schedule:
     solver: SolverChoice = EULER
     scaled_start: bool = False
     """The run starts from σ_0·ε, at a first level below 1, in place of pure noise."""
+    guidance_scale_2: float | None = None
+    """Of the second network, of a model of two; None: as the first one's."""
 
     @property
     def steps(self) -> tuple[int, ...]:
         """Steps per stage, coarsest first."""
         return tuple(map(len, self.levels))
+
+    def guidance_of(self, expert: int) -> float:
+        """The scale that a network is guided with; that of the first one says whether any is (as diffusers)."""
+        own = self.guidance_scale_2
+        return own if expert and own is not None and self.guided else self.guidance_scale
 
     @property
     def guided(self) -> bool:

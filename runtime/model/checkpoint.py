@@ -13,14 +13,14 @@ from ..dtypes import DTYPES, WEIGHT_DTYPES
 from ..errors import UsageError
 from ..files import refuse_pointer
 from .description import Model, parse_model, parse_resolution, plain_document
-from .families import find_family
+from .families import Family, TransformerConfig, find_family
 from .safetensors import TensorEntry, read_header, read_tensors
 from .scales import fold_scales
-from .scheduler import read_scheduler
+from .scheduler import read_boundary, read_scheduler
 from .siblings import component_folders
 from .variants import STEMS, require_variant
 
-__all__ = ["Checkpoint", "Files", "Lora", "check_tensors", "read_checkpoint"]
+__all__ = ["Checkpoint", "Files", "Lora", "check_tensors", "read_checkpoint", "read_family"]
 
 Rename = Callable[[str, list[str]], Mapping[str, str]]
 """Maps names that were found in a component to diffusers' and transformers' names, those that stand for nothing left
@@ -37,19 +37,23 @@ class Files:
     """Of the weights' files, such as "fp16"; None: the plain ones, or the only ones there."""
     transformer: Path | None = None
     """A safetensors file in place of those in the component's folder."""
+    transformer_2: Path | None = None
     text_encoder: Path | None = None
     vae: Path | None = None
 
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA that is part of the transformer's weights, and how much of it."""
+    """A LoRA that is part of a transformer's weights, and how much of it."""
 
     file: Path
     scale: float
+    component: str = "transformer"
+    """Whose weights it changes: of a model of two networks, of one of them."""
 
     def __str__(self) -> str:
-        return f"{self.file.name}:{self.scale}"
+        part = "" if self.component == "transformer" else f"{self.component}="
+        return f"{part}{self.file.name}:{self.scale}"
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,14 @@ class Checkpoint:
     text_encoder: Tensors = field(default_factory=dict)
     text_encoder_config: Mapping[str, Any] | None = None
     loras: tuple[Lora, ...] = ()
-    """Of the transformer."""
+    transformer_2: Tensors = field(default_factory=dict)
+    """Of a model of two networks: those of the second."""
 
     @property
     def components(self) -> dict[str, Tensors]:
         """Tensors of each component that is there."""
-        named = {"transformer": self.transformer, "text_encoder": self.text_encoder, "vae": self.vae}
+        named = {"transformer": self.transformer, "transformer_2": self.transformer_2}
+        named |= {"text_encoder": self.text_encoder, "vae": self.vae}
         return {name: tensors for name, tensors in named.items() if tensors}
 
     @property
@@ -103,16 +109,12 @@ def read_checkpoint(
     """
     if not (folder / "model_index.json").is_file():
         raise UsageError(f"{folder} is not a checkpoint: expected a diffusers folder with model_index.json")
-    read_json(folder / "model_index.json")
-    if (folder / "transformer_2").is_dir():
-        raise UsageError(f"{folder} has a second transformer (Wan2.2): only models with one transformer are supported")
-    written, described = _description(folder)
-    fields = Fields(described, written)
-    folders = component_folders(folder, fields)
-    source = folders["transformer"] / "config.json"
-    document = read_json(source)
-    family = find_family(document, str(source))
-    config = family.read_transformer(document, str(source))
+    file = folder / "pyramid.json"
+    own = read_json(file) if os.path.lexists(file) else None
+    folders = component_folders(folder, Fields(own or {}, str(file)))
+    family, config = read_family(folders)
+    written = str(file if own is not None else folder)
+    fields = Fields(_plain(folder, family) if own is None else _with_boundary(folder, own), written)
     resolution = parse_resolution(fields) if resolution is None else resolution
     sizeless = {name: value for name, value in fields.document.items() if name not in ("resolution", "components")}
     model = parse_model(sizeless, family, config, written)
@@ -124,10 +126,9 @@ def read_checkpoint(
         names = (f"{name}/{path.name}" for name, own in folders.items() for path in own.glob("*"))
         require_variant(names, files.variant, folder)
     read = partial(_tensors, folders, files, rename)
-    transformer = _transformer(read("transformer"), folders["transformer"], model)
-    components = _components(folders, model, files, read)
+    components = _transformers(folders, model, files, read) | _components(folders, model, files, read)
     decoder = components.pop("decoder", None)
-    return Checkpoint(folder, folders, replace(model, decoder=decoder), resolution, transformer, **components)
+    return Checkpoint(folder, folders, replace(model, decoder=decoder), resolution, **components)
 
 
 def _components(
@@ -166,13 +167,48 @@ def _tensors(
     return {new: folded[name] for name, new in names.items()}
 
 
-def _description(folder: Path) -> tuple[str, dict[str, Any]]:
-    """Where a folder's `pyramid.json` is, and what it says, or what a plain model's would say."""
-    file = folder / "pyramid.json"
-    if os.path.lexists(file):
-        return str(file), read_json(file)
+def read_family(folders: Mapping[str, Path]) -> tuple[Family, TransformerConfig]:
+    """The family of a transformer, by its configuration and the VAE's, and the first of these.
+
+    Args:
+        folders: of the components.
+
+    Raises:
+        UsageError: a configuration is malformed, or of no family.
+    """
+    source = folders["transformer"] / "config.json"
+    document = read_json(source)
+    decoder = read_json(folders["vae"] / "config.json") if folders["vae"].is_dir() else None
+    family = find_family(document, decoder, str(source))
+    return family, family.read_transformer(document, str(source))
+
+
+def _plain(folder: Path, family: Family) -> dict[str, Any]:
+    """What the `pyramid.json` of a folder without one would say."""
     solver, shift = read_scheduler(folder)
-    return str(folder), plain_document(shift, solver)
+    return plain_document(shift, solver, family.plain_resolution, read_boundary(folder))
+
+
+def _with_boundary(folder: Path, own: dict[str, Any]) -> dict[str, Any]:
+    boundary = read_boundary(folder)
+    return own if boundary is None else {"boundary_ratio": boundary} | own
+
+
+def _transformers(
+    folders: Mapping[str, Path], model: Model, files: Files, read: Callable[[str], dict[str, TensorEntry]]
+) -> dict[str, dict[str, TensorEntry]]:
+    """The tensors of each of a model's networks, which are of one configuration."""
+    second = folders["transformer_2"]
+    there = second.is_dir() or files.transformer_2 is not None
+    if there != (model.experts > 1):
+        expected = "a boundary_ratio in model_index.json" if there else f"the folder {second}"
+        raise UsageError(f"{second.parent}: a model of two transformers has both and a boundary: expected {expected}")
+    names = ("transformer", "transformer_2")[: model.experts]
+    for name in names[1:]:
+        source = folders[name] / "config.json"
+        if source.is_file() and model.family.read_transformer(read_json(source), str(source)) != model.transformer:
+            raise UsageError(f"{source}: expected the configuration of {folders['transformer']}, found another")
+    return {name: _transformer(read(name), folders[name], model) for name in names}
 
 
 def _transformer(found: Tensors, folder: Path, model: Model) -> dict[str, TensorEntry]:

@@ -19,8 +19,6 @@ from .schedules import PAPER_SCHEDULES, ScheduleEntry, parse_schedules, plain_sc
 __all__ = ["Model", "bare_model", "parse_model", "parse_resolution", "plain_document"]
 
 FORMAT = 1
-PLAIN_RESOLUTION = Resolution(81, 480, 832)
-"""What diffusers' WanPipeline samples by default."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +56,9 @@ class Model:
     def schedule(
         self,
         name: str | Schedule | None = None,
-        *,
         guidance_scale: float | None = None,
+        guidance_scale_2: float | None = None,
+        *,
         levels: list[list[float]] | None = None,
         solver: str | None = None,
     ) -> Schedule:
@@ -68,18 +67,21 @@ class Model:
         Args:
             name: a schedule of the model, or steps such as "10-10-10", which are spaced with the default
                 schedule's shift, guidance and solver; the default schedule if None.
-            guidance_scale: replaces the schedule's own.
+            guidance_scale: replaces the schedule's own, and that of a second network too.
+            guidance_scale_2: of the second network alone.
             levels: explicit natural levels per stage, coarsest first, in place of a named schedule.
             solver: replaces the schedule's own.
 
         Raises:
             UsageError: the name is unknown, or steps or levels do not fit the stages.
         """
-        if guidance_scale is not None and not 0 <= guidance_scale <= MAX_GUIDANCE:
-            raise UsageError(
-                f"a guidance scale lies within 0 … {MAX_GUIDANCE:g} (1 and below: no guidance), "
-                f"found {guidance_scale:g}"
-            )
+        for scale in (guidance_scale, guidance_scale_2):
+            if scale is not None and not 0 <= scale <= MAX_GUIDANCE:
+                raise UsageError(
+                    f"a guidance scale lies within 0 … {MAX_GUIDANCE:g} (1 and below: no guidance), found {scale:g}"
+                )
+        if guidance_scale_2 is not None and self.experts == 1:
+            raise UsageError("a second guidance scale is of a model of two networks, which this one is not")
         if isinstance(name, Schedule):
             schedule = name
         else:
@@ -87,7 +89,14 @@ class Model:
             if solver is not None:
                 entry = replace(entry, solver=SolverChoice.of(solver))
             schedule = entry.schedule(label, self.pyramid)
-        return schedule if guidance_scale is None else replace(schedule, guidance_scale=guidance_scale)
+        if guidance_scale is not None:
+            schedule = replace(schedule, guidance_scale=guidance_scale, guidance_scale_2=None)
+        return schedule if guidance_scale_2 is None else replace(schedule, guidance_scale_2=guidance_scale_2)
+
+    @property
+    def experts(self) -> int:
+        """Networks that the transformer consists of, each for a range of noise levels."""
+        return 1 if self.pyramid.boundary is None else 2
 
     def _entry(self, name: str | None, levels: list[list[float]] | None) -> tuple[str, ScheduleEntry]:
         default = self.schedules[self.default_schedule]
@@ -107,8 +116,9 @@ class Model:
     def to_json(self) -> dict[str, Any]:
         """The document that `parse_model` reads: `pyramid.json` without its resolution."""
         pyramid = self.pyramid
-        preview = {} if self.preview is None else {"preview_rgb": self.preview.to_json()["rgb"]}
-        return preview | {
+        optional = {} if self.preview is None else {"preview_rgb": self.preview.to_json()["rgb"]}
+        optional |= {} if pyramid.boundary is None else {"boundary_ratio": pyramid.boundary}
+        return optional | {
             "format": FORMAT,
             "kind": pyramid.kind.name,
             "stages": pyramid.depth,
@@ -138,6 +148,7 @@ FIELDS = (
     "negative_prompt",
     "patch_sizes",
     "preview_rgb",
+    "boundary_ratio",
 )
 
 
@@ -198,7 +209,17 @@ def _parse_pyramid(fields: Fields, wavelet: str | list[float], family: Family, c
         axes=axes,
         first_frame_apart=kind.halves and first == "separate",
         geometry=family.geometry(config),
+        boundary=_boundary(fields),
     )
+
+
+def _boundary(fields: Fields) -> float | None:
+    if fields.document.get("boundary_ratio") is None:
+        return None
+    found = fields.number("boundary_ratio")
+    if not 0 < found < 1:
+        raise fields.wrong("boundary_ratio", "a number above 0 and below 1")
+    return found
 
 
 def _patch_sizes(fields: Fields, kind: Kind, depth: int, config: TransformerConfig) -> tuple[tuple[int, int, int], ...]:
@@ -241,13 +262,24 @@ def bare_model(family: Family, config: TransformerConfig) -> Model:
     return parse_model(document, family, config, "assumed model")
 
 
-def plain_document(shift: float, solver: SolverChoice) -> dict[str, Any]:
-    """The `pyramid.json` that a plain Wan model stands for, with the shift and the solver of its scheduler."""
+def plain_document(
+    shift: float, solver: SolverChoice, resolution: Resolution, boundary: float | None = None
+) -> dict[str, Any]:
+    """The `pyramid.json` that a plain Wan model stands for.
+
+    Args:
+        shift: of its scheduler.
+        solver: that its scheduler stands for.
+        resolution: what it is sampled at.
+        boundary: where the second of its networks takes over, of a model of two.
+    """
+    schedules = plain_schedules(shift, solver, experts=1 if boundary is None else 2)
     return {
         "format": FORMAT,
         "kind": "plain",
         "stages": 1,
-        "resolution": vars(PLAIN_RESOLUTION),
-        "schedules": plain_schedules(shift, solver),
-        "default_schedule": "50",
+        "resolution": vars(resolution),
+        "schedules": schedules,
+        "default_schedule": next(iter(schedules)),
+        **({} if boundary is None else {"boundary_ratio": boundary}),
     }

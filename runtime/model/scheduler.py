@@ -1,4 +1,4 @@
-"""The scheduler of a diffusers folder: which solver its pipeline samples with, and with which shift."""
+"""How a diffusers folder is sampled: the solver and the shift of its scheduler, and where two networks change."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from ..chain.solvers import EULER, SolverChoice
 from ..documents import Fields, read_json
 from ..errors import UsageError
 
-__all__ = ["SCHEDULERS", "read_scheduler", "scheduler_class"]
+__all__ = ["SCHEDULERS", "read_boundary", "read_scheduler", "scheduler_class"]
 
 DEFAULT_SHIFT = 5.0
 """Where there is no scheduler."""
@@ -119,3 +119,13 @@ def read_scheduler(folder: Path) -> tuple[SolverChoice, float]:
         if found != supported:
             raise UsageError(f"{file}: {name} with {field} {found!r:.60} has no solver here: expected {supported!r}")
     return scheduler.solver(fields, str(file)), fields.number(scheduler.shift, scheduler.default_shift)
+
+
+def read_boundary(folder: Path) -> float | None:
+    """Where the second of a checkpoint's two networks takes over, as `model_index.json` says it; None: it has one.
+
+    Raises:
+        UsageError: it is no number.
+    """
+    index = Fields(read_json(folder / "model_index.json"), str(folder / "model_index.json"))
+    return None if index.document.get("boundary_ratio") is None else index.number("boundary_ratio")

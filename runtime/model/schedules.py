@@ -10,7 +10,7 @@ from ..chain.solvers import EULER, SolverChoice, train_sigmas
 from ..documents import Fields, is_number
 from ..errors import UsageError
 
-__all__ = ["PAPER_SCHEDULES", "ScheduleEntry", "parse_schedules", "plain_schedules"]
+__all__ = ["PAPER_SCHEDULES", "ScheduleEntry", "parse_schedules", "plain_schedules", "read_guidance"]
 
 PAPER_SCHEDULES = {
     "2-2-1": {"steps": [2, 2, 1], "guidance_scale": 1.0},
@@ -29,6 +29,10 @@ PLAIN_SCHEDULES = {
 A number alone is so many steps of the folder's own scheduler."""
 
 
+WAN_A14B: dict[str, Any] = {"steps": [40], "guidance_scale": 4.0, "guidance_scale_2": 3.0}
+"""How Wan2.2-T2V-A14B's own script samples."""
+
+
 @dataclass(frozen=True)
 class ScheduleEntry:
     """A schedule as it is written; resolved for a pyramid by `schedule`."""
@@ -40,6 +44,8 @@ class ScheduleEntry:
     solver: SolverChoice = EULER
     scaled_start: bool = False
     """The run starts from σ_0·ε at the first of its levels, in place of pure noise."""
+    guidance_scale_2: float | None = None
+    """See `Schedule.guidance_scale_2`."""
 
     @classmethod
     def from_json(cls, document: Any, source: str) -> "ScheduleEntry":
@@ -49,10 +55,8 @@ class ScheduleEntry:
             UsageError: a field is missing, unknown or impossible.
         """
         entry = Fields(document, source)
-        entry.only(("steps", "levels", "shift", "guidance_scale", "solver", "start"))
-        guidance, shift = entry.number("guidance_scale", 1.0), entry.number("shift", 5.0)
-        if not 0 <= guidance <= MAX_GUIDANCE:
-            raise entry.wrong("guidance_scale", f"a number from 0 to {MAX_GUIDANCE:g}")
+        entry.only(("steps", "levels", "shift", "guidance_scale", "guidance_scale_2", "solver", "start"))
+        guidance, shift = read_guidance(entry), entry.number("shift", 5.0)
         if {"levels", "steps"} <= entry.document.keys():
             raise UsageError(f"{entry.source}: expected steps or levels, found both")
         solver = SolverChoice.from_json(entry.document.get("solver", "euler"), source)
@@ -61,9 +65,11 @@ class ScheduleEntry:
             raise entry.wrong("start", "noise: a scaled start needs levels, the first of which it starts at")
         if "levels" in entry.document:
             levels = entry.get("levels", "a list of natural levels per stage, coarsest first", _are_levels)
-            return cls((), tuple(tuple(map(float, group)) for group in levels), shift, guidance, solver, scaled)
+            return cls(
+                (), tuple(tuple(map(float, group)) for group in levels), shift, guidance[0], solver, scaled, guidance[1]
+            )
         steps = entry.get("steps", "steps per stage, coarsest first, from 1 to 9999 each", _are_steps)
-        return cls(tuple(steps), (), shift, guidance, solver)
+        return cls(tuple(steps), (), shift, guidance[0], solver, guidance_scale_2=guidance[1])
 
     def to_json(self) -> dict[str, Any]:
         """The document that `from_json` reads."""
@@ -72,7 +78,8 @@ class ScheduleEntry:
         # The default schedule's shift spaces steps that have no schedule, whether it has levels itself or not.
         start = {"start": "scaled"} if self.scaled_start else {}
         common = {"shift": self.shift, "guidance_scale": self.guidance_scale, "solver": self.solver.to_json()}
-        return {**how, **common, **start}
+        second = {} if self.guidance_scale_2 is None else {"guidance_scale_2": self.guidance_scale_2}
+        return {**how, **common, **second, **start}
 
     def schedule(self, name: str, pyramid: Pyramid) -> Schedule:
         """The levels for a pyramid.
@@ -87,7 +94,21 @@ class ScheduleEntry:
                 levels = spaced_levels(pyramid, self.steps, self.shift, self.solver)
         except UsageError as error:
             raise UsageError(f"schedule '{name}': {error}") from None
-        return Schedule(name, levels, self.guidance_scale, self.solver, self.scaled_start)
+        return Schedule(name, levels, self.guidance_scale, self.solver, self.scaled_start, self.guidance_scale_2)
+
+
+def read_guidance(entry: Fields) -> tuple[float, float | None]:
+    """The fields `guidance_scale`, 1 where it is missing, and `guidance_scale_2`.
+
+    Raises:
+        UsageError: one is no scale of guidance.
+    """
+    second = None if entry.document.get("guidance_scale_2") is None else entry.number("guidance_scale_2")
+    found = entry.number("guidance_scale", 1.0), second
+    for name, scale in zip(("guidance_scale", "guidance_scale_2"), found, strict=True):
+        if scale is not None and not 0 <= scale <= MAX_GUIDANCE:
+            raise entry.wrong(name, f"a number from 0 to {MAX_GUIDANCE:g}")
+    return found
 
 
 def parse_schedules(fields: Fields) -> dict[str, ScheduleEntry]:
@@ -110,7 +131,10 @@ def _are_steps(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(n) is int and 0 < n < 10_000 for n in value)
 
 
-def plain_schedules(shift: float, solver: SolverChoice) -> Mapping[str, Any]:
-    """The schedules of a plain Wan model: its pipeline's, with its scheduler's shift and solver, and the paper's."""
-    own = {"steps": [50], "shift": shift, "guidance_scale": 5.0, "solver": solver.to_json()}
-    return {"50": own, **PLAIN_SCHEDULES}
+def plain_schedules(shift: float, solver: SolverChoice, *, experts: int = 1) -> Mapping[str, Any]:
+    """The schedules of a plain Wan model: its authors', with its scheduler's shift and solver, and the paper's.
+
+    Authors guide a model of two networks less, and in fewer steps.
+    """
+    own: dict[str, Any] = {"steps": [50], "guidance_scale": 5.0} if experts == 1 else WAN_A14B
+    return {str(own["steps"][0]): {**own, "shift": shift, "solver": solver.to_json()}, **PLAIN_SCHEDULES}

@@ -12,7 +12,12 @@ from ..files import is_left_behind
 
 __all__ = ["STEMS", "choose_weights", "require_variant", "variants_of"]
 
-STEMS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+STEMS = {
+    "transformer": "diffusion_pytorch_model",
+    "transformer_2": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}
 """How each component's weights are called, without suffix."""
 
 PLAIN = ""

@@ -81,6 +81,11 @@ class TextEncoder:
         model = self.graphs.bundle.manifest.model
         return {"text": floats(embeds, (model.text_length, model.transformer.text_dim), f"{name}_embeds")}
 
+    def negative(self, prompt: str | None, embeds: Array | None) -> Conditions:
+        """Those of a negative prompt or its embeddings: of the model's own, where neither is given."""
+        own = self.graphs.bundle.manifest.model.negative_prompt if prompt is None and embeds is None else prompt
+        return self.conditions(own, embeds, "negative_prompt")
+
     def _entry(self) -> TextEntry:
         text = self.graphs.bundle.manifest.text
         if text is None:

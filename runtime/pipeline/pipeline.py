@@ -129,6 +129,7 @@ class Pipeline:
         levels: list[list[float]] | None = None,
         solver: str | None = None,
         guidance_scale: float | None = None,
+        guidance_scale_2: float | None = None,
         seed: int = 0,
         prompt_embeds: Array | None = None,
         negative_prompt_embeds: Array | None = None,
@@ -145,31 +146,25 @@ class Pipeline:
             negative_prompt: what not to show, in place of the model's own; used by guided schedules.
             schedule: a schedule or its name, or steps per stage such as "10-10-10".
             levels: explicit natural levels per stage, coarsest first.
-            solver, guidance_scale: a solver's name and the scale of guidance, in place of the schedule's own.
+            solver, guidance_scale: in place of the schedule's own; the second scale is of the second of two networks.
             seed: the seed of all noise in the run.
             prompt_embeds, negative_prompt_embeds: [text length, text width], float32, in place of the prompts.
             latents: initial latent at the coarsest stage's shape.
             output_type: "np" for frames, "latent" for latents alone.
-            callback: called after each step.
-            preview: given small frames [T, h, w, 3], uint8, after each step, a pixel for each latent pixel.
+            callback, preview: called after each step; a preview gets small frames [T, h, w, 3], uint8.
             on_frames: given frames [n, H, W, 3], uint8, as they are decoded; they are not kept then.
         """
         _check_output_type(output_type)
         start, self.graphs.timings = time.perf_counter(), Timings()
-        chosen = self.model.schedule(schedule, levels=levels, guidance_scale=guidance_scale, solver=solver)
+        chosen = self.model.schedule(schedule, guidance_scale, guidance_scale_2, levels=levels, solver=solver)
         told = showing(preview, self.bundle.manifest.preview, self.bundle.folder, callback)
         conditions = self._encoder.conditions(prompt, prompt_embeds, "prompt")
-        negative = self._negative(negative_prompt, negative_prompt_embeds) if chosen.guided else None
+        negative = self._encoder.negative(negative_prompt, negative_prompt_embeds) if chosen.guided else None
         x = self._denoise(chosen, conditions, negative, seed, latents, told)
         frames = _frames(self.decode(x), on_frames) if output_type == "np" else None
         self.timings.total = time.perf_counter() - start
         given = negative_prompt if negative_prompt_embeds is None else negative_prompt_embeds
         return Sample(x, frames, self.timings, self.warnings(chosen, prompt, given))
-
-    def _negative(self, prompt: str | None, embeds: Array | None) -> Conditions:
-        """Those of the negative prompt: the model's own, where none is given."""
-        own = self.model.negative_prompt if prompt is None and embeds is None else prompt
-        return self._encoder.conditions(own, embeds, "negative_prompt")
 
     def _denoise(
         self,

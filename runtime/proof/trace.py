@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..chain.schedules import MAX_GUIDANCE, Schedule
+from ..chain.schedules import Schedule
 from ..chain.solvers import SolverChoice
 from ..documents import Fields, is_number
 from ..dtypes import DTYPES
 from ..errors import UsageError
 from ..model.safetensors import read_header, read_metadata
+from ..model.schedules import read_guidance
 
 __all__ = ["FORMAT", "Probe", "Run", "Trace"]
 
@@ -52,9 +53,8 @@ class Run:
     def from_json(cls, document: Any, source: str) -> "Run":
         """Read an entry of a trace's `runs`."""
         fields = Fields(document, source)
-        guidance_scale = fields.number("guidance_scale")
-        if not 0 <= guidance_scale <= MAX_GUIDANCE:
-            raise fields.wrong("guidance_scale", f"a number from 0 to {MAX_GUIDANCE:g}")
+        fields.number("guidance_scale")
+        guidance_scale, second = read_guidance(fields)
         levels = fields.get(
             "levels",
             "a list of natural levels per stage",
@@ -66,6 +66,7 @@ class Run:
             guidance_scale,
             SolverChoice.from_json(fields.document.get("solver"), source),
             fields.get("scaled_start", "true or false", lambda v: isinstance(v, bool)),
+            second,
         )
         decoded = fields.get("decoded", "true or false", lambda v: isinstance(v, bool))
         return cls(fields.text("prompt"), fields.integer("seed", least=0), schedule, decoded)
@@ -77,6 +78,7 @@ class Run:
             "seed": self.seed,
             "schedule": self.schedule.name,
             "guidance_scale": self.schedule.guidance_scale,
+            "guidance_scale_2": self.schedule.guidance_scale_2,
             "levels": [list(group) for group in self.schedule.levels],
             "solver": self.schedule.solver.to_json(),
             "scaled_start": self.schedule.scaled_start,

@@ -2,7 +2,7 @@
 
 import re
 
-__all__ = ["original_text", "original_transformer", "original_vae"]
+__all__ = ["original_residual_vae", "original_text", "original_transformer", "original_vae"]
 
 TRANSFORMER = (
     (".attn1.", ".self_attn."),
@@ -67,6 +67,21 @@ def original_transformer(name: str) -> str:
 def original_text(name: str) -> str:
     """Wan's name of a text encoder's tensor."""
     return replaced(name, TEXT)
+
+
+def original_residual_vae(name: str) -> str:
+    """Wan's name of a tensor of Wan2.2's VAE."""
+    if "_block" in name and ".resnets." in name:
+        name = replaced(name.replace(".conv_shortcut.", ".shortcut."), RESIDUAL)
+    name = replaced(name, VAE)
+    for half, direction in (("encoder", "down"), ("decoder", "up")):
+        level = f"{direction}samples"
+        name = re.sub(rf"{half}\.{direction}_blocks\.(\d+)\.resnets\.(\d+)", rf"{half}.{level}.\1.{level}.\2", name)
+        last = 2 if direction == "down" else 3
+        name = re.sub(
+            rf"{half}\.{direction}_blocks\.(\d+)\.{direction}sampler", rf"{half}.{level}.\1.{level}.{last}", name
+        )
+    return name
 
 
 def original_vae(name: str) -> str:

@@ -15,7 +15,8 @@ from ....runtime.chain.pyramid import Stage
 from ....runtime.chain.sampler import Step
 from ....runtime.model.checkpoint import Checkpoint
 from ....runtime.model.description import Model
-from ....runtime.model.families.wan import WanConfig, WanDecoderConfig
+from ....runtime.model.families.wan import WanConfig
+from ....runtime.model.families.wan_decoder import WanDecoderConfig
 from ....runtime.quantisation import Recipe
 from ....targets.dialect import Dialect
 from ..layers import WeightSpace
@@ -60,10 +61,10 @@ class WanModules:
         check_supported(checkpoint.text_encoder_config)
 
     def stage_graph(
-        self, checkpoint: Checkpoint, stage: Stage, recipe: Recipe, dialect: Dialect
+        self, checkpoint: Checkpoint, component: str, stage: Stage, recipe: Recipe, dialect: Dialect
     ) -> tuple[nn.Module, Sequence[nn.Module]]:
         """The transformer of a stage, and its blocks."""
-        space = WeightSpace("transformer", checkpoint.transformer, recipe, dialect)
+        space = WeightSpace(component, checkpoint.components[component], recipe, dialect)
         config = checkpoint.model.transformer
         assert isinstance(config, WanConfig)
         module = StageGraph(space, config, checkpoint.model.pyramid.kind, stage)
@@ -131,9 +132,9 @@ class WanModules:
         config: Any = empty_modules(checkpoint)["vae"].config
         return [float(v) for v in config.latents_mean], [float(v) for v in config.latents_std]
 
-    def load_transformer(self, checkpoint: Checkpoint) -> Sequence[nn.Module]:
+    def load_transformer(self, checkpoint: Checkpoint, expert: int = 0) -> Sequence[nn.Module]:
         """Diffusers' transformer, with what pyramidal and PPF models add to it."""
-        return load_transformer(checkpoint)
+        return load_transformer(checkpoint, expert)
 
     def blocks(self, stage: nn.Module) -> Sequence[nn.Module]:
         """The transformer's blocks."""
@@ -183,7 +184,7 @@ class WanModules:
     def run_pipeline(
         self,
         checkpoint: Checkpoint,
-        stage: nn.Module,
+        experts: Sequence[nn.Module],
         steps: Sequence[StepPlan],
         latent: NDArray[np.float32],
         text: NDArray[np.float32],
@@ -191,7 +192,8 @@ class WanModules:
         keep: Callable[[Step], None],
     ) -> NDArray[np.float32]:
         """By diffusers' `WanPipeline`."""
-        return run_pipeline(checkpoint, stage.transformer, steps, latent, text, negative, keep)
+        transformers = [expert.transformer for expert in experts]
+        return run_pipeline(checkpoint, transformers, steps, latent, text, negative, keep)
 
     def token_count(self, checkpoint: Checkpoint, prompt: str) -> int:
         """Tokens of a prompt, counted by transformers' tokenizer."""

@@ -29,6 +29,9 @@ __all__ = [
 ]
 
 
+DEFAULT_CHANNELS = 16
+"""Latent channels whose mean and deviation diffusers knows without being told."""
+
 TABLE_ROWS = 4096
 """Rows of an embedding table that are compared at once."""
 
@@ -66,9 +69,9 @@ class StageTransformer(nn.Module):
         return velocity
 
 
-def load_transformer(checkpoint: Checkpoint) -> list[StageTransformer]:
-    """One module per stage, finest first, in float32; all share their weights."""
-    tensors = _read(checkpoint.transformer)
+def load_transformer(checkpoint: Checkpoint, expert: int = 0) -> list[StageTransformer]:
+    """One module per stage, finest first, in float32; all share their weights, those of one of the networks."""
+    tensors = _read((checkpoint.transformer, checkpoint.transformer_2)[expert])
     pyramid = checkpoint.model.pyramid
     if pyramid.kind.own_patch_layers:
         return [_ppf_stage(checkpoint, tensors, index) for index in range(pyramid.depth)]
@@ -177,6 +180,16 @@ def check_components(checkpoint: Checkpoint) -> None:
     for component, module in empty_modules(checkpoint).items():
         _check(checkpoint, component, module)
     _check_table(checkpoint)
+    _check_statistics(checkpoint)
+
+
+def _check_statistics(checkpoint: Checkpoint) -> None:
+    """Refuse a VAE of other latents than Wan2.1's that does not say their mean and deviation."""
+    config, channels = checkpoint.vae_config, checkpoint.model.pyramid.geometry.channels
+    for name in ("latents_mean", "latents_std") if config is not None and channels != DEFAULT_CHANNELS else ():
+        if config is not None and config.get(name) is None:
+            source = checkpoint.folders["vae"] / "config.json"
+            raise UsageError(f"{source}: field '{name}' is missing: expected {channels} numbers")
 
 
 def _check_table(checkpoint: Checkpoint) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ....runtime.chain.plan import StepPlan
 from ....runtime.chain.pyramid import Resolution
 from ....runtime.chain.sampler import Step
+from ....runtime.documents import read_json
 from ....runtime.errors import UsageError
 from ....runtime.model.checkpoint import Checkpoint
 from ....runtime.model.scheduler import read_scheduler, scheduler_class
@@ -42,7 +43,7 @@ def _scheduler(checkpoint: Checkpoint, steps: int) -> Any:
 
 def run_pipeline(
     checkpoint: Checkpoint,
-    transformer: Any,
+    transformers: Sequence[Any],
     steps: Sequence[StepPlan],
     latent: Latent,
     text: Latent,
@@ -53,7 +54,7 @@ def run_pipeline(
 
     Args:
         checkpoint: whose scheduler is taken from its folder.
-        transformer: diffusers' module.
+        transformers: diffusers' modules, one for each of the model's networks.
         steps: of the run; see `follows_pipeline`.
         latent: the initial one [C, T, H, W].
         text: embeddings of the prompt [text length, text width].
@@ -66,9 +67,8 @@ def run_pipeline(
     Raises:
         UsageError: the scheduler gives none that is finite.
     """
-    pipeline, before = WanPipeline(None, None, None, _scheduler(checkpoint, len(steps)), transformer), latent
-    pipeline.set_progress_bar_config(disable=True)
-    with _solvable(checkpoint, len(steps)), _outputs_of(transformer) as outputs:
+    pipeline, before = _pipeline(checkpoint, transformers, len(steps)), latent
+    with _solvable(checkpoint, len(steps)), _outputs_of(transformers) as outputs:
 
         def taken(pipe: Any, index: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             nonlocal before
@@ -85,6 +85,14 @@ def run_pipeline(
     if not np.isfinite(before).all():
         raise _no_oracle(checkpoint, len(steps))
     return before
+
+
+def _pipeline(checkpoint: Checkpoint, transformers: Sequence[Any], steps: int) -> Any:
+    index = read_json(checkpoint.folder / "model_index.json")
+    how = {"boundary_ratio": checkpoint.model.pyramid.boundary, "expand_timesteps": bool(index.get("expand_timesteps"))}
+    pipeline = WanPipeline(None, None, None, _scheduler(checkpoint, steps), *transformers, **how)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 @contextmanager
@@ -107,21 +115,28 @@ def _no_oracle(checkpoint: Checkpoint, steps: int) -> UsageError:
 
 
 def _request(resolution: Resolution, steps: Sequence[StepPlan]) -> dict[str, Any]:
-    """A pipeline's arguments for latents of a resolution, after steps that are guided alike."""
+    """A pipeline's arguments for latents of a resolution, after steps of which each network's are guided alike."""
     size = {"height": resolution.height, "width": resolution.width, "num_frames": resolution.frames}
-    how = {"num_inference_steps": len(steps), "guidance_scale": steps[0].guidance_scale}
-    return {**size, **how, "output_type": "latent"}
+    scales = {step.expert: step.guidance_scale for step in reversed(steps)}
+    how = {"num_inference_steps": len(steps), "guidance_scale": scales[steps[0].expert]}
+    second = {"guidance_scale_2": scales[1]} if 1 in scales else {}
+    return {**size, **how, **second, "output_type": "latent"}
 
 
 @contextmanager
-def _outputs_of(module: Any) -> Iterator[list[torch.Tensor]]:
-    """What a module gives meanwhile, in order."""
+def _outputs_of(modules: Sequence[Any]) -> Iterator[list[torch.Tensor]]:
+    """What modules give meanwhile, in order."""
     outputs: list[torch.Tensor] = []
-    handle = module.register_forward_hook(lambda module, inputs, output: outputs.append(output[0]))
+
+    def keep(module: Any, inputs: Any, output: Any) -> None:
+        outputs.append(output[0])
+
+    handles = [module.register_forward_hook(keep) for module in modules]
     try:
         yield outputs
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _guided(outputs: list[torch.Tensor], step: StepPlan) -> Latent:

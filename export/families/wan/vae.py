@@ -1,47 +1,17 @@
-"""Wan's VAE decoder as two graphs over single latent frames: `first`, and `next` with the caches of the frame before.
-
-Each 3x3x3 convolution is written as three 3x3 ones over single frames: exact, leaner than a 3-D convolution, and
-the form that every engine runs. A cache is the convolution's input of the last two frames.
-"""
+"""Wan's VAE decoder as two graphs over single latent frames: `first`, and `next` with the caches of the one before."""
 
 import math
 
 import torch
 from torch import nn
 
-from ....runtime.model.families.wan import WanDecoderConfig
-from ....runtime.quantisation import Scheme
-from ....runtime.ranges import output_of
+from ....runtime.model.families.wan_decoder import WanDecoderConfig
+from ....targets.dialect import Dialect
 from ...weights.steps import TORCH_DTYPES
 from ..layers import WeightSpace
+from .convolutions import Caches, Frames, causal_convolution, convolution
 
 __all__ = ["PackedVae", "VaeGraph", "decoder_layer"]
-
-Frames = list[torch.Tensor]
-"""Frames [1, C, H, W], in order of time."""
-
-
-class Caches:
-    """Walks through the caches in the order of the layers, reading the old ones and collecting the new."""
-
-    def __init__(self, old: list[torch.Tensor], dtype: torch.dtype) -> None:
-        """Caches [2, C, H, W] of the frame before, empty for the first frame; the new ones are kept in a dtype."""
-        self.old, self.new, self.dtype = old, list[torch.Tensor](), dtype
-
-    def extend(self, frames: Frames) -> Frames:
-        """The two frames before, if there are any, then the given ones; remembers the last two of all."""
-        if self.old:
-            before = self.old[len(self.new)].float()
-            frames = [before[0:1], before[1:2], *frames]
-            self.new.append(torch.cat(frames[-2:], dim=0).to(self.dtype))
-        else:
-            # Nothing lies before the first frame: its taps into the past are left out, not computed on zeros.
-            self.new.append(nn.functional.pad(frames[0], (0, 0, 0, 0, 0, 0, 1, 0)).to(self.dtype))
-        return frames
-
-    def skip(self, like: torch.Tensor) -> None:
-        """A layer that the first frame bypasses: its cache is zero."""
-        self.new.append(like.new_zeros((2, *like.shape[1:]), dtype=self.dtype))
 
 
 class VaeGraph(nn.Module):
@@ -65,12 +35,17 @@ class VaeGraph(nn.Module):
                 Residual(space, f"{middle}.resnets.1"),
             ]
         )
-        self.up = nn.ModuleList()
-        for index in range(len(config.dim_mult)):
-            block = f"decoder.up_blocks.{index}"
+        self.up, self.shortcuts = nn.ModuleList(), list[Shortcut | None]()
+        for level in range(len(config.dim_mult)):
+            block = f"decoder.up_blocks.{level}"
             self.up.extend(Residual(space, f"{block}.resnets.{n}") for n in range(config.num_res_blocks + 1))
-            if f"{block}.upsamplers.0.resample.1.weight" in space.tensors:
-                self.up.append(Upsample(space, f"{block}.upsamplers.0"))
+            upsampler = f"{block}.upsampler" if config.is_residual else f"{block}.upsamplers.0"
+            enlarges = f"{upsampler}.resample.1.weight" in space.tensors
+            if enlarges:
+                self.up.append(Upsample(space, upsampler))
+            around = enlarges and config.is_residual
+            self.shortcuts.append(Shortcut(config, level, space.dialect) if around else None)
+        self.layers_of_level, self.patch = config.num_res_blocks + 2, config.patch_size
         self.norm_out = ChannelNorm(space, "decoder.norm_out")
         self.conv_out = causal_convolution(space, "decoder.conv_out")
 
@@ -78,9 +53,17 @@ class VaeGraph(nn.Module):
         """Frames, then the new caches."""
         walk = Caches(list(caches), self.caches)
         frames = self.conv_in([self.post_quant(latent)], walk)
-        for layer in (*self.mid, *self.up):
+        for layer in self.mid:
             frames = layer(frames, walk)
+        for level, shortcut in enumerate(self.shortcuts):
+            before = frames
+            for layer in self.up[level * self.layers_of_level :][: self.layers_of_level]:
+                frames = layer(frames, walk)
+            if shortcut is not None:
+                around = shortcut(before, first=not walk.old)
+                frames = [a + b for a, b in zip(frames, around, strict=True)]
         frames = self.conv_out([nn.functional.silu(self.norm_out(frame)) for frame in frames], walk)
+        frames = [pixels(frame, self.patch) for frame in frames]
         out = frames[0] if len(frames) == 1 else torch.cat(frames, dim=0)
         return out.clamp(-1.0, 1.0), *walk.new
 
@@ -91,11 +74,12 @@ def decoder_layer(config: WanDecoderConfig, name: str) -> str:
     if block == "mid_block":
         kind, index, *leaf = rest
         return ".".join(("mid", str(2 * int(index) if kind == "resnets" else 1), *leaf))
-    level, kind, index, *leaf = rest
+    level, kind, *leaf = rest
     first = int(level) * (config.num_res_blocks + 2)  # of a level: its residual blocks, one more than it says, then up
     if kind == "resnets":
+        index, *leaf = leaf
         return ".".join(("up", str(first + int(index)), *(part.removeprefix("conv_") for part in leaf)))
-    own = "time_conv" if leaf == ["time_conv"] else "conv"
+    own = "time_conv" if leaf[-1] == "time_conv" else "conv"
     return f"up.{first + config.num_res_blocks + 1}.{own}"
 
 
@@ -115,100 +99,6 @@ class PackedVae(nn.Module):
             caches.append(packed[0][start : start + count].reshape(shape))
             start += count
         return torch.cat([value.flatten() for value in self.vae(latent, *caches)])
-
-
-class Conv2d(nn.Module):
-    """A convolution that keeps the size, over one frame; `tap` picks one of a causal kernel's."""
-
-    def __init__(self, space: WeightSpace, name: str, tap: int | None = None) -> None:
-        """The weights of NAME."""
-        super().__init__()
-        self.convolution = space.dialect.convolution
-        self.weight = space.kernel(name, tap)
-        self.bias = space.vector(f"{name}.bias")
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The convolution: x [n, in, H, W] to [n, out, H, W]."""
-        return self.convolution(x, self.weight, self.bias, self.weight.shape[-1] // 2)
-
-
-class CausalConv(nn.Module):
-    """A causal convolution of three taps in time."""
-
-    def __init__(self, space: WeightSpace, name: str) -> None:
-        """The weights of NAME."""
-        super().__init__()
-        self.convolution = space.dialect.convolution
-        self.taps = nn.ParameterList(space.kernel(name, tap) for tap in range(3))
-        self.bias = space.vector(f"{name}.bias")
-
-    def forward(self, frames: Frames, caches: Caches) -> Frames:
-        """The convolved frames, as many as are given."""
-        frames = caches.extend(frames)
-        old, middle, new = self.taps
-        padding = new.shape[-1] // 2
-        if not caches.old:
-            return [self.convolution(frame, new, self.bias, padding) for frame in frames]
-        return [
-            self.convolution(c, new, self.bias, padding)
-            + self.convolution(b, middle, None, padding)
-            + self.convolution(a, old, None, padding)
-            for a, b, c in zip(frames, frames[1:], frames[2:], strict=False)
-        ]
-
-
-class IntegerConv(nn.Module):
-    """A convolution of 8-bit integers that keeps the size: a recipe says what its input and its output range over."""
-
-    def __init__(self, space: WeightSpace, name: str, scheme: Scheme) -> None:
-        """The weights of NAME."""
-        super().__init__()
-        self.dialect = space.dialect
-        self.values, self.scales = space.integer_kernel(name, scheme)
-        self.bias = space.vector(f"{name}.bias")
-        self.scale, self.zero = space.input_range(name)
-        self.output_scale, self.output_zero = space.input_range(output_of(name))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The convolution: x [n, in, H, W] to [n, out, H, W]."""
-        return self.convolve(self.rounded(x))
-
-    def rounded(self, x: torch.Tensor) -> torch.Tensor:
-        """The integers of an input."""
-        return self.dialect.rounded_integers(x, self.scale, self.zero)
-
-    def convolve(self, integers: torch.Tensor) -> torch.Tensor:
-        """The convolution of an input's integers."""
-        given, made = (self.scale, self.zero), (self.output_scale, self.output_zero)
-        padding = self.values.shape[-1] // 2
-        return self.dialect.integer_convolution(integers, given, self.values, self.scales, self.bias, made, padding)
-
-
-class IntegerCausalConv(IntegerConv):
-    """A causal convolution of three taps in time: the frames that it sees lie side by side as channels."""
-
-    def forward(self, frames: Frames, caches: Caches) -> Frames:  # type: ignore[override]
-        """The convolved frames, as many as are given."""
-        frames = [self.rounded(frame) for frame in caches.extend(frames)]
-        if not caches.old:
-            nothing = self.zero.expand(frames[0].shape)
-            frames = [nothing, nothing, *frames]
-        return [
-            self.convolve(torch.cat((a, b, c), dim=1)) for a, b, c in zip(frames, frames[1:], frames[2:], strict=False)
-        ]
-
-
-def convolution(space: WeightSpace, name: str) -> nn.Module:
-    """A convolution over one frame, as the recipe says."""
-    scheme = space.recipe.scheme(name)
-    tap = 0 if len(space.tensors[f"{name}.weight"].shape) == 5 else None
-    return Conv2d(space, name, tap) if scheme.is_float else IntegerConv(space, name, scheme)
-
-
-def causal_convolution(space: WeightSpace, name: str) -> nn.Module:
-    """A causal convolution, as the recipe says."""
-    scheme = space.recipe.scheme(name)
-    return CausalConv(space, name) if scheme.is_float else IntegerCausalConv(space, name, scheme)
 
 
 class ChannelNorm(nn.Module):
@@ -287,3 +177,44 @@ class Upsample(nn.Module):
                 half = both[0].shape[1] // 2
                 frames = [part for frame in both for part in (frame[:, :half], frame[:, half:])]
         return [self.conv(self.enlarge(frame)) for frame in frames]
+
+
+class Shortcut:
+    """Around a level of the residual decoder: channels, repeated, laid out as frames and pixels of the larger size."""
+
+    def __init__(self, config: WanDecoderConfig, level: int, dialect: Dialect) -> None:
+        """That of a level which doubles its frames in space, and in time where the configuration says so."""
+        widths = [config.base_dim * factor for factor in (config.dim_mult[-1], *reversed(config.dim_mult))]
+        self.given, self.made = widths[level : level + 2]
+        self.frames = 2 if config.temperal_downsample[-1 - level] else 1
+        self.repeats = 4 * self.frames * self.made // self.given
+        self.enlarge = dialect.doubling()
+
+    def __call__(self, frames: Frames, *, first: bool) -> Frames:
+        """Larger frames, and where time doubles twice as many; of the first latent frame the later one alone."""
+        return [part for frame in frames for part in (self._parts(frame)[-1:] if first else self._parts(frame))]
+
+    def _parts(self, frame: torch.Tensor) -> Frames:
+        if self.given == self.made:  # every channel is repeated into all of its own pixels
+            return [self.enlarge(frame)] * self.frames
+        height, width = frame.shape[2:]
+        repeated = torch.cat([frame.reshape(self.given, 1, height, width)] * self.repeats, dim=1)
+        parts = repeated.reshape(self.made, self.frames, 2, 2, height * width)
+        return [
+            interleaved(parts[:, index].reshape(self.made, 2, 2, height, width), height, width)
+            for index in range(self.frames)
+        ]
+
+
+def interleaved(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Pixels [C, p, p, H, W], rows of a patch before its columns, as [1, C, pH, pW]."""
+    channels, patch = x.shape[:2]
+    return x.permute(0, 3, 1, 4, 2).reshape(1, channels, patch * height, patch * width)
+
+
+def pixels(frame: torch.Tensor, patch: int) -> torch.Tensor:
+    """A frame [1, C·p², H, W], columns of a patch before its rows, as [1, C, pH, pW] (diffusers' `unpatchify`)."""
+    if patch == 1:
+        return frame
+    height, width = frame.shape[2:]
+    return interleaved(frame.reshape(-1, patch, patch, height, width).transpose(1, 2), height, width)

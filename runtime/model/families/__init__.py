@@ -1,26 +1,27 @@
 """Families of models as data: a new one is a module here, its PyTorch half in `export.families`, and a line below."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...errors import UsageError
 from .family import DecoderConfig, Family, Shapes, TransformerConfig
-from .wan import WAN
+from .wan import WAN, WAN_TI2V
 
 __all__ = ["FAMILIES", "DecoderConfig", "Family", "Shapes", "TransformerConfig", "find_family"]
 
-FAMILIES: Mapping[str, Family] = {family.transformer_class: family for family in (WAN,)}
-"""Every family, by the class of its transformer."""
+FAMILIES: Sequence[Family] = (WAN, WAN_TI2V)
+"""Every family."""
 
 
-def find_family(document: Mapping[str, Any], source: str) -> Family:
-    """The family of a transformer's `config.json`.
+def find_family(document: Mapping[str, Any], decoder: Mapping[str, Any] | None, source: str) -> Family:
+    """The family of a transformer's `config.json`, and of that of the VAE beside it, where there is one.
 
     Raises:
         UsageError: the configuration names no class, or one that no family has.
     """
     found = document.get("_class_name")
-    if not isinstance(found, str) or found not in FAMILIES:
-        wanted = " or ".join(FAMILIES)
-        raise UsageError(f"{source}: expected the configuration of a {wanted}, found _class_name {found!r:.60}")
-    return FAMILIES[found]
+    for family in FAMILIES:
+        if family.transformer_class == found and family.claims(document, decoder):
+            return family
+    wanted = " or ".join(dict.fromkeys(family.transformer_class for family in FAMILIES))
+    raise UsageError(f"{source}: expected the configuration of a {wanted}, found _class_name {found!r:.60}")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from ...chain.kinds import Kind
-from ...chain.pyramid import Geometry, Stage
+from ...chain.pyramid import Geometry, Resolution, Stage
 
 __all__ = ["DecoderConfig", "Family", "Patch", "Shapes", "TransformerConfig"]
 
@@ -74,6 +74,17 @@ class Family(Protocol):
     """Frames a second of the videos that its models were trained on."""
     text_in_fp16: bool
     """Whether the activations of its text encoder stay within float16's range."""
+    plain_resolution: Resolution
+    """What its plain models are sampled at, where nothing else is said."""
+
+    def claims(self, document: Mapping[str, Any], decoder: Mapping[str, Any] | None) -> bool:
+        """Whether a transformer of its class is one of it.
+
+        Args:
+            document: the transformer's `config.json`.
+            decoder: that of the VAE beside it, where there is one.
+        """
+        ...
 
     def geometry(self, config: Any) -> Geometry:
         """Channels and compression of the latents."""

@@ -1,4 +1,4 @@
-"""Wan2.1, text to video: its configurations, its tensors, and what a forward costs."""
+"""Wan2.1 and Wan2.2, text to video: configurations, tensors, and what a forward costs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,12 +6,15 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ...chain.kinds import Kind
-from ...chain.pyramid import Geometry, Stage
-from ...documents import Fields
+from ...chain.pyramid import Geometry, Resolution, Stage
 from ...errors import UsageError
 from .family import Patch, Shapes
+from .wan_decoder import Compression, WanDecoderConfig
 
-__all__ = ["WAN", "Wan", "WanConfig", "WanDecoderConfig"]
+__all__ = ["WAN", "WAN_TI2V", "Wan", "WanConfig", "WanTI2V"]
+
+TI2V_CHANNELS = 48
+"""Latent channels of Wan2.2-TI2V."""
 
 
 @dataclass(frozen=True)
@@ -91,92 +94,6 @@ def _checked(name: str, value: Any, source: str) -> Any:
     raise UsageError(f"{source}: field '{name}' has an impossible value: {value!r}")
 
 
-@dataclass(frozen=True)
-class WanDecoderConfig:
-    """Fields of diffusers' `AutoencoderKLWan` configuration that the decoder's shapes depend on."""
-
-    z_dim: int = 16
-    base_dim: int = 96
-    """The decoder's, which diffusers' `decoder_base_dim` sets apart from the encoder's."""
-    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
-    num_res_blocks: int = 2
-    temperal_downsample: tuple[bool, ...] = (False, True, True)
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any], config: WanConfig, source: str) -> "WanDecoderConfig":
-        """Read a diffusers `config.json`; a missing field has diffusers' default.
-
-        Raises:
-            UsageError: the VAE is another than Wan2.1's, or of other latents than the transformer's.
-        """
-        fields = Fields(document, source)
-        fields.text("_class_name", "AutoencoderKLWan", choices=("AutoencoderKLWan",))
-        channels = fields.integer("z_dim", 16)
-        if channels != config.in_channels:
-            raise fields.wrong("z_dim", f"{config.in_channels}, the transformer's input channels")
-        if document.get("is_residual") or document.get("patch_size") is not None:
-            raise UsageError(f"{source}: only Wan2.1's VAE is supported (4x8x8), found the residual one of Wan2.2")
-        _check_statistics(fields, channels)
-        widths = fields.get("dim_mult", "a list of whole numbers", _are_counts, [1, 2, 4, 4])
-        downsample = fields.get(
-            "temperal_downsample",
-            f"true or false, {len(widths) - 1} times",
-            lambda v: isinstance(v, list) and len(v) >= len(widths) - 1 and all(isinstance(flag, bool) for flag in v),
-            [False, True, True],
-        )
-        blocks = fields.get(
-            "num_res_blocks", "a whole number below 1024", lambda v: type(v) is int and 0 <= v < 1024, 2
-        )
-        temporal, spatial = 2 ** sum(downsample[1 - len(widths) :]), 2 ** (len(widths) - 1)
-        if (temporal, spatial) != (4, 8):
-            raise UsageError(
-                f"{source}: only Wan2.1's VAE is supported (4x8x8), found one of {temporal}x{spatial}x{spatial} "
-                "by its dim_mult and temperal_downsample"
-            )
-        return cls(
-            channels,
-            fields.integer("decoder_base_dim", fields.integer("base_dim", 96)),
-            tuple(widths),
-            blocks,
-            tuple(downsample),
-        )
-
-    def cache_shapes(self, height: int, width: int) -> list[tuple[int, ...]]:
-        """The last two frames [2, C, h, w] that went into each causal convolution of more than one tap, in order."""
-        widths = [self.base_dim * factor for factor in (self.dim_mult[-1], *reversed(self.dim_mult))]
-        shapes = [(2, self.z_dim, height, width)] + 4 * [(2, widths[0], height, width)]
-        channels, last = widths[0], len(self.dim_mult) - 1
-        for index, out in enumerate(widths[1:]):
-            for _ in range(self.num_res_blocks + 1):
-                shapes += [(2, channels, height, width), (2, out, height, width)]
-                channels = out
-            if index < last:
-                if self.temperal_downsample[-1 - index]:
-                    shapes.append((2, out, height, width))
-                channels, height, width = out // 2, 2 * height, 2 * width
-        return [*shapes, (2, channels, height, width)]
-
-    def to_json(self) -> dict[str, Any]:
-        """The document that `from_json` reads."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
-
-
-def _check_statistics(fields: Fields, channels: int) -> None:
-    """The latents' mean and deviation, where they are written, must be those of a number of channels."""
-    for name, expected, inside in (
-        ("latents_mean", "numbers", lambda value: True),
-        ("latents_std", "numbers above 0", lambda value: value > 0),
-    ):
-        if fields.document.get(name) is not None:
-            numbers = fields.numbers(name)
-            if len(numbers) != channels or not all(map(inside, numbers)):
-                raise fields.wrong(name, f"{channels} {expected}")
-
-
-def _are_counts(value: Any) -> bool:
-    return isinstance(value, list) and 0 < len(value) <= 8 and all(type(n) is int and 0 < n < 1024 for n in value)
-
-
 class Wan:
     """The family; see `family.Family`."""
 
@@ -184,10 +101,18 @@ class Wan:
     transformer_class = "WanTransformer3DModel"
     frame_rate = 16
     text_in_fp16 = False  # UMT5 leaves float16's range
+    plain_resolution = Resolution(81, 480, 832)
+    compression = Compression(4, 8, residual=False)
+    """Of its VAE."""
+
+    def claims(self, document: Mapping[str, Any], decoder: Mapping[str, Any] | None) -> bool:
+        """Whether the VAE, or without one the number of channels, is Wan2.1's, which Wan2.2-A14B has too."""
+        return not _is_ti2v(document, decoder)
 
     def geometry(self, config: WanConfig) -> Geometry:
-        """The transformer's channels, and 4 frames of 8x8 pixels to a latent pixel."""
-        return Geometry(channels=config.out_channels, temporal=4, spatial=8)
+        """The transformer's channels, and what its VAE makes of a latent pixel."""
+        compression = self.compression
+        return Geometry(channels=config.out_channels, temporal=compression.temporal, spatial=compression.spatial)
 
     def read_transformer(self, document: Mapping[str, Any], source: str) -> WanConfig:
         """See `WanConfig.from_json`."""
@@ -195,7 +120,7 @@ class Wan:
 
     def read_decoder(self, document: Mapping[str, Any], config: WanConfig, source: str) -> WanDecoderConfig:
         """See `WanDecoderConfig.from_json`."""
-        return WanDecoderConfig.from_json(document, config, source)
+        return WanDecoderConfig.from_json(document, config.in_channels, self.compression, source)
 
     def stage_inputs(self, config: WanConfig, stage: Stage, text_length: int) -> Shapes:
         """The latent, the timestep's features, and the prompt's embeddings."""
@@ -243,7 +168,28 @@ class Wan:
         return config.num_layers * block + patching + text + time
 
 
+class WanTI2V(Wan):
+    """Wan2.2-TI2V, from text: Wan's transformer on the latents of the residual VAE."""
+
+    name = "wan2.2-ti2v"
+    frame_rate = 24
+    plain_resolution = Resolution(121, 704, 1280)
+    compression = Compression(4, 16, residual=True)
+
+    def claims(self, document: Mapping[str, Any], decoder: Mapping[str, Any] | None) -> bool:
+        """Whether the VAE, or without one the number of channels, is Wan2.2-TI2V's."""
+        return _is_ti2v(document, decoder)
+
+
 WAN = Wan()
+WAN_TI2V = WanTI2V()
+
+
+def _is_ti2v(document: Mapping[str, Any], decoder: Mapping[str, Any] | None) -> bool:
+    """By the VAE where there is one: a small model may have any number of channels."""
+    if decoder is None:
+        return document.get("in_channels") == TI2V_CHANNELS
+    return bool(decoder.get("is_residual")) or decoder.get("patch_size") not in (None, 1)
 
 
 def _linear(name: str, out: int, into: int) -> Shapes:

@@ -16,7 +16,7 @@ from pyrexport.export.weights.lora import merge_loras, parse_lora
 from pyrexport.export.weights.names import to_diffusers
 from pyrexport.runtime.model.checkpoint import Checkpoint, read_checkpoint
 from safetensors.torch import load_file, save_file
-from support.originals import original_text, original_transformer, original_vae
+from support.originals import original_residual_vae, original_text, original_transformer, original_vae
 
 Make = Callable[..., Path]
 Run = Callable[..., Result]
@@ -339,3 +339,44 @@ def test_refused(plain: Path, original: Path, single: Path, tmp_path: Path, refu
     (twice / "model.safetensors").unlink()
     (twice / "config.json").write_text(json.dumps(CONFIG | {"model_type": "i2v"}))
     assert "expected model_type t2v, found 'i2v'" in said(twice)
+
+
+def test_wan22s_residual_vae_and_its_names(make_checkpoint: Make, tmp_path: Path, cli: Run) -> None:
+    """The configuration of the VAE is read off its tensors too."""
+    whole, source = make_checkpoint("--random", "tiny-ti2v"), tmp_path / "source"
+    source.mkdir()
+    save_file(tensors_of(whole / "transformer", original_transformer), source / "diffusion_pytorch_model.safetensors")
+    torch.save(tensors_of(whole / "vae", original_residual_vae), source / "Wan2.2_VAE.pth")
+    (source / "config.json").write_text(json.dumps(CONFIG | {"model_type": "ti2v", "in_dim": 48, "out_dim": 48}))
+    result = cli("init", source, "-o", tmp_path / "made", "--json", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["missing"] == ["text_encoder"]
+    made, expected = opened(tmp_path / "made"), opened(whole)
+    assert (made.model.family.name, made.resolution) == ("wan2.2-ti2v", expected.resolution)
+    assert (made.model.transformer, made.model.decoder) == (expected.model.transformer, expected.model.decoder)
+    theirs = {name: tensor for name, tensor in values(expected).items() if not name.startswith("text_encoder")}
+    assert same(values(made), theirs)
+    index = json.loads((tmp_path / "made" / "model_index.json").read_text())
+    assert index["expand_timesteps"] is True
+
+
+def test_the_two_networks_of_wan22s_repository(make_checkpoint: Make, tmp_path: Path, cli: Run) -> None:
+    whole, source = make_checkpoint("--random", "tiny-a14b"), tmp_path / "source"
+    for component, name in (("transformer", "high_noise_model"), ("transformer_2", "low_noise_model")):
+        (source / name).mkdir(parents=True)
+        save_file(
+            tensors_of(whole / component, original_transformer),
+            source / name / "diffusion_pytorch_model.safetensors",
+        )
+        (source / name / "config.json").write_text(json.dumps(CONFIG))
+    result = cli("init", source, "-o", tmp_path / "made", "--json", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert {"boundary_ratio 0.875", "scheduler UniPC, shift 12"} <= set(json.loads(result.stdout)["assumed"])
+    made, expected = opened(tmp_path / "made"), opened(whole)
+    for component in ("transformer", "transformer_2"):
+        ours, theirs = (
+            {n: read_tensor(e) for n, e in found.components[component].items()} for found in (made, expected)
+        )
+        assert same(ours, theirs)
+    assert made.model.schedules["40"] == expected.model.schedules["40"]
+    assert made.model.pyramid.boundary == 0.875

@@ -19,7 +19,8 @@ from pyrexport.runtime.documents import MAX_INTEGER
 from pyrexport.runtime.errors import UsageError
 from pyrexport.runtime.model.checkpoint import read_checkpoint
 from pyrexport.runtime.model.description import Model, bare_model, parse_model
-from pyrexport.runtime.model.families.wan import WAN, WanConfig, WanDecoderConfig
+from pyrexport.runtime.model.families.wan import WAN, WanConfig
+from pyrexport.runtime.model.families.wan_decoder import WanDecoderConfig
 from pyrexport.runtime.model.schedules import ScheduleEntry
 from pyrexport.runtime.proof.trace import Probe, Run
 

@@ -8,7 +8,9 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from pyrexport.runtime.chain.kinds import KINDS
 from pyrexport.runtime.errors import UsageError
-from pyrexport.runtime.model.families.wan import WAN, WanConfig, WanDecoderConfig
+from pyrexport.runtime.model.families import find_family
+from pyrexport.runtime.model.families.wan import WAN, WAN_TI2V, WanConfig
+from pyrexport.runtime.model.families.wan_decoder import WanDecoderConfig
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -60,7 +62,19 @@ DECODERS: dict[str, dict[str, Any]] = {
     "a width of its own": {"decoder_base_dim": 12},
     "other widths": {"dim_mult": [1, 3, 2, 4], "num_res_blocks": 3, "temperal_downsample": [True, False, True]},
 }
+RESIDUAL: dict[str, Any] = {
+    "z_dim": 12,
+    "is_residual": True,
+    "patch_size": 2,
+    "in_channels": 12,
+    "out_channels": 12,
+    "decoder_base_dim": 12,
+    "num_res_blocks": 1,
+    "latents_mean": [0.0] * 12,
+    "latents_std": [1.0] * 12,
+}
 OTHERS: dict[str, dict[str, Any]] = {
+    "residual": RESIDUAL,
     "two scales": {"dim_mult": [1, 3], "num_res_blocks": 1, "temperal_downsample": [True], "z_dim": 4},
     "no scale in time": {"dim_mult": [2, 1, 2], "temperal_downsample": [False, False]},
     "five scales": {
@@ -86,6 +100,8 @@ def test_caches_have_the_shapes_that_diffusers_own_have(name: str, frames: int) 
         dim_mult=tuple(vae.config.dim_mult),
         num_res_blocks=vae.config.num_res_blocks,
         temperal_downsample=tuple(vae.config.temperal_downsample),
+        is_residual=vae.config.is_residual,
+        patch_size=vae.config.patch_size or 1,
     )
     assert config.cache_shapes(3, 5) == found
     assert all(shape[0] == 2 for shape in found)
@@ -105,6 +121,21 @@ def test_a_decoder_is_read_from_diffusers_own_configuration(name: str) -> None:
     for field in ("dim_mult", "num_res_blocks", "temperal_downsample"):
         written = vae.config[field]
         assert getattr(config, field) == (tuple(written) if isinstance(written, list) else written)
+
+
+def test_a_residual_decoder_is_that_of_wan22() -> None:
+    config = WanConfig(in_channels=12, out_channels=12)
+    decoder = WAN_TI2V.read_decoder(RESIDUAL, config, "vae/config.json")
+    assert (decoder.is_residual, decoder.patch_size, decoder.base_dim) == (True, 2, 12)
+    with pytest.raises(UsageError, match="expected a VAE of residual, 4x16x16, found one of 4x8x8"):
+        WAN_TI2V.read_decoder({"z_dim": 12}, config, "vae/config.json")
+
+
+def test_the_family_is_told_by_the_vae_and_without_one_by_the_channels() -> None:
+    document = WanConfig(in_channels=12, out_channels=12).to_json()
+    assert find_family(document, RESIDUAL, "here") is WAN_TI2V
+    assert find_family(document, {}, "here") is find_family(document, None, "here") is WAN
+    assert find_family(document | {"in_channels": 48}, None, "here") is WAN_TI2V
 
 
 @pytest.mark.parametrize("name", OTHERS)

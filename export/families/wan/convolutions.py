@@ -1,0 +1,134 @@
+"""Convolutions of Wan's decoder over single frames, and the caches that causal ones keep.
+
+Each 3x3x3 convolution is written as three 3x3 ones over single frames: exact, leaner than a 3-D convolution, and
+the form that every engine runs. A cache is the convolution's input of the last two frames.
+"""
+
+import torch
+from torch import nn
+
+from ....runtime.quantisation import Scheme
+from ....runtime.ranges import output_of
+from ..layers import WeightSpace
+
+__all__ = ["Caches", "Frames", "causal_convolution", "convolution"]
+
+Frames = list[torch.Tensor]
+"""Frames [1, C, H, W], in order of time."""
+
+
+class Caches:
+    """Walks through the caches in the order of the layers, reading the old ones and collecting the new."""
+
+    def __init__(self, old: list[torch.Tensor], dtype: torch.dtype) -> None:
+        """Caches [2, C, H, W] of the frame before, empty for the first frame; the new ones are kept in a dtype."""
+        self.old, self.new, self.dtype = old, list[torch.Tensor](), dtype
+
+    def extend(self, frames: Frames) -> Frames:
+        """The two frames before, if there are any, then the given ones; remembers the last two of all."""
+        if self.old:
+            before = self.old[len(self.new)].float()
+            frames = [before[0:1], before[1:2], *frames]
+            self.new.append(torch.cat(frames[-2:], dim=0).to(self.dtype))
+        else:
+            # Nothing lies before the first frame: its taps into the past are left out, not computed on zeros.
+            self.new.append(nn.functional.pad(frames[0], (0, 0, 0, 0, 0, 0, 1, 0)).to(self.dtype))
+        return frames
+
+    def skip(self, like: torch.Tensor) -> None:
+        """A layer that the first frame bypasses: its cache is zero."""
+        self.new.append(like.new_zeros((2, *like.shape[1:]), dtype=self.dtype))
+
+
+class Conv2d(nn.Module):
+    """A convolution that keeps the size, over one frame; `tap` picks one of a causal kernel's."""
+
+    def __init__(self, space: WeightSpace, name: str, tap: int | None = None) -> None:
+        """The weights of NAME."""
+        super().__init__()
+        self.convolution = space.dialect.convolution
+        self.weight = space.kernel(name, tap)
+        self.bias = space.vector(f"{name}.bias")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The convolution: x [n, in, H, W] to [n, out, H, W]."""
+        return self.convolution(x, self.weight, self.bias, self.weight.shape[-1] // 2)
+
+
+class CausalConv(nn.Module):
+    """A causal convolution of three taps in time."""
+
+    def __init__(self, space: WeightSpace, name: str) -> None:
+        """The weights of NAME."""
+        super().__init__()
+        self.convolution = space.dialect.convolution
+        self.taps = nn.ParameterList(space.kernel(name, tap) for tap in range(3))
+        self.bias = space.vector(f"{name}.bias")
+
+    def forward(self, frames: Frames, caches: Caches) -> Frames:
+        """The convolved frames, as many as are given."""
+        frames = caches.extend(frames)
+        old, middle, new = self.taps
+        padding = new.shape[-1] // 2
+        if not caches.old:
+            return [self.convolution(frame, new, self.bias, padding) for frame in frames]
+        return [
+            self.convolution(c, new, self.bias, padding)
+            + self.convolution(b, middle, None, padding)
+            + self.convolution(a, old, None, padding)
+            for a, b, c in zip(frames, frames[1:], frames[2:], strict=False)
+        ]
+
+
+class IntegerConv(nn.Module):
+    """A convolution of 8-bit integers that keeps the size: a recipe says what its input and its output range over."""
+
+    def __init__(self, space: WeightSpace, name: str, scheme: Scheme) -> None:
+        """The weights of NAME."""
+        super().__init__()
+        self.dialect = space.dialect
+        self.values, self.scales = space.integer_kernel(name, scheme)
+        self.bias = space.vector(f"{name}.bias")
+        self.scale, self.zero = space.input_range(name)
+        self.output_scale, self.output_zero = space.input_range(output_of(name))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The convolution: x [n, in, H, W] to [n, out, H, W]."""
+        return self.convolve(self.rounded(x))
+
+    def rounded(self, x: torch.Tensor) -> torch.Tensor:
+        """The integers of an input."""
+        return self.dialect.rounded_integers(x, self.scale, self.zero)
+
+    def convolve(self, integers: torch.Tensor) -> torch.Tensor:
+        """The convolution of an input's integers."""
+        given, made = (self.scale, self.zero), (self.output_scale, self.output_zero)
+        padding = self.values.shape[-1] // 2
+        return self.dialect.integer_convolution(integers, given, self.values, self.scales, self.bias, made, padding)
+
+
+class IntegerCausalConv(IntegerConv):
+    """A causal convolution of three taps in time: the frames that it sees lie side by side as channels."""
+
+    def forward(self, frames: Frames, caches: Caches) -> Frames:  # type: ignore[override]
+        """The convolved frames, as many as are given."""
+        frames = [self.rounded(frame) for frame in caches.extend(frames)]
+        if not caches.old:
+            nothing = self.zero.expand(frames[0].shape)
+            frames = [nothing, nothing, *frames]
+        return [
+            self.convolve(torch.cat((a, b, c), dim=1)) for a, b, c in zip(frames, frames[1:], frames[2:], strict=False)
+        ]
+
+
+def convolution(space: WeightSpace, name: str) -> nn.Module:
+    """A convolution over one frame, as the recipe says."""
+    scheme = space.recipe.scheme(name)
+    tap = 0 if len(space.tensors[f"{name}.weight"].shape) == 5 else None
+    return Conv2d(space, name, tap) if scheme.is_float else IntegerConv(space, name, scheme)
+
+
+def causal_convolution(space: WeightSpace, name: str) -> nn.Module:
+    """A causal convolution, as the recipe says."""
+    scheme = space.recipe.scheme(name)
+    return CausalConv(space, name) if scheme.is_float else IntegerCausalConv(space, name, scheme)
