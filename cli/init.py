@@ -12,7 +12,7 @@ from ..runtime.chain.kinds import KINDS
 from ..runtime.chain.pyramid import Resolution
 from ..runtime.dtypes import WEIGHT_DTYPES
 from ..runtime.errors import UsageError
-from .common import PATH, Bars, ResolutionType, output_options, print_json, progress
+from .common import PATH, Bars, ResolutionType, by_component, output_options, print_json, progress
 from .reading import Weights, weights_options
 
 OF_RANDOM = ("blocks", "width", "no_text_encoder", "no_vae", "dtype", "shard_bytes", "seed")
@@ -34,6 +34,9 @@ OF_SOURCE = (
     "copies",
 )
 """Options that only a checkpoint of an author's files has."""
+
+
+ADDED = "[COMPONENT=]FILE"
 
 
 def random_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -69,7 +72,7 @@ def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--schedule",
             "schedules",
             multiple=True,
-            metavar="[NAME=]STEPS[:GUIDANCE]",
+            metavar="[NAME=]STEPS[:GUIDANCE[,GUIDANCE_2]]",
             help="Such as 2-2-1:1, or NAME=LEVELS such as few=1,0.98/0.94,0.86/0.58; the first is the default.",
         ),
         click.option("--clean-levels", metavar="LEVEL,…", help="Where each stage ends, finest first."),
@@ -77,8 +80,8 @@ def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--axes", help="That a pyramidal model's stages halve: some of THW."),
         click.option("--heads", type=click.IntRange(1), help="Of the attention, where no config.json says it."),
         click.option("--boundary-ratio", type=float, help="Of two networks: where the second takes over, 0 to 1."),
-        click.option("--patch-layers", type=PATH, help="A file with the patch layers of a PPF model's stages."),
-        click.option("--first-frame-embedding", type=PATH, help="A file with a pyramidal model's vector."),
+        click.option("--patch-layers", multiple=True, metavar=ADDED, help="The patch layers of a PPF model's stages."),
+        click.option("--first-frame-embedding", multiple=True, metavar=ADDED, help="A pyramidal model's vector."),
         click.option("--tokenizer", type=PATH, help="A folder with tokenizer.json."),
         weights_options,
     ):
@@ -159,9 +162,11 @@ def _assemble(source: Path, output: Path, fields: dict[str, Any], *, force: bool
         resolution=resolution,
     )
     loras = tuple(parse_lora(text) for text in weights.loras)
-    others = {"tokenizer": fields["tokenizer"], "first_frame": fields["first_frame_embedding"]}
-    others |= {"boundary": fields["boundary_ratio"]}
-    others |= {"patch_layers": fields["patch_layers"], "heads": fields["heads"], "copies": fields["copies"]}
+    others = {"tokenizer": fields["tokenizer"], "boundary": fields["boundary_ratio"]}
+    others |= {"heads": fields["heads"], "copies": fields["copies"]}
+    for name, option in (("first_frame", "first_frame_embedding"), ("patch_layers", "patch_layers")):
+        added = by_component(fields[option], f"--{option.replace('_', '-')}")
+        others[name] = {component: Path(file) for component, file in added.items()}
     asked = Assembly(source, weights.files, loras=loras, description=description, **others)
     with progress(quiet) as bar:
         made = assemble(output, asked, force=force, reporter=Bars(bar))

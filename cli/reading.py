@@ -84,7 +84,7 @@ def weights_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Merge a LoRA into a checkpoint's transformer (or transformer_2); can be given again.",
         ),
         *(
-            click.option(f"--{part}", type=PATH, help=f"A safetensors file in place of a checkpoint's {part}.")
+            click.option(f"--{part}", type=PATH, help=f"A file in place of a checkpoint's {part}: safetensors.")
             for part in ("vae", "text-encoder", "transformer-2", "transformer")
         ),
         click.option("--variant", help="Of a checkpoint's files: fp16 reads STEM.fp16.safetensors."),

@@ -8,7 +8,7 @@ from typing import Any
 from ..runtime.bundle.engines import Facts
 from ..runtime.bundle.graphs import GraphSpec
 
-__all__ = ["Lowering", "OnnxForm", "Placement", "TorchForm"]
+__all__ = ["Lowering", "OnnxForm", "Placement", "TorchForm", "TorchLayer"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,17 @@ class OnnxForm:
 
 
 @dataclass(frozen=True)
+class TorchLayer:
+    """One of the layers of a program that are alike: `pyrexport::layer` stands for each of them there."""
+
+    program: Any
+    """`torch.export.ExportedProgram` of the first of them, its weights mapped from the file."""
+    placements: Mapping[str, Placement]
+    parameters: tuple[str, ...]
+    """Names of its weights, in the order in which a call hands them over."""
+
+
+@dataclass(frozen=True)
 class TorchForm:
     """A `torch.export` program whose weights are mapped from a file."""
 
@@ -46,6 +57,8 @@ class TorchForm:
     """The file that they are in: the bundle's own, or one that is gone when the bundle is done."""
     graphs: tuple[GraphSpec, ...]
     """The one graph that it is."""
+    layers: tuple[TorchLayer, ...] = ()
+    """By kind: what calls of `pyrexport::layer` in the program stand for."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ __all__ = ["clean", "make_room", "try_graphs", "write_programs", "write_tokenize
 def clean(folder: Path, blueprint: Blueprint) -> None:
     """Remove what an interrupted build of other options left."""
     files = {blueprint.file_of(program) for program in blueprint.programs}
-    wanted = {MANIFEST_FILE, STATE_FILE, TOKENIZER_FILE, *blueprint.files, *files}
+    wanted = {MANIFEST_FILE, STATE_FILE, *blueprint.files, *files}
+    wanted |= {TOKENIZER_FILE} if blueprint.checkpoint.text_encoder else set()
     for stale in folder.iterdir():
         if (stale.name not in wanted and not is_left_behind(stale.name)) or is_partial(stale.name):
             stale.unlink() if stale.is_file() or stale.is_symlink() else shutil.rmtree(stale)

@@ -22,9 +22,9 @@ from .configs import Shapes, text_encoder_config, transformer_config, vae_config
 from .described import Description, describe, index_fields, scheduler_of
 from .documents import model_index, write_json
 from .extras import FIRST_FRAME, as_safetensors, first_frame_entry, with_patch_layers
-from .folder import check_new_checkpoint, new_checkpoint
+from .folder import check_apart, check_new_checkpoint, new_checkpoint
 from .parts import Part, Parts, find_parts
-from .pickled import PICKLES, open_tensors
+from .pickled import is_pickle, open_tensors
 from .tensors import of_entry, of_tensor, write_index, write_tensors
 
 __all__ = ["Assembly", "Made", "assemble"]
@@ -43,10 +43,10 @@ class Assembly:
     files: Files = field(default_factory=Files)
     """Weights in place of the source's."""
     tokenizer: Path | None = None
-    first_frame: Path | None = None
-    """A file with the vector of the first frame."""
-    patch_layers: Path | None = None
-    """A file with PPF's layers of each stage."""
+    first_frame: Mapping[str, Path] = field(default_factory=dict)
+    """By transformer: a file with the vector of the first frame."""
+    patch_layers: Mapping[str, Path] = field(default_factory=dict)
+    """By transformer: a file with PPF's layers of each stage."""
     loras: tuple[Lora, ...] = ()
     heads: int | None = None
     """Of the transformer's attention, where no configuration says it."""
@@ -83,15 +83,43 @@ def assemble(out: Path, given: Assembly, *, force: bool = False, reporter: Repor
     """
     check_new_checkpoint(out, force=force)
     parts = find_parts(given.source, given.files, given.tokenizer)
+    files = [file for part in parts.of.values() for file in part.files]
+    check_apart(
+        out, [*files, *given.first_frame.values(), *given.patch_layers.values(), *filter(None, [parts.tokenizer])]
+    )
+    _check_options(parts, given)
     with new_checkpoint(out) as folder:
         try:
             how, assumed, left_out = _Workshop(folder, parts, given, reporter or Reporter()).make()
             made = read_checkpoint(folder, rename=to_diffusers)
             modules_of(made.model.family).check_components(made)
         except UsageError as error:
-            raise UsageError(str(error).replace(str(folder), str(out))) from None
+            raise UsageError(_in_the_sources_words(str(error), folder, out, parts)) from None
     missing = [name for name in ("vae", "text_encoder") if name not in made.components]
     return Made(read_checkpoint(out, rename=to_diffusers), how, tuple(assumed), tuple(missing), tuple(left_out))
+
+
+def _check_options(parts: Parts, given: Assembly) -> None:
+    """Refuse options that would say nothing."""
+    if given.heads is not None and parts.of["transformer"].config is not None:
+        raise UsageError(f"{parts.of['transformer'].config} says how many heads there are: leave out --heads")
+    if given.boundary is not None and "transformer_2" not in parts.of:
+        raise UsageError("--boundary-ratio is of two transformers: give --transformer-2 too, or leave it out")
+    for component in (*given.first_frame, *given.patch_layers):
+        if component not in parts.of:
+            raise UsageError(f"{given.source} has no {component}: nothing can be added to it")
+
+
+def _in_the_sources_words(text: str, folder: Path, out: Path, parts: Parts) -> str:
+    """An error about the new folder, as one about the files that it is made of."""
+    for component, part in parts.of.items():
+        stem, count = STEMS[component], len(part.files)
+        for number, file in enumerate(part.files, 1):
+            shard = f"{stem}-{number:05d}-of-{count:05d}.safetensors" if count > 1 else f"{stem}.safetensors"
+            text = text.replace(str(folder / component / shard), str(file))
+        text = text.replace(str(folder / component), str(part.files[0] if count == 1 else part.files[0].parent))
+    text = text.replace(str(folder), str(out))
+    return text + (f" (left out: {', '.join(parts.left_out)})" if parts.left_out else "")
 
 
 class _Workshop:
@@ -124,13 +152,15 @@ class _Workshop:
             shard = f"{stem}-{number:05d}-of-{count:05d}.safetensors" if count > 1 else f"{stem}.safetensors"
             self.how[component] = self._bring(file, folder / shard)
             entries = read_header(folder / shard)
+            if twice := sorted(entries.keys() & weight_map.keys()):
+                raise UsageError(f"{file}: tensor '{twice[0]}' is also in another shard: keep one of the two")
             weight_map |= dict.fromkeys(entries, shard)
             nbytes += sum(entry.nbytes for entry in entries.values())
         if count > 1:
             write_index(folder, stem, weight_map, nbytes)
 
     def _bring(self, file: Path, out: Path) -> str:
-        if file.suffix in PICKLES:
+        if is_pickle(file):
             tensors = {name: of_tensor(tensor) for name, tensor in open_tensors(file).items()}
             self.reporter.begin(f"tensors of {file.name}", sum(tensor.nbytes for tensor in tensors.values()))
             write_tensors(out, tensors, self.reporter.advance)
@@ -154,18 +184,17 @@ class _Workshop:
 
     def _add_extras(self) -> None:
         """Add the first frame's vector as a shard beside the others, and PPF's layers by writing all anew."""
-        if self.given.first_frame is not None:
-            self._add_first_frame(as_safetensors(self.given.first_frame, self.scratch))
-        if self.given.patch_layers is not None:
-            file = as_safetensors(self.given.patch_layers, self.scratch)
-            entries, left_out = with_patch_layers(file, self._entries("transformer"))
-            self.left_out += [f"{name}, which {self.given.patch_layers.name} has for stage 0" for name in left_out]
-            self._rewrite(entries)
+        for component, given in self.given.first_frame.items():
+            self._add_first_frame(component, as_safetensors(given, self.scratch))
+        for component, given in self.given.patch_layers.items():
+            entries, left_out = with_patch_layers(as_safetensors(given, self.scratch), self._entries(component))
+            self.left_out += [f"{name}, which {given.name} has for stage 0" for name in left_out]
+            self._rewrite(entries, component)
 
-    def _add_first_frame(self, file: Path) -> None:
-        folder, stem = self.folder / "transformer", STEMS["transformer"]
+    def _add_first_frame(self, component: str, file: Path) -> None:
+        folder, stem = self.folder / component, STEMS[component]
         stored = read_tensors(folder, stem)
-        width = self._shapes("transformer").get("patch_embedding.weight", (0,))[0]
+        width = self._shapes(component).get("patch_embedding.weight", (0,))[0]
         vector = first_frame_entry(file, width)
         name = prefix_of(list(stored)) + FIRST_FRAME
         if name in stored:
@@ -179,7 +208,7 @@ class _Workshop:
         write_tensors(folder / weight_map[name], {name: of_entry(vector)}, lambda nbytes: None)
         write_index(folder, stem, weight_map, sum(entry.nbytes for entry in (*stored.values(), vector)))
 
-    def _rewrite(self, entries: Mapping[str, TensorEntry], component: str = "transformer") -> None:
+    def _rewrite(self, entries: Mapping[str, TensorEntry], component: str) -> None:
         """Write a transformer anew as one file, its edits made, in place of what is there."""
         folder, stem = self.folder / component, STEMS[component]
         tensors = {name: of_entry(entry) for name, entry in entries.items()}

@@ -49,8 +49,12 @@ class Description:
     negative_prompt: str | None = None
 
 
-def parse_schedule(text: str, shift: float | None) -> tuple[str, dict[str, Any]]:
-    """Name and entry of a schedule: [NAME=]STEPS[:GUIDANCE] or NAME=LEVELS[:GUIDANCE].
+def parse_schedule(text: str, common: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and entry of a schedule: [NAME=]STEPS[:GUIDANCE[,GUIDANCE_2]], or levels in place of steps.
+
+    Args:
+        text: as it is written.
+        common: fields of every schedule: shift and solver.
 
     Raises:
         UsageError: it is malformed.
@@ -58,10 +62,10 @@ def parse_schedule(text: str, shift: float | None) -> tuple[str, dict[str, Any]]
     name, equals, rest = text.rpartition("=")
     what, colon, guidance = rest.partition(":")
     try:
-        scale = float(guidance) if colon else 1.0
+        scales = [float(scale) for scale in guidance.split(",")] if colon else [1.0]
+        entry = {**common, **dict(zip(("guidance_scale", "guidance_scale_2"), scales, strict=False))}
     except ValueError:
         raise UsageError(f"a schedule's guidance scale is a number, found '{guidance}' in '{text}'") from None
-    entry: dict[str, Any] = {"guidance_scale": scale} | ({} if shift is None else {"shift": shift})
     if steps := parse_steps(what):
         return name or what, entry | {"steps": list(steps)}
     if not equals:
@@ -86,6 +90,8 @@ def describe(
     """
     document, assumed = (read_json(own), []) if own is not None else _assumed(folder, given, shapes, text_length)
     document.pop("components", None)
+    if given.stages not in (None, document.get("stages")) and not given.schedules:
+        raise UsageError(f"schedules are of {document.get('stages')} stage(s): give --schedule for {given.stages} too")
     said: Mapping[str, Any] = {
         "kind": given.kind,
         "stages": given.stages,
@@ -97,9 +103,16 @@ def describe(
         "negative_prompt": given.negative_prompt,
     }
     document |= {name: value for name, value in said.items() if value is not None}
+    schedules = document.get("schedules", {})
     if given.schedules:
-        document["schedules"] = dict(parse_schedule(text, given.shift) for text in given.schedules)
+        first = schedules.get(document.get("default_schedule"), next(iter(schedules.values()), {}))
+        common = {name: first[name] for name in ("shift", "solver") if name in first}
+        common |= {} if given.shift is None else {"shift": given.shift}
+        document["schedules"] = dict(parse_schedule(text, common) for text in given.schedules)
         document["default_schedule"] = next(iter(document["schedules"]))
+    elif given.shift is not None:
+        for entry in schedules.values():
+            entry["shift"] = given.shift
     return document, assumed
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ...runtime.errors import UsageError
 from ...runtime.model.safetensors import TensorEntry, read_header
-from .pickled import PICKLES, open_tensors
+from ..weights.edits import read_tensor
+from .pickled import is_pickle, open_tensors
 from .tensors import of_tensor, write_tensors
 
 __all__ = ["FIRST_FRAME", "PATCH_LAYERS", "as_safetensors", "first_frame_entry", "with_patch_layers"]
@@ -25,7 +26,7 @@ def as_safetensors(file: Path, scratch: Path) -> Path:
     """
     if not file.is_file():
         raise UsageError(f"{file} does not exist: expected a file of weights")
-    if file.suffix not in PICKLES:
+    if not is_pickle(file):
         return file
     out = scratch / f"{file.name}.safetensors"
     tensors = {name: of_tensor(tensor) for name, tensor in open_tensors(file).items()}
@@ -47,6 +48,8 @@ def first_frame_entry(file: Path, width: int) -> TensorEntry:
             f"{file}: expected one tensor, or one called {FIRST_FRAME}, found {', '.join(entries) or 'none'}"
         )
     (entry,) = found
+    if not read_tensor(entry).isfinite().all():
+        raise UsageError(f"{file}: tensor '{entry.name}' holds numbers that are not finite: it is damaged")
     if entry.elements != width:
         raise UsageError(f"{file}: expected a vector of the model's width, {width}, found {list(entry.shape)}")
     return replace(entry, shape=(width,))

@@ -1,14 +1,14 @@
 """The folder of a checkpoint that is made: whole or not at all."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ...runtime.errors import UsageError
 from ...runtime.files import check_output, sync_folder
 
-__all__ = ["check_new_checkpoint", "new_checkpoint"]
+__all__ = ["check_apart", "check_new_checkpoint", "new_checkpoint"]
 
 
 def check_new_checkpoint(out: Path, *, force: bool) -> None:
@@ -22,6 +22,18 @@ def check_new_checkpoint(out: Path, *, force: bool) -> None:
         raise UsageError(f"{out} exists: give --force to replace it")
     if out.exists() and not (out / "model_index.json").is_file() and any(out.iterdir()):
         raise UsageError(f"{out} exists and is not a checkpoint: only a checkpoint is replaced; remove it yourself")
+
+
+def check_apart(out: Path, inputs: Iterable[Path]) -> None:
+    """Refuse an output that holds what it is to be made of: it would be replaced, and links to it lead nowhere.
+
+    Raises:
+        UsageError: an input lies in it.
+    """
+    for path in inputs:
+        real = path.resolve()
+        if out.resolve() in (real, *real.parents):
+            raise UsageError(f"{path} lies in {out}, which would be replaced: choose another output")
 
 
 @contextmanager

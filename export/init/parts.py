@@ -1,5 +1,6 @@
 """What an author's folder or file holds: weights of components, however they are called, and what goes with them."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,10 +12,14 @@ from ...runtime.model.checkpoint import Files
 from ...runtime.model.safetensors import read_header, shards_of
 from ...runtime.model.siblings import COMPONENT_FOLDERS, component_folders
 from ...runtime.model.variants import STEMS, choose_weights
-from ..weights.names import prefix_of
-from .pickled import PICKLES, open_tensors
+from ..weights.names import PREFIXES, prefix_of
+from .pickled import PICKLES, is_pickle, open_tensors
 
 __all__ = ["Part", "Parts", "find_parts", "tensor_names"]
+
+SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+NO_WEIGHTS = ("optimizer.bin", "scheduler.bin", "training_args.bin", "random_states_0.pkl")
+"""What trainers leave beside weights."""
 
 KINDS_OF = {"transformer_2": "transformer"}
 """Components whose tensors are those of another."""
@@ -97,13 +102,18 @@ def tensor_names(file: Path) -> list[str]:
     """
     if not file.is_file():
         raise UsageError(f"{file} does not exist: expected a file of weights")
-    return list(open_tensors(file) if file.suffix in PICKLES else read_header(file))
+    return list(open_tensors(file) if is_pickle(file) else read_header(file))
 
 
 def _component(names: list[str]) -> str | None:
     prefix = prefix_of(names)
     bare = {name.removeprefix(prefix) for name in names}
     return next((component for component, marks in MARKS.items() if bare.intersection(marks)), None)
+
+
+def _holds_several(names: list[str]) -> bool:
+    """Whether a file is of several components, each with a prefix of its own."""
+    return any(name.startswith(prefix) for name in names for prefix in PREFIXES) and _component(names) is None
 
 
 def _own(file: Path, component: str) -> Path:
@@ -150,10 +160,34 @@ def _weights(folder: Path, stem: str, variant: str | None) -> tuple[Path, ...]:
     names = [path.name for path in folder.iterdir() if path.is_file()]
     chosen = choose_weights(names, stem, variant, folder)
     if chosen is None:
-        return tuple(folder / name for name in sorted(names) if name.endswith(PICKLES) and not is_left_behind(name))
+        return _pickles([folder / name for name in names], variant)
     if not chosen.endswith(".json"):
         return (folder / chosen,)
     return tuple(folder / name for name in sorted(set(shards_of(folder / chosen).values())))
+
+
+def _pickles(paths: Iterable[Path], variant: str | None) -> tuple[Path, ...]:
+    """The one pickle among files, or its shards."""
+    groups = _pickle_groups(paths)
+    wanted = {stem: files for stem, files in groups.items() if stem.endswith(f".{variant}")} if variant else {}
+    plain = {stem: files for stem, files in groups.items() if "." not in stem}
+    found = wanted or (plain if len(groups) > 1 and len(plain) == 1 else groups)
+    if len(found) > 1:
+        names = ", ".join(files[0].name for files in found.values())
+        raise UsageError(
+            f"{next(iter(found.values()))[0].parent} holds several pickles ({names}): give one with --COMPONENT FILE"
+        )
+    return next(iter(found.values()), ())
+
+
+def _pickle_groups(paths: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
+    """Pickles by their names without suffix, shards together."""
+    groups: dict[str, tuple[Path, ...]] = {}
+    for path in sorted(paths):
+        if path.suffix.lower() in PICKLES and not is_left_behind(path.name) and path.name not in NO_WEIGHTS:
+            stem = SHARD.sub("", path.stem)
+            groups[stem] = (*groups.get(stem, ()), path)
+    return groups
 
 
 def _of_repository(source: Path, variant: str | None) -> Parts:
@@ -163,7 +197,8 @@ def _of_repository(source: Path, variant: str | None) -> Parts:
     shards = () if chosen is None else _weights(source, STEMS["transformer"], variant)
     taken = {path.name for path in shards} | {chosen}
     groups = [shards] if shards else []
-    groups += [(source / name,) for name in names if name.endswith((".safetensors", *PICKLES)) and name not in taken]
+    groups += [(source / name,) for name in names if name.endswith(".safetensors") and name not in taken]
+    groups += _pickle_groups(source / name for name in names if name not in taken).values()
     found = _of_files(groups, source)
     fast = sorted(source.glob("*/tokenizer.json")) + sorted(source.glob("*/*/tokenizer.json"))
     return replace(found, tokenizer=fast[0].parent if fast else None)
@@ -185,6 +220,8 @@ def _of_files(groups: Iterable[tuple[Path, ...]], beside: Path) -> Parts:
     of, left_out = dict[str, Part](), list[str]()
     for files in groups:
         component = _component([name for file in files for name in tensor_names(file)])
+        if component is None and _holds_several([name for file in files for name in tensor_names(file)]):
+            raise UsageError(f"{files[0]} holds several components in one file: split it into one file for each")
         if component is None:
             left_out.append(files[0].name)
             continue

@@ -10,10 +10,13 @@ from ...runtime.errors import UsageError
 from ...runtime.files import refuse_pointer
 from ..weights.steps import TORCH_DTYPES
 
-__all__ = ["PICKLES", "open_tensors"]
+__all__ = ["PICKLES", "is_pickle", "open_tensors"]
 
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")
 """How the names of such files end."""
+
+ARCHIVE = b"PK"
+"""How a file of `torch.save` begins."""
 
 LARGEST = 256 * 1024 * 1024
 """Bytes of a pickle beside its tensors above which it is no list of tensors."""
@@ -36,6 +39,14 @@ OPCODES = frozenset({"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1
 """Other ways of a pickle to name or make objects, which `torch.save` has no need of."""
 
 
+def is_pickle(path: Path) -> bool:
+    """Whether a file is one, by its name or by how it begins."""
+    if path.suffix.lower() in PICKLES:
+        return True
+    with path.open("rb") as file:
+        return file.read(len(ARCHIVE)) == ARCHIVE
+
+
 def open_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file of `torch.save`, mapped. Nothing of it is executed before it is known to be tensors alone.
 
@@ -51,6 +62,8 @@ def open_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise UsageError(
             f"{path}: PyTorch cannot read it ({str(error).splitlines()[0]:.200}); fetch it again"
         ) from None
+    if isinstance(found, torch.Tensor):
+        found = {"tensor": found}
     if not isinstance(found, dict):
         raise UsageError(f"{path}: expected tensors by their names, found one {type(found).__name__}")
     for name, value in found.items():

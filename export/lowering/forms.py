@@ -5,16 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+from torch import nn
+from torch.export import ExportedProgram
 
 from ...runtime.bundle.graphs import GraphSpec
 from ...runtime.errors import CheckFailed
 from ...targets.dialect import Dialect
-from ...targets.forms import OnnxForm, Placement, TorchForm
+from ...targets.forms import OnnxForm, Placement, TorchForm, TorchLayer
 from ..weights.places import Places
 from ..weights.source import Source, sources_of
 from .graphs import GraphModule
 from .onnx import export_onnx
 from .program import export_program, map_weights
+from .repeat import as_calls, export_layer, kinds_of
 
 __all__ = ["make_forms"]
 
@@ -62,13 +65,24 @@ def _torch_form(
     name: str, graphs: Sequence[GraphModule], dialect: Dialect, places: Mapping[Source, Placement], weights: Path
 ) -> TorchForm:
     (graph,) = graphs
-    sources = sources_of(graph.module)
-    program = export_program(graph.module, graph.spec.inputs)
+    sources, kinds = sources_of(graph.module), kinds_of(graph.layers, constants=True)
+    with as_calls(kinds):
+        program = export_program(graph.module, graph.spec.inputs)
+    layers = tuple(_torch_layer(alike[0], program, places, weights) for alike in kinds)
     map_weights(program, sources, places, weights)
     values = [node.meta["val"] for node in program.graph.output_node().args[0]]
     _check_outputs(graph.spec, [(tuple(v.shape), str(v.dtype).removeprefix("torch.")) for v in values])
     placements = {parameter: places[source] for parameter, source in sources.items()}
-    return TorchForm(graph.spec.name, program, placements, weights, (graph.spec,))
+    return TorchForm(graph.spec.name, program, placements, weights, (graph.spec,), layers)
+
+
+def _torch_layer(
+    layer: nn.Module, program: ExportedProgram, places: Mapping[Source, Placement], weights: Path
+) -> TorchLayer:
+    exported, _ = export_layer(layer, program)
+    sources = sources_of(layer)
+    map_weights(exported, sources, places, weights)
+    return TorchLayer(exported, {name: places[source] for name, source in sources.items()}, tuple(sources))
 
 
 _MAKERS: Mapping[type[Any], Callable[..., Any]] = {OnnxForm: _onnx_form, TorchForm: _torch_form}

@@ -81,16 +81,18 @@ def _call(kind: int, module: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def kinds_of(layers: Sequence[nn.Module]) -> list[list[nn.Module]]:
+def kinds_of(layers: Sequence[nn.Module], *, constants: bool = False) -> list[list[nn.Module]]:
     """Layers by kind: those of one have parameters of the same names, shapes and dtypes, which are all they hold.
 
-    None where nothing is repeated, or a layer holds anything else.
+    None where nothing is repeated, or a layer holds anything else: with `constants`, buffers are those of the dialect,
+    which are the same in layers of a kind.
     """
     kinds: dict[Any, list[nn.Module]] = {}
     for each in layers:
         kind = tuple((name, tuple(p.shape), p.dtype) for name, p in each.named_parameters())
         kinds.setdefault(kind, []).append(each)
-    if len(kinds) == len(layers) or any(True for each in layers for _ in each.buffers()):
+    holds_more = any(True for each in layers for _ in each.buffers())
+    if len(kinds) == len(layers) or (holds_more and not constants):
         return []
     return list(kinds.values())
 

@@ -34,6 +34,8 @@ def parse_lora(text: str) -> Lora:
     component, equals, rest = text.partition("=")
     if equals and component in TRANSFORMERS:
         return replace(parse_lora(rest), component=component)
+    if equals and component.startswith("transformer") and not Path(text).exists():
+        raise UsageError(f"--lora {text}: expected a LoRA of {' or '.join(TRANSFORMERS)}, found '{component}'")
     name, colon, number = text.rpartition(":")
     if colon and not Path(text).is_file():
         try:

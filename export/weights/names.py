@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 
-__all__ = ["prefix_of", "to_diffusers"]
+__all__ = ["PREFIXES", "prefix_of", "to_diffusers"]
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 """What repackaged files put before the names of a transformer's tensors."""

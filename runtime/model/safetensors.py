@@ -126,6 +126,8 @@ def _header_text(path: Path, size: int) -> bytes:
     with path.open("rb") as file:
         start = file.read(8)
         length = int.from_bytes(start, "little")
+        if start.startswith(b"PK"):
+            raise UsageError(f"{path} is a pickle of PyTorch, which `pyrexport init` alone reads: expected safetensors")
         if len(start) < 8 or length > _HEADER_LIMIT or 8 + length > size:
             raise UsageError(
                 f"{path} is not a whole safetensors file: the header does not fit in its {size} bytes; fetch it again"
@@ -159,6 +161,12 @@ def read_tensors(folder: Path, stem: str, variant: str | None = None) -> dict[st
             that disagrees with its shards.
     """
     names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+    lost = [path for path in folder.iterdir() if path.is_symlink() and not path.exists()] if folder.is_dir() else []
+    if lost:
+        raise UsageError(
+            f"{lost[0]} leads to {lost[0].readlink()}, which is not there: put it back, or make the checkpoint "
+            "again with init --copy"
+        )
     chosen = choose_weights(names, stem, variant, folder)
     if chosen is not None:
         file = folder / chosen

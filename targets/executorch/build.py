@@ -15,9 +15,10 @@ from executorch.exir.passes import MemoryPlanningPass
 
 from ...runtime.bundle.graphs import GraphSpec
 from ...runtime.errors import CheckFailed
-from ..forms import Lowering, TorchForm
+from ..forms import Lowering, TorchForm, TorchLayer
 from .check import write_spec
-from .lowering import lower, merge, weights_stay_in_file
+from .layers import lower_form
+from .lowering import merge, weights_stay_in_file
 
 __all__ = ["try_method", "write_program"]
 
@@ -32,12 +33,13 @@ def write_program(file: Path, forms: Sequence[TorchForm]) -> Iterator[Lowering]:
     for library in ("executorch", "torchao", "torch.utils._pytree"):  # they report at length what they leave alone
         logging.getLogger(library).setLevel(logging.ERROR)
     places = {place.offset: place for form in forms for place in form.placements.values()}
-    mapped = [form.program.state_dict[key] for form in forms for key in form.placements]
+    programs: list[TorchForm | TorchLayer] = [*forms, *(layer for form in forms for layer in form.layers)]
+    mapped = [each.program.state_dict[key] for each in programs for key in each.placements]
     methods: dict[str, Any] = {}
-    with warnings.catch_warnings(), weights_stay_in_file(forms[0].weights, places.values(), mapped):
+    with warnings.catch_warnings(), weights_stay_in_file(forms[0].weights, places.values(), mapped) as regions:
         warnings.simplefilter("ignore")  # deprecations inside torch and executorch
         for form in forms:
-            methods[form.name] = lower(form.name, form.program)
+            methods[form.name] = lower_form(form, regions)
             found = Lowering(f"{form.name}: {_delegation(methods[form.name])}")
             if len(methods) < len(forms):
                 yield found

@@ -6,14 +6,14 @@ copies the program with its tensors, and XNNPACK's part is collected in memory b
 
 import contextlib
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from executorch.backends.xnnpack import xnnpack_preprocess
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-from executorch.exir import EdgeProgramManager, to_edge_transform_and_lower
+from executorch.exir import EdgeCompileConfig, EdgeProgramManager, to_edge_transform_and_lower
 from executorch.exir._serialize._cord import FileBackedData
 from executorch.exir._serialize._named_data_store import NamedDataStore
 from torch.export import ExportedProgram
@@ -23,13 +23,15 @@ from torch.fx.traceback import NodeSource
 from ...runtime.files import file_digest
 from ..forms import Placement
 
-__all__ = ["lower", "merge", "weights_stay_in_file"]
+__all__ = ["Region", "lower", "merge", "weights_stay_in_file"]
 
 
-class _Region(FileBackedData):
+class Region(FileBackedData):
     """Part of a file, as ExecuTorch writes data that is not in memory."""
 
     def __init__(self, file: Path, place: Placement, sha256: str) -> None:
+        """A weight in a file, and its hash."""
+        self.key = sha256
         self._file, self._start, self._size, self._sha256 = file, place.offset, place.nbytes, bytes.fromhex(sha256)
 
     def _read(self, size: int) -> bytes:
@@ -38,12 +40,15 @@ class _Region(FileBackedData):
             return data.read(min(size, self._size))
 
     def prefix(self, size: int) -> bytes:
+        """Its first bytes."""
         return self._read(size)
 
     def to_bytes(self) -> bytes:
+        """All of it."""
         return self._read(self._size)
 
     def write_to_file(self, outfile: io.BufferedIOBase) -> None:
+        """Copy it, a piece at a time."""
         with self._file.open("rb") as data:
             data.seek(self._start)
             left = self._size
@@ -58,25 +63,30 @@ class _Region(FileBackedData):
 class _Store(NamedDataStore):
     """Constants that lie in the weights file stay there; others, such as kernels in XNNPACK's layout, are kept."""
 
-    regions: Mapping[str, _Region] = {}
+    regions: Mapping[str, Region] = {}
 
     def add_named_data(self, key: str, data: Any, *args: Any, **kwargs: Any) -> None:
         super().add_named_data(key, self.regions.get(key, data), *args, **kwargs)
 
 
 @contextlib.contextmanager
-def weights_stay_in_file(file: Path, places: Iterable[Placement], mapped: Iterable[torch.Tensor]) -> Iterator[None]:
+def weights_stay_in_file(
+    file: Path, places: Iterable[Placement], mapped: Iterable[torch.Tensor]
+) -> Iterator[Mapping[int, Region]]:
     """While ExecuTorch lowers programs, don't copy tensors that are mapped from a file.
 
     Args:
         file: the file of the weights.
         places: where they lie in it.
         mapped: tensors that are mapped from it.
+
+    Yields:
+        What is written of each weight, by its offset in the file.
     """
-    regions = {}
+    regions, found = {}, {}
     for place in places:
         sha256 = file_digest(file, start=place.offset, end=place.offset + place.nbytes)
-        regions[sha256] = _Region(file, place, sha256)  # XNNPACK names a constant by this hash
+        regions[sha256] = found[place.offset] = Region(file, place, sha256)  # XNNPACK names a constant by this hash
     addresses = {tensor.data_ptr() for tensor in mapped}
     store = type("_FileStore", (_Store,), {"regions": regions})
     with contextlib.ExitStack() as undo:
@@ -85,7 +95,7 @@ def weights_stay_in_file(file: Path, places: Iterable[Placement], mapped: Iterab
         undo.enter_context(_replaced(xnnpack_preprocess, "NamedDataStore", store))
         # The provenance of every node is copied in every pass, and grows with each: a fifth of the time.
         undo.enter_context(_replaced(NodeSource, "__deepcopy__", lambda source, memo: source))
-        yield
+        yield found
 
 
 def _copying_all_but(addresses: set[int], copy: Any) -> Any:
@@ -125,11 +135,14 @@ class _WholePartitioner(XnnpackPartitioner):
         return [Partition(id=0, nodes=taken)]  # what is left takes nothing, so that no cycle can arise
 
 
-def lower(name: str, program: ExportedProgram) -> ExportedProgram:
-    """Lower one method to XNNPACK."""
+def lower(name: str, program: ExportedProgram, kept: Sequence[Any] = ()) -> ExportedProgram:
+    """Lower one method to XNNPACK, but for operators that are kept."""
     for node in program.graph.nodes:
         node.meta = {"val": node.meta["val"]} if "val" in node.meta else {}
-    edge = to_edge_transform_and_lower({name: program}, partitioner={name: [_WholePartitioner()]})
+    config = EdgeCompileConfig(_core_aten_ops_exception_list=list(kept))
+    edge = to_edge_transform_and_lower(
+        {name: program}, partitioner={name: [_WholePartitioner()]}, compile_config=config
+    )
     lowered: ExportedProgram = edge.exported_program(name)
     return lowered
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from kill_build import kill_once
-from pyrexport.export.bundle import work
+from pyrexport.export.bundle import output, work
 from pyrexport.export.lowering import forms
 from pyrexport.runtime.bundle.opening import open_bundle
 from safetensors.numpy import load_file, save_file
@@ -111,3 +111,14 @@ def test_a_rerun_keeps_the_finished_parts(make_checkpoint, cli, tmp_path, monkey
     assert made[3:] == ["stage0", "stage1", "stage2", "stage1"]
     assert {path.name for path in tmp_path.iterdir()} == {"again", "b", "c"}
     assert (tmp_path / "b" / "weights.bin").read_bytes() == (tmp_path / "c" / "weights.bin").read_bytes()
+
+
+def test_what_another_checkpoints_interrupted_build_left_is_removed(make_checkpoint, cli, tmp_path):
+    """Its tokenizer too, where this one has no text encoder."""
+    folder = make_checkpoint("--no-vae", "--no-text-encoder", "--blocks", "1")
+    (tmp_path / "b.partial").mkdir()
+    for name in (output.STATE_FILE, "tokenizer.json"):
+        (tmp_path / "b.partial" / name).write_text("{}")
+    assert cli("build", folder, "--target", "ort", "-o", tmp_path / "b", "--quiet").exit_code == 0
+    assert not (tmp_path / "b" / "tokenizer.json").exists()
+    assert cli("inspect", tmp_path / "b", "--verify", "--quiet").exit_code == 0

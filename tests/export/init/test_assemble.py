@@ -380,3 +380,130 @@ def test_the_two_networks_of_wan22s_repository(make_checkpoint: Make, tmp_path: 
         assert same(ours, theirs)
     assert made.model.schedules["40"] == expected.model.schedules["40"]
     assert made.model.pyramid.boundary == 0.875
+
+
+def digests(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("more", [[], ["--copy"]])
+def test_a_source_in_the_output_is_never_replaced(
+    plain: Path, tmp_path: Path, refused: Refused, more: list[str]
+) -> None:
+    source = tmp_path / "both"
+    shutil.copytree(plain, source)
+    before = digests(source)
+    weights = source / "transformer" / "diffusion_pytorch_model.safetensors"
+    for given in ([source], [weights, "--heads", "4"], [plain, "--vae", source / "vae" / weights.name]):
+        assert "which would be replaced" in refused("init", *given, "-o", source, "--force", *more)
+    assert digests(source) == before
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_plain_models_own_schedules_keep_its_scheduler(make_checkpoint: Make, tmp_path: Path, cli: Run) -> None:
+    source = make_checkpoint("--random", "tiny-a14b")
+    words = ("--schedule", "8:4,3", "--schedule", "few=1,0.9,0.5", "--resolution", "17x64x64", "--quiet")
+    assert cli("init", source, *words, "-o", tmp_path / "made").exit_code == 0
+    eight, few = opened(tmp_path / "made").model.schedules.values()
+    assert (eight.shift, eight.solver.name, eight.guidance_scale, eight.guidance_scale_2) == (12.0, "unipc", 4.0, 3.0)
+    assert (few.solver.name, few.guidance_scale, few.guidance_scale_2) == ("unipc", 1.0, None)
+
+
+def test_a_shift_is_that_of_every_schedule(make_checkpoint: Make, tmp_path: Path, cli: Run) -> None:
+    assert cli("init", make_checkpoint(), "--shift", "3", "-o", tmp_path / "made", "--quiet").exit_code == 0
+    assert {entry.shift for entry in opened(tmp_path / "made").model.schedules.values()} == {3.0}
+
+
+def test_of_several_pickles_the_plain_one_is_read(plain: Path, tmp_path: Path, cli: Run, refused: Refused) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(plain, source)
+    (file,) = (source / "transformer").glob("*.safetensors")
+    tensors = load_file(file)
+    file.unlink()
+    torch.save(tensors, file.with_suffix(".bin"))
+    torch.save(
+        {name: 2 * tensor for name, tensor in tensors.items()}, file.with_name("diffusion_pytorch_model.fp16.bin")
+    )
+    torch.save({"exp_avg": torch.zeros(2)}, file.with_name("optimizer.bin"))
+    for variant, factor in (((), 1), (("--variant", "fp16"), 2)):
+        out = tmp_path / f"made{factor}"
+        assert cli("init", source, *variant, "-o", out, "--quiet").exit_code == 0
+        name, expected = next(iter(tensors.items()))
+        assert torch.equal(read_tensor(opened(out).transformer[name]), factor * expected)
+    torch.save(tensors, file.with_name("another.bin"))
+    assert "holds several pickles" in refused("init", source, "-o", tmp_path / "made")
+
+
+def test_shards_of_a_pickle_in_a_repository(plain: Path, tmp_path: Path, cli: Run, refused: Refused) -> None:
+    tensors = tensors_of(plain / "transformer", original_transformer)
+    names = sorted(tensors)
+    for index, part in enumerate((names[::2], names[1::2]), 1):
+        torch.save({n: tensors[n] for n in part}, tmp_path / f"diffusion_pytorch_model-{index:05d}-of-00002.bin")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    assert cli("init", tmp_path, "-o", tmp_path / "made", "--quiet").exit_code == 0
+    assert same(
+        {n: read_tensor(e) for n, e in opened(tmp_path / "made").transformer.items()},
+        {n: read_tensor(e) for n, e in opened(plain).transformer.items()},
+    )
+    shutil.rmtree(tmp_path / "made")
+    one, other = sorted(tmp_path.glob("*.bin"))
+    other.write_bytes(one.read_bytes())
+    assert "is also in another shard" in refused("init", tmp_path, "-o", tmp_path / "made", "--quiet")
+
+
+def test_pyramids_of_two_networks_from_parts(make_checkpoint: Make, tmp_path: Path, cli: Run) -> None:
+    source, vector = make_checkpoint("--random", "tiny-a14b"), tmp_path / "vector.pt"
+    torch.save(torch.rand(64), vector)  # a tensor by itself
+    words = [
+        word for part in ("transformer", "transformer_2") for word in ("--first-frame-embedding", f"{part}={vector}")
+    ]
+    result = cli("init", source, *words, "--resolution", "17x64x64", "-o", tmp_path / "made", "--quiet")
+    assert result.exit_code == 0, result.output
+    made = opened(tmp_path / "made")
+    assert (made.model.pyramid.kind.name, made.model.experts) == ("pyramidal", 2)
+
+
+def test_a_file_is_a_pickle_by_its_content_too(
+    single: Path, plain: Path, tmp_path: Path, cli: Run, refused: Refused
+) -> None:
+    file = tmp_path / "model"
+    torch.save(load_file(single / "model.safetensors"), file)
+    assert cli("init", file, "--heads", "4", "-o", tmp_path / "made", "--quiet").exit_code == 0
+    words = ("build", plain, "--target", "ort", "-o", tmp_path / "out", "--transformer", file)
+    assert "is a pickle of PyTorch, which `pyrexport init` alone reads" in refused(*words)
+
+
+def test_a_link_to_nothing_is_named(single: Path, tmp_path: Path, cli: Run, refused: Refused) -> None:
+    file = tmp_path / "model.safetensors"
+    shutil.copy(single / "model.safetensors", file)
+    assert cli("init", file, "--heads", "4", "-o", tmp_path / "made", "--quiet").exit_code == 0
+    file.unlink()
+    assert f"leads to {file}, which is not there: put it back" in refused("inspect", tmp_path / "made")
+
+
+def test_refused_in_the_sources_words(
+    make_checkpoint: Make, plain: Path, single: Path, tmp_path: Path, refused: Refused
+) -> None:
+    out = tmp_path / "made"
+    save_file({"vector": torch.full((64,), torch.nan)}, tmp_path / "nan.safetensors")
+    save_file({"vector": torch.zeros(64, dtype=torch.int64)}, tmp_path / "int.safetensors")
+    model = single / "model.safetensors"
+    mixed = load_file(model) | {f"vae.{name}": tensor for name, tensor in load_file(single / "vae.safetensors").items()}
+    save_file(mixed, tmp_path / "mixed.safetensors")
+    cases: dict[str, list[Any]] = {
+        "are not finite": [plain, "--first-frame-embedding", tmp_path / "nan.safetensors"],
+        "says how many heads there are": [plain, "--heads", "4"],
+        "is of two transformers": [plain, "--boundary-ratio", "0.5"],
+        "give --schedule for 2 too": [make_checkpoint(), "--stages", "2"],
+        "has no transformer_2": [plain, "--patch-layers", f"transformer_2={model}"],
+        "holds several components": [tmp_path / "mixed.safetensors"],
+        str(single / "vae.safetensors"): [
+            make_checkpoint("--random", "tiny-ti2v"),
+            "--vae",
+            single / "vae.safetensors",
+        ],
+    }
+    for words, given in cases.items():
+        assert words in refused("init", *given, "-o", out, "--quiet"), words
+        assert not out.exists()
