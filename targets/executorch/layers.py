@@ -20,6 +20,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Graph, Node
 
+from ...runtime.errors import CheckFailed
 from ..forms import TorchForm, TorchLayer
 from .lowering import Region, lower
 
@@ -41,13 +42,14 @@ def lower_form(form: TorchForm, regions: Mapping[int, Region]) -> ExportedProgra
     templates = [_Template.of(layer, regions) for layer in form.layers]
     lowered = lower(form.name, form.program, [torch.ops.pyrexport.layer.default])
     graph, names = lowered.graph, dict(lowered.graph_signature.inputs_to_parameters)
+    first = sum(node.target is executorch_call_delegate for node in graph.nodes)
     for number, node in enumerate([node for node in graph.nodes if _is_call(node)]):
         kind, inputs, weights = node.args
         found = [regions[form.placements[names[weight.name]].offset] for weight in weights]
         template = templates[kind]
         module = template.with_weights(dict(zip(template.layer.parameters, found, strict=True)))
         arguments = template.arguments_of(lowered, kind, inputs, weights)
-        _replace(lowered, node, f"lowered_layer_{number}", module, arguments)
+        _replace(lowered, node, f"lowered_module_{first + number}", module, arguments)
     for node in [node for node in graph.nodes if node.op == "placeholder" and not node.users]:
         if node.name in names:
             delete_constant_placeholder(lowered, node)
@@ -92,23 +94,17 @@ class _Template:
         """Lower the layer.
 
         Raises:
-            AssertionError: XNNPACK does not take it as one piece, or holds a weight as other than it is stored.
+            CheckFailed: XNNPACK holds a weight as other than it is stored.
         """
-        keys = {name: regions[place.offset].key for name, place in layer.placements.items()}
-        draw = torch.Generator().manual_seed(0)
-        for name, weight in list(layer.program.state_dict.items()):
-            if weight.ndim == 1:  # vectors of a checkpoint may be the same in several places, as ones or zeros
-                own = torch.rand(weight.shape, generator=draw, dtype=torch.float32)
-                layer.program.state_dict[name] = torch.nn.Parameter(own, requires_grad=False)
-                keys[name] = hashlib.sha256(own.numpy().tobytes()).hexdigest()
+        keys = _made_unique(layer, {name: regions[place.offset].key for name, place in layer.placements.items()})
         program = lower("layer", layer.program)
         (call,) = (node for node in program.graph.nodes if node.target is executorch_call_delegate)
         module: Any = program.graph_module.get_submodule(call.args[0].target)
         arguments = tuple(node.name for node in call.args[1:])
         taken = {program.graph_signature.inputs_to_parameters.get(name) for name in arguments}
         held = {name: key for name, key in keys.items() if key in module.named_data_store_output.pte_data}
-        assert set(layer.parameters) == taken.union(held) - {None}
-        assert len(set(held.values())) == len(held)
+        if missing := sorted(set(layer.parameters) - taken - held.keys()):
+            raise CheckFailed(f"XNNPACK holds '{missing[0]}' in a form of its own: blocks cannot be lowered as one")
         return cls(layer, program, module, arguments, held)
 
     def with_weights(self, regions: Mapping[str, Region]) -> LoweredBackendModule:
@@ -149,3 +145,19 @@ class _Template:
                 program, graph, f"layer_{kind}_{name}", InputKind.CONSTANT_TENSOR, values
             )
         return node
+
+
+def _made_unique(layer: TorchLayer, keys: Mapping[str, str]) -> dict[str, str]:
+    """The names of a layer's weights, once no two are alike: vectors may all be ones, or a matrix be there twice.
+
+    Those that could be get other values, which never leave the template.
+    """
+    unique, draw = dict[str, str](), torch.Generator().manual_seed(0)
+    for name, key in keys.items():
+        weight = layer.program.state_dict[name]
+        if weight.ndim == 1 or key in unique.values():
+            own = torch.rand(weight.shape, generator=draw, dtype=torch.float32)
+            layer.program.state_dict[name] = torch.nn.Parameter(own, requires_grad=False)
+            key = hashlib.sha256(own.numpy().tobytes()).hexdigest()
+        unique[name] = key
+    return unique

@@ -118,8 +118,9 @@ int pyrexport_open(const char* path, uint32_t threads, void** program, char* tex
   return guarded(text, size, [&] {
     const std::lock_guard<std::mutex> lock(opening);
     initialise();
-    executorch::runtime::BackendOptions<1> options;
+    executorch::runtime::BackendOptions<2> options;
     (void)options.set_option("weight_cache_enabled", true);
+    (void)options.set_option("workspace_sharing_mode", 2);  // one for all delegates, of which a method has many
     Error error = executorch::runtime::set_option("XnnpackBackend", options.view());
     if (error != Error::Ok) {
       return fail("XNNPACK", error, text, size);

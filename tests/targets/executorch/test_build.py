@@ -1,6 +1,7 @@
 """Building ExecuTorch programs: what they hold, and what is refused or interrupted."""
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from pyrexport.targets.executorch import TARGET
 from pyrexport.targets.executorch.dialect import PORTABLE
 from pyrexport.targets.facts import BuildTarget
 from pyrexport.targets.forms import Lowering, TorchForm
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from support.building import LEAN, build_options, small_checkpoint
 
 pytest.importorskip("executorch")
@@ -38,6 +39,29 @@ def test_a_plain_model(make_checkpoint, cli, tmp_path):
     assert result.exit_code == 0, result.output
     assert {path.name for path in out.iterdir()} == {"manifest.json", "stages.pte"}
     assert cli("parity", out, "--reference", checkpoint, "--schedule", "2", "--quiet").exit_code == 0
+
+
+@pytest.mark.slow
+def test_blocks_are_lowered_once_whatever_their_weights_share(make_checkpoint, cli, tmp_path):
+    """Vectors that are the same in all places, and a matrix that is there twice: delegates name weights by content."""
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(make_checkpoint("--kind", "plain", *LEAN), checkpoint)
+    file = checkpoint / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    for name, tensor in tensors.items():
+        if name.startswith("blocks.0.") and tensor.ndim == 1:
+            tensors[name] = np.full_like(tensor, 0.5 if "norm" in name else 0.0)
+    tensors["blocks.0.attn1.to_k.weight"] = tensors["blocks.0.attn1.to_q.weight"].copy()
+    tensors["blocks.1.attn2.to_v.weight"] = tensors["blocks.0.attn1.to_q.weight"].copy()
+    save_file(tensors, file, metadata={"format": "pt"})
+    command = ("build", checkpoint, "--target", "executorch", "-o", tmp_path / "out", "--resolution", "17x64x64")
+    result = cli(*command)
+    assert result.exit_code == 0, result.output
+    assert "stage0: 4 delegates of XNNPACK, outside of them nothing" in result.stderr
+    how = ("--schedule", "2", "--quiet", "--json")
+    proved = cli("parity", tmp_path / "out", "--reference", checkpoint, *how)
+    assert proved.exit_code == 0, proved.output
+    assert json.loads(proved.stdout)["levels"]["stages"]["relative_l2"] <= 1e-5
 
 
 def test_lowering_ppf_leaves_nothing_outside(make_checkpoint):
