@@ -1,6 +1,7 @@
 """Changes of a tensor's values, made as they are read, some rows at a time: the scale of an 8-bit float, and LoRA."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -84,13 +85,19 @@ def _edited(rows: torch.Tensor, edit: Edit, start: int) -> torch.Tensor:
             return rows.mul_(scale.view(-1, *(1,) * (rows.ndim - 1)))
         case LowRank(up, down, factor):
             flat = rows.view(len(rows), -1)
-            flat.addmm_(_matrix(up, start, len(rows)), _matrix(down, 0, down.shape[0]), alpha=factor)
+            flat.addmm_(_matrix(up, start, len(rows)), _whole(down), alpha=factor)
             return rows
         case Added(delta, factor):
             row = rows.numel() // len(rows)
             values = read_stored(delta, start * row, len(rows) * row).float()
             return rows.add_(values.view(rows.shape), alpha=factor)
     raise TypeError(f"no way to make {type(edit).__name__} of a tensor")
+
+
+@lru_cache(maxsize=1)
+def _whole(entry: TensorEntry) -> torch.Tensor:
+    """A tensor as a matrix; kept, since the rows of a weight come piece after piece."""
+    return _matrix(entry, 0, entry.shape[0])
 
 
 def _matrix(entry: TensorEntry, start: int, count: int) -> torch.Tensor:

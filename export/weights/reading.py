@@ -21,15 +21,15 @@ def read_stored(entry: TensorEntry, first: int, count: int) -> torch.Tensor:
     if not count:
         return torch.empty(0, dtype=dtype)
     offset = entry.offset + first * dtype.itemsize
-    data = bytearray(count * dtype.itemsize)
-    view, done = memoryview(data), 0
+    values = torch.empty(count, dtype=dtype)
+    view, done = values.view(torch.uint8).numpy().data, 0
     with entry.file.open("rb", buffering=0) as file:
-        while done < len(data):
+        while done < len(view):
             got = os.preadv(file.fileno(), [view[done:]], offset + done)
             if got == 0:
                 raise UsageError(
-                    f"{entry.file}: expected tensor '{entry.name}' up to byte {offset + len(data)}, found its end at "
+                    f"{entry.file}: expected tensor '{entry.name}' up to byte {offset + len(view)}, found its end at "
                     f"{offset + done}: it was cut; fetch it again and run again"
                 )
             done += got
-    return torch.frombuffer(data, dtype=dtype)
+    return values

@@ -16,6 +16,7 @@ from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPar
 from executorch.exir import EdgeCompileConfig, EdgeProgramManager, to_edge_transform_and_lower
 from executorch.exir._serialize._cord import FileBackedData
 from executorch.exir._serialize._named_data_store import NamedDataStore
+from executorch.exir.lowered_backend_module import LoweredBackendModule
 from torch.export import ExportedProgram
 from torch.fx.passes.infra.partitioner import Partition
 from torch.fx.traceback import NodeSource
@@ -95,6 +96,8 @@ def weights_stay_in_file(
         undo.enter_context(_replaced(xnnpack_preprocess, "NamedDataStore", store))
         # The provenance of every node is copied in every pass, and grows with each: a fifth of the time.
         undo.enter_context(_replaced(NodeSource, "__deepcopy__", lambda source, memo: source))
+        # What is lowered stays as it is, but its graph would be copied with each program that holds it.
+        undo.enter_context(_replaced(LoweredBackendModule, "__deepcopy__", lambda module, memo: module))
         yield found
 
 
