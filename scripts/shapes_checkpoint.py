@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from moving_shapes import FRAMES, SIZE
 from pyrexport.export.init.documents import model_index, write_json
+from pyrexport.export.init.presets import EULER
 from pyrexport.export.init.tokenizer import write_tokenizer
 from pyrexport.runtime.chain.pyramid import Resolution
 from pyrexport.runtime.files import file_digest
@@ -93,9 +94,9 @@ def write_checkpoint(out: Path, model: Model, components: Components, parts: Pat
         _write_parts(partial, components)
     head = {"_diffusers_version": "0.39.0", "qk_norm": "rms_norm_across_heads"}
     write_json(partial / "transformer" / "config.json", model.transformer.to_json() | head)
-    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 5.0}
-    write_json(partial / "scheduler" / "scheduler_config.json", scheduler)
-    index = model_index(["transformer", "vae", "text_encoder", "tokenizer", "scheduler"])
+    write_json(partial / "scheduler" / "scheduler_config.json", EULER)
+    names = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+    index = model_index(names, EULER["_class_name"])
     write_json(partial / "model_index.json", index)
     siblings = {"components": _siblings(parts)} if parts is not None and shared else {}
     write_json(partial / "pyramid.json", model.to_json() | {"resolution": vars(RESOLUTION)} | siblings)

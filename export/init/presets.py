@@ -6,7 +6,7 @@ from typing import Any
 
 from ...runtime.chain.pyramid import Resolution
 
-__all__ = ["PRESETS", "STATISTICS", "Preset", "unipc"]
+__all__ = ["EULER", "PRESETS", "STATISTICS", "Preset", "unipc"]
 
 
 def _numbers(text: str) -> list[float]:
