@@ -83,10 +83,9 @@ def assemble(out: Path, given: Assembly, *, force: bool = False, reporter: Repor
     """
     check_new_checkpoint(out, force=force)
     parts = find_parts(given.source, given.files, given.tokenizer)
-    files = [file for part in parts.of.values() for file in part.files]
-    check_apart(
-        out, [*files, *given.first_frame.values(), *given.patch_layers.values(), *filter(None, [parts.tokenizer])]
-    )
+    inputs = [given.source, *(file for part in parts.of.values() for file in part.files)]
+    inputs += [*given.first_frame.values(), *given.patch_layers.values(), *(lora.file for lora in given.loras)]
+    check_apart(out, inputs + ([] if parts.tokenizer is None else [parts.tokenizer]))
     _check_options(parts, given)
     with new_checkpoint(out) as folder:
         try:

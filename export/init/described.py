@@ -24,6 +24,9 @@ STAGES = 3
 """Of a pyramidal model that says nothing of them, as in the paper."""
 
 
+GUIDANCE = ("guidance_scale", "guidance_scale_2")
+"""Fields of a schedule, in the order in which they are written."""
+
 SHIFT = 5.0
 """Of a plain model's scheduler, where nothing says it: what Wan's own script samples with."""
 
@@ -63,9 +66,9 @@ def parse_schedule(text: str, common: Mapping[str, Any]) -> tuple[str, dict[str,
     what, colon, guidance = rest.partition(":")
     try:
         scales = [float(scale) for scale in guidance.split(",")] if colon else [1.0]
-        entry = {**common, **dict(zip(("guidance_scale", "guidance_scale_2"), scales, strict=False))}
+        entry = {**common, **dict(zip(GUIDANCE[: len(scales)], scales, strict=True))}
     except ValueError:
-        raise UsageError(f"a schedule's guidance scale is a number, found '{guidance}' in '{text}'") from None
+        raise UsageError(f"a schedule has one or two guidance scales, found '{guidance}' in '{text}'") from None
     if steps := parse_steps(what):
         return name or what, entry | {"steps": list(steps)}
     if not equals:

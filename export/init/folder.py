@@ -31,8 +31,8 @@ def check_apart(out: Path, inputs: Iterable[Path]) -> None:
         UsageError: an input lies in it.
     """
     for path in inputs:
-        real = path.resolve()
-        if out.resolve() in (real, *real.parents):
+        places = path.absolute(), path.resolve()
+        if any(where in (place, *place.parents) for where in (out.absolute(), out.resolve()) for place in places):
             raise UsageError(f"{path} lies in {out}, which would be replaced: choose another output")
 
 

@@ -1,7 +1,7 @@
 """The models that a random checkpoint can have the names and shapes of."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...runtime.chain.pyramid import Resolution
@@ -102,37 +102,26 @@ class Preset:
     """As its `model_index.json` says it."""
 
 
+SMALL = Preset(
+    TINY,
+    Resolution(17, 64, 64),
+    {"base_dim": 8, "num_res_blocks": 1},
+    TINY_TEXT,
+    text_dtype="float32",
+    text_length=64,
+)
+
 PRESETS: Mapping[str, Preset] = {
-    "tiny": Preset(
-        TINY,
-        Resolution(17, 64, 64),
-        {"base_dim": 8, "num_res_blocks": 1},
-        TINY_TEXT,
-        text_dtype="float32",
-        text_length=64,
-    ),
-    "tiny-ti2v": Preset(
-        {**TINY, "in_channels": 48, "out_channels": 48},
-        Resolution(17, 64, 64),
-        {**RESIDUAL, "base_dim": 8, "decoder_base_dim": 16, "num_res_blocks": 1},
-        TINY_TEXT,
+    "tiny": SMALL,
+    "tiny-ti2v": replace(
+        SMALL,
+        transformer={**TINY, "in_channels": 48, "out_channels": 48},
+        vae={**RESIDUAL, "base_dim": 8, "decoder_base_dim": 16, "num_res_blocks": 1},
         kind="plain",
-        text_dtype="float32",
-        text_length=64,
         scheduler=unipc(5.0),
         expand_timesteps=True,
     ),
-    "tiny-a14b": Preset(
-        TINY,
-        Resolution(17, 64, 64),
-        {"base_dim": 8, "num_res_blocks": 1},
-        TINY_TEXT,
-        kind="plain",
-        text_dtype="float32",
-        text_length=64,
-        scheduler=unipc(12.0),
-        boundary=0.875,
-    ),
+    "tiny-a14b": replace(SMALL, kind="plain", scheduler=unipc(12.0), boundary=0.875),
     "wan2.1-1.3b": Preset(
         {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960, "num_layers": 30},
         Resolution(81, 448, 832),

@@ -330,6 +330,7 @@ def test_refused(plain: Path, original: Path, single: Path, tmp_path: Path, refu
     assert "expected one tensor" in said(plain, "--first-frame-embedding", model)
     assert "expected patch_embedding.STAGE.weight" in said(plain, "--patch-layers", model)
     assert "a schedule is STEPS" in said(plain, "--schedule", "often")
+    assert "one or two guidance scales" in said(plain, "--schedule", "4:3,2,1")
     assert "numbers separated by commas" in said(plain, "--clean-levels", "0,x")
     assert "holds no tokenizer.json" in said(plain, "--tokenizer", tmp_path)
     twice = tmp_path / "twice"
@@ -393,9 +394,11 @@ def test_a_source_in_the_output_is_never_replaced(
 ) -> None:
     source = tmp_path / "both"
     shutil.copytree(plain, source)
+    save_file({"alpha": torch.ones(1)}, source / "lora.safetensors")
     before = digests(source)
     weights = source / "transformer" / "diffusion_pytorch_model.safetensors"
-    for given in ([source], [weights, "--heads", "4"], [plain, "--vae", source / "vae" / weights.name]):
+    others = [plain, "--vae", source / "vae" / weights.name], [plain, "--lora", source / "lora.safetensors"]
+    for given in ([source], [weights, "--heads", "4"], *others):
         assert "which would be replaced" in refused("init", *given, "-o", source, "--force", *more)
     assert digests(source) == before
     assert list(tmp_path.iterdir()) == [source]
