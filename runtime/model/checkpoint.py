@@ -202,7 +202,9 @@ def _transformers(
     there = second.is_dir() or files.transformer_2 is not None
     if there != (model.experts > 1):
         expected = (
-            "a boundary_ratio in model_index.json, or no second one" if there else f"{second}, or no boundary_ratio"
+            f"a boundary_ratio in model_index.json, or no folder {second.name}"
+            if there
+            else f"the folder {second.name}, or no boundary_ratio"
         )
         raise UsageError(f"{second.parent}: a model of two transformers has both and a boundary: expected {expected}")
     names = ("transformer", "transformer_2")[: model.experts]
