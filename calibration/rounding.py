@@ -13,7 +13,7 @@ from torch import nn
 
 from ..export.families import modules_of
 from ..export.reference.reference import Reference
-from ..export.weights.steps import Quantise, block_integers, channel_integers
+from ..export.weights.quantising import block_integers, block_step, channel_integers
 from ..runtime.chain.plan import StepPlan
 from ..runtime.chain.sampler import Conditions
 from ..runtime.choices import Choice
@@ -26,11 +26,11 @@ __all__ = ["RoundedReference", "block_scales", "rounded_weight"]
 
 def rounded_weight(weight: torch.Tensor, scheme: Scheme, scales: torch.Tensor | None = None) -> torch.Tensor:
     """A matrix [out, in] as a scheme stores it, in float32; by scales of its blocks where these are given."""
-    if scheme.activations:
+    if not scheme.block:
         integers, channels = channel_integers(weight, scheme.largest)
         return integers.float() * channels[:, None]
     if scales is None:
-        values, scales = Quantise(scheme).apply(weight, 0)
+        values, scales = block_step(scheme).apply(weight, 0)
     else:
         values = block_integers(weight, scales, scheme)
     return expand_blocks(values, scales, scheme.bits)[:, : weight.shape[1]]
@@ -38,7 +38,7 @@ def rounded_weight(weight: torch.Tensor, scheme: Scheme, scales: torch.Tensor | 
 
 def block_scales(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     """Scales [out · blocks] of a matrix's blocks by rounding alone."""
-    return Quantise(scheme).apply(weight, 0)[1]
+    return block_step(scheme).apply(weight, 0)[1]
 
 
 @dataclass

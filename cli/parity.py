@@ -42,6 +42,7 @@ from .recording import Recording, recording_options
     is_flag=True,
     help="Compare the networks that engines were built from, without their device; needs --reference.",
 )
+@click.option("--recipe", type=PATH, help="With --graph: the recipe that BUNDLE was built by.")
 @click.option("--store", is_flag=True, help="Keep the result in the bundle's manifest.")
 @engine_options
 @output_options
@@ -52,6 +53,7 @@ def command(
     record: Path | None,
     bisect: bool,
     graph: bool,
+    recipe: Path | None,
     store: bool,
     engine: EngineOptions,
     as_json: bool,
@@ -61,7 +63,7 @@ def command(
     """Compare BUNDLE with a reference. Exit code 1 if any level is out of tolerance."""
     asked = Recording(**recording)
     _check_usage(bundle, reference, trace, record, asked)
-    _check_proof(bundle, reference, bisect=bisect, graph=graph)
+    _check_proof(bundle, reference, bisect=bisect, graph=graph, recipe=recipe)
     bundle = None if bundle is None else find_model(bundle, quiet=quiet)
     reference = None if reference is None else find_model(reference, asked.weights.files.variant, quiet=quiet)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
@@ -69,7 +71,7 @@ def command(
         pipeline = None
         if bundle is not None:  # first: a reference may take hours
             require_bundle(bundle)
-            networks = _checkpoint(reference, bundle, asked) if graph and reference else None
+            networks = (_checkpoint(reference, bundle, asked), recipe) if graph and reference else None
             size = asked.size_for([] if trace is None else [trace])
             pipeline = opened.enter_context(_open(bundle, size, engine, networks, Path(folder), quiet))
         if reference is not None:
@@ -110,7 +112,11 @@ def _check_usage(
         check_tensors_output(record, "trace")
 
 
-def _check_proof(bundle: Path | None, reference: Path | None, *, bisect: bool, graph: bool) -> None:
+def _check_proof(
+    bundle: Path | None, reference: Path | None, *, bisect: bool, graph: bool, recipe: Path | None
+) -> None:
+    if recipe is not None and not graph:
+        raise UsageError("--recipe is for --graph: a bundle's own graphs hold what it says")
     if graph and (bundle is None or reference is None or bisect):
         raise UsageError("--graph needs a BUNDLE and --reference CHECKPOINT, and leaves --bisect out")
     if bisect and reference is None:
@@ -122,7 +128,7 @@ def _open(
     bundle: Path,
     resolution: Resolution | None,
     engine: EngineOptions,
-    networks: Checkpoint | None,
+    networks: tuple[Checkpoint, Path | None] | None,
     folder: Path,
     quiet: bool,
 ) -> Iterator[Pipeline]:
@@ -139,7 +145,8 @@ def _open(
     place = folder / "networks"
     place.mkdir()
     with progress(quiet) as bar:
-        pipeline = graph_pipeline(open_bundle(bundle, resolution=resolution), networks, place, engine, Bars(bar))
+        opened, (checkpoint, recipe) = open_bundle(bundle, resolution=resolution), networks
+        pipeline = graph_pipeline(opened, checkpoint, place, engine, recipe, Bars(bar))
     with pipeline:
         yield pipeline
 

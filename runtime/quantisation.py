@@ -30,6 +30,12 @@ class Scheme:
     """Bits of a value; 0 where values are floating-point numbers."""
     block: int = 0
     """Values along the input axis that share a scale; 0: each output channel has one."""
+    scales: str = "float32"
+    """Number type of the scales."""
+    positive: bool = False
+    """Scales of blocks are positive; else one has the sign that its block's extreme lacks."""
+    signed: bool = False
+    """Integers of blocks are stored in two's complement; else from half their range up."""
     largest: int = 127
     """Where each output channel has a scale: the largest magnitude of an integer."""
     activations: str = ""
@@ -37,12 +43,19 @@ class Scheme:
     recipe; empty: not at all."""
     searched: bool = False
     """Whether a recipe can choose its numbers; where activations are static, one must."""
+    recipe: str = ""
+    """The method whose recipes say what its inputs are; empty: its own."""
     components: tuple[str, ...] = COMPONENTS
     """What can be stored so."""
     min_psnr: float = 30.0
     """Least median PSNR in dB of videos against those of the checkpoint: see `proof.quality`."""
     max_motion_error: float = 0.05
     """Largest relative error of their motion."""
+
+    @property
+    def recipes(self) -> str:
+        """The method whose recipes it takes."""
+        return self.recipe or self.name
 
     @property
     def is_float(self) -> bool:
@@ -111,9 +124,22 @@ SCHEMES = {
             searched=True,
             components=MATRICES,
         ),
-        # The same, but the scale is that of a recipe, for each layer and stage: what it has not seen is cut. Seen:
-        # stages 2.8 %, chain 7.0 %, 39 dB. A zero is a whole number: the interval moves by half a step at most, 0.2 %.
-        # Of a decoder, whose outputs are rounded too: 1.1 % and 47 dB, of one of random weights 10 % and 31 dB.
+        # Blocks of 32, and inputs rounded to 8 bits, each token by its own range.
+        Scheme(
+            "w4a8",
+            "uint8",
+            {"text": 3e-1, "stages": 1.2e-1, "layers": 5e-1, "chain": 4e-1, "teacher_forced": 3e-1, "video": 24.0},
+            bits=4,
+            block=32,
+            scales="bfloat16",
+            positive=True,
+            activations="dynamic",
+            components=MATRICES,
+            min_psnr=22.0,
+        ),
+        # As `w8a8-dynamic`, but the scale is that of a recipe, for each layer and stage: what it has not seen is cut.
+        # Seen: stages 2.8 %, chain 7.0 %, 39 dB. A zero is a whole number: the interval moves by half a step at most,
+        # 0.2 %. Of a decoder, whose outputs are rounded too: 1.1 % and 47 dB, of one of random weights 10 % and 31 dB.
         Scheme(
             "w8a8",
             "int8",
@@ -130,6 +156,31 @@ SCHEMES = {
             activations="static",
             searched=True,
             components=("transformer", "vae"),
+        ),
+        # Floating-point numbers of 8 bits, four of them for the fraction and its leading one: 2.5 % a value. An output
+        # channel's weights share a scale, and so do all values of an input.
+        Scheme(
+            "fp8",
+            "float8_e4m3fn",
+            {"stages": 1e-1, "layers": 3.5e-1, "chain": 3e-1, "teacher_forced": 3e-1, "video": 25.0},
+            bits=8,
+            activations="static",
+            recipe="w8a8",
+            components=("transformer",),
+            min_psnr=25.0,
+        ),
+        # As `w4`, for engines that compute in 16 bits and take positive scales alone.
+        Scheme(
+            "w4a16",
+            "uint8",
+            {"text": 3e-1, "stages": 1.5e-1, "layers": 5e-1, "chain": 5e-1, "teacher_forced": 3e-1, "video": 22.0},
+            bits=4,
+            block=64,
+            scales="bfloat16",
+            positive=True,
+            signed=True,
+            components=MATRICES,
+            min_psnr=22.0,
         ),
     )
 }

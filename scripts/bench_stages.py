@@ -33,6 +33,8 @@ CONTENDERS = {
     "ort fp16 stored": ("ort", "fp16"),
     "ort bf16 stored": ("ort", "bf16"),
     "executorch fp32": ("executorch", "fp32"),
+    "executorch w8a8-dynamic": ("executorch", "w8a8-dynamic"),
+    "executorch w4a8": ("executorch", "w4a8"),
 }
 for provider in onnxruntime.get_available_providers():
     if provider not in ("CPUExecutionProvider", "AzureExecutionProvider"):
@@ -158,15 +160,19 @@ def matmul_peak(threads: int) -> dict[str, float]:
 
 def _model(kind: str, precision: str) -> str:
     """The checkpoint, or the bundle, that a contender runs."""
-    return {"torch": "checkpoint", "compile": "checkpoint", "executorch": "executorch"}.get(kind, precision)
+    return {"torch": "checkpoint", "compile": "checkpoint", "executorch": f"executorch {precision}"}.get(
+        kind, precision
+    )
 
 
 def _build(folder: Path, preset: str, blocks: int, wanted: set[str]) -> dict[str, str]:
     models = {name: str(folder / name) for name in wanted | {"checkpoint"}}
     options = ["--blocks", str(blocks), "--dtype", "float32", "--no-text-encoder", "--no-vae", "--quiet"]
     run_pyrexport("init", "--random", preset, "-o", models["checkpoint"], *options)
-    for name in wanted - {"checkpoint"}:
-        how = ["--target", "ort", "--precision", name] if name != "executorch" else ["--target", name, "--no-run"]
+    for name in sorted(wanted - {"checkpoint"}):
+        target, _, scheme = name.rpartition(" ")
+        own = ["--no-run", "--precision" if scheme == "fp32" else "--quantize", scheme]
+        how = ["--target", target, *own] if target else ["--target", "ort", "--precision", scheme]
         run_pyrexport("build", models["checkpoint"], "-o", models[name], *how)
     return models
 

@@ -30,6 +30,10 @@ class Dialect:
     """Matrices are stored as [in, out], in place of the checkpoint's [out, in]."""
     precise: bool = False
     """What acts on all tokens alike, and the first and the last layer, are stored in float32 whatever the scheme."""
+    typed_scales: bool = False
+    """Scales of integers are stored in the type of the weights that are none."""
+    symmetric: bool = False
+    """Integers of a product's input are those of all stages, around zero."""
     folds: bool = False
     """The compiler stores what depends on no input, however large it is."""
     feed_forward_bytes: int | None = None
@@ -43,10 +47,11 @@ class Dialect:
         y = torch.matmul(x, weight.float())
         return y if bias is None else y + bias
 
-    def block_product(self, x: Tensor, values: Tensor, scales: Tensor, scheme: Scheme) -> Tensor:
+    def block_product(self, x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, scheme: Scheme) -> Tensor:
         """Product of x […, in] and a matrix in blocks [out, in / block, bytes of a block], with a scale for each."""
         weight = expand_blocks(values, scales, scheme.bits)[:, : x.shape[-1]]
-        return nn.functional.linear(x, weight)
+        x = rounded_input(x) if scheme.activations else x
+        return nn.functional.linear(x, weight, bias)
 
     def integer_product(
         self,
@@ -61,10 +66,11 @@ class Dialect:
 
         Args:
             x: […, in].
-            values: int8.
+            values: int8, or floating-point numbers of 8 bits.
             scales: of each output channel [out].
             bias: [out].
-            scale, zero: float32 and uint8, of the integers of x; None: by the range of x itself.
+            scale, zero: of the integers of x, uint8 from the zero; None: by the range of x itself. Where they are
+                `symmetric`, there is a scale alone.
         """
         weight = values.float() * scales if self.transposed else (values.float() * scales[:, None]).T
         y = torch.matmul(rounded_input(x, scale, zero), weight)

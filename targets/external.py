@@ -5,21 +5,23 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from ..runtime.dtypes import DTYPES
 from .forms import Placement
 
 __all__ = ["refer"]
 
 
 def refer(model: ir.Model, placements: Mapping[str, Placement], weights: Path) -> None:
-    """Make every placed initializer external data of a file beside the model."""
+    """Make every placed initializer external data of a file beside the model, in the type that it has there."""
     for name, place in placements.items():
-        model.graph.initializers[name].const_value = ir.ExternalTensor(
+        value = model.graph.initializers[name]
+        assert value.dtype is not None
+        assert value.shape is not None
+        value.const_value = ir.ExternalTensor(
             weights.name,
             place.offset,
             place.nbytes,
-            ir.DataType[DTYPES[place.dtype].onnx.upper()],
-            shape=ir.Shape(place.shape),
+            value.dtype,
+            shape=value.shape,
             name=name,
             base_dir=weights.parent,
         )

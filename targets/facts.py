@@ -67,6 +67,10 @@ class BuildTarget(Target):
         """
         return check_own(self.name, self.build_options, given)
 
+    def takes(self, component: str) -> tuple[str, ...]:
+        """Schemes that it can store a component in."""
+        return self.schemes
+
     def adapted(self, scheme: Scheme, options: Mapping[str, Any]) -> Scheme:
         """A scheme as its own options store it."""
         return scheme

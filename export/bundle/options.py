@@ -101,7 +101,7 @@ def resolve_options(checkpoint: Checkpoint, target: BuildTarget, request: BuildR
             f"expected one of {', '.join(CACHE_SCHEMES)}"
         )
     for component, name in [*precision.items(), *methods.items()]:
-        _check_taken(target, component, name, target.schemes)
+        _check_taken(target, component, name, target.takes(component))
     _check_taken(target, "decoder's caches", request.vae_caches, target.cache_schemes)
     if target.computes_as_stored and not checkpoint.model.family.text_in_fp16 and precision["text_encoder"] == "fp16":
         raise UsageError(
@@ -170,8 +170,14 @@ def _tiles(checkpoint: Checkpoint, request: BuildRequest, resolutions: Sequence[
     return (tile,) * len(frames)
 
 
-def options_of(manifest: Manifest, target: BuildTarget) -> BuildOptions:
-    """The options that a bundle of a target was built with."""
+def options_of(
+    manifest: Manifest, target: BuildTarget, checkpoint: Checkpoint, recipe: Path | None = None
+) -> BuildOptions:
+    """The options that a bundle of a target was built with, from a checkpoint and, where it has one, its recipe.
+
+    Raises:
+        UsageError: the recipe is missing, or not the one.
+    """
     caches = {SCHEMES[name].dtype: name for name in CACHE_SCHEMES}
     decoders = [size.decoder for size in manifest.sizes]
     return BuildOptions(
@@ -184,4 +190,24 @@ def options_of(manifest: Manifest, target: BuildTarget) -> BuildOptions:
         vae_tiles=tuple(None if decoder is None else decoder.tiles.tile for decoder in decoders),
         vae_caches="fp32" if decoders[0] is None else caches[decoders[0].caches],
         target=manifest.target_options,
+        calibration=_same_recipe(manifest, checkpoint, recipe),
     )
+
+
+def _same_recipe(manifest: Manifest, checkpoint: Checkpoint, file: Path | None) -> RecipeFile | None:
+    """The recipe that a bundle was built by."""
+    told = manifest.provenance.get("recipe")
+    if told is None:
+        if file is not None:
+            raise UsageError("the bundle was built without a recipe: leave out --recipe")
+        return None
+    if file is None:
+        raise UsageError(f"the bundle was built by a recipe, {told['sha256'][:12]}…: give it with --recipe")
+    found = open_recipe(checkpoint, manifest.quantised, file)
+    assert found is not None
+    if found.sha256 != told["sha256"]:
+        raise UsageError(
+            f"{file} is not the recipe that the bundle was built by: expected {told['sha256'][:12]}…, "
+            f"found {found.sha256[:12]}…"
+        )
+    return found

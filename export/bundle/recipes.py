@@ -49,7 +49,7 @@ def open_recipe(checkpoint: Checkpoint, methods: Mapping[str, str], file: Path |
     if file is None and static:
         raise UsageError(
             f"the method {static[0]} needs the ranges of activations: make a recipe with "
-            "'pyrexport calibrate', and give it with --recipe"
+            f"'pyrexport calibrate --quantize {SCHEMES[static[0]].recipes}', and give it with --recipe"
         )
     if file is None:
         return None
@@ -75,14 +75,14 @@ def open_recipe(checkpoint: Checkpoint, methods: Mapping[str, str], file: Path |
 
 def _check_fits(found: Calibration, checkpoint: Checkpoint, methods: Mapping[str, str]) -> None:
     for component, method in found.methods.items():
-        if methods.get(component) != method:
-            asked = methods.get(component, "no --quantize of it")
+        asked = methods.get(component)
+        if asked is None or SCHEMES[asked].recipes != method:
+            asked = asked or "no --quantize of it"
             raise UsageError(f"the recipe is for --quantize {component}={method}, found {asked}: give that")
     for component, method in methods.items():
         if SCHEMES[method].activations == "static" and component not in found.methods:
-            raise UsageError(
-                f"the recipe says nothing of the {component}: calibrate with --quantize {component}={method}"
-            )
+            asked = f"--quantize {component}={SCHEMES[method].recipes}"
+            raise UsageError(f"the recipe says nothing of the {component}: calibrate with {asked}")
     widths: dict[str, int] = {}
     for component in found.methods:
         for layer in modules_of(checkpoint.model.family).block_matrices(checkpoint, component):

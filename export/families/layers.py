@@ -5,6 +5,7 @@ lay it out, so that nothing is transposed when a bundle is loaded.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -12,16 +13,14 @@ from torch import nn
 from ...runtime.model.safetensors import TensorEntry
 from ...runtime.quantisation import Recipe, Scheme
 from ...targets.dialect import Dialect
-from ..weights.calibrated import Columns, Rows, SearchedBlocks
+from ..weights.calibrated import Columns, JointScale, Rows, SearchedBlocks
+from ..weights.quantising import KernelIntegers, block_step, channel_step, largest_value
 from ..weights.source import Source, empty_parameter
 from ..weights.steps import (
     Cast,
-    Integers,
     JoinedTaps,
-    KernelIntegers,
     Matrix,
     Pick,
-    Quantise,
     Reshape,
     Step,
     Tap,
@@ -57,14 +56,27 @@ class WeightSpace:
         return self._make(f"{layer}.weight", *self._migrated(layer, feeds), Cast(dtype), Matrix(), *turned)
 
     def blocks(self, layer: str, scheme: Scheme, feeds: str) -> tuple[nn.Parameter, nn.Parameter]:
-        """LAYER.weight [out, in] as blocks and their scales; see `Quantise`."""
+        """LAYER.weight [out, in] as blocks and their scales; see `block_step`."""
         searched = self.recipe.calibrated.get(f"{layer}/blocks")
-        made = Quantise(scheme) if searched is None else SearchedBlocks(scheme, searched)
+        made = block_step(self._with_scales(scheme)) if searched is None else SearchedBlocks(scheme, searched)
         return self._pair(layer, made, feeds)
 
     def integers(self, layer: str, scheme: Scheme, feeds: str) -> tuple[nn.Parameter, nn.Parameter]:
         """LAYER.weight [out, in] as integers, turned as its engine takes them, and scales [out]; see `Integers`."""
-        return self._pair(layer, Integers(scheme.largest, self.dialect.transposed), feeds)
+        made = channel_step(self._with_scales(scheme), transposed=self.dialect.transposed)
+        return self._pair(layer, made, feeds)
+
+    def _with_scales(self, scheme: Scheme) -> Scheme:
+        return replace(scheme, scales=self.recipe.default.dtype) if self.dialect.typed_scales else scheme
+
+    def joint_range(self, layer: str, scheme: Scheme) -> nn.Parameter:
+        """Scale of a layer's input in all stages, around zero, in the type of other scales."""
+        tensors, name = self.recipe.calibrated, f"{layer}/scale"
+        steps = (
+            JointScale(tensors[f"{layer}/zero"], largest_value(scheme.dtype)),
+            Cast(self._with_scales(scheme).scales),
+        )
+        return empty_parameter(Source.of(CALIBRATION, name, tensors[name], steps))
 
     def input_range(self, layer: str) -> tuple[nn.Parameter, nn.Parameter]:
         """Scale and zero of a layer's input in the stage of the recipe, float32 and uint8."""
@@ -129,7 +141,7 @@ class Linear(nn.Module):
 
 
 class BlockLinear(nn.Module):
-    """A product with a weight in blocks of few bits with a scale each, computed in float32."""
+    """A product with a weight in blocks of few bits with a scale each."""
 
     def __init__(self, space: WeightSpace, layer: str, scheme: Scheme, *, bias: bool, feeds: str) -> None:
         """The layer whose tensors are LAYER.weight and LAYER.bias."""
@@ -140,8 +152,7 @@ class BlockLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The product and the bias: x […, in] to […, out]."""
-        y = self.product(x, self.values, self.scales, self.scheme)
-        return y if self.bias is None else y + self.bias
+        return self.product(x, self.values, self.scales, self.bias, self.scheme)
 
 
 class IntegerLinear(nn.Module):
@@ -155,7 +166,9 @@ class IntegerLinear(nn.Module):
         self.bias = space.vector(f"{layer}.bias", feeds=feeds) if bias else None
         self.scale: nn.Parameter | None = None
         self.zero: nn.Parameter | None = None
-        if scheme.activations == "static":
+        if scheme.activations == "static" and space.dialect.symmetric:
+            self.scale = space.joint_range(layer, scheme)
+        elif scheme.activations == "static":
             self.scale, self.zero = space.input_range(layer)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -168,9 +181,8 @@ def linear(space: WeightSpace, layer: str, *, bias: bool = True, precise: bool =
     scheme = space.recipe.scheme(layer)
     if scheme.is_float:
         return Linear(space, layer, bias=bias, precise=precise, feeds=feeds)
-    if scheme.activations:
-        return IntegerLinear(space, layer, scheme, bias=bias, feeds=feeds)
-    return BlockLinear(space, layer, scheme, bias=bias, feeds=feeds)
+    made = BlockLinear if scheme.block else IntegerLinear
+    return made(space, layer, scheme, bias=bias, feeds=feeds)
 
 
 def run_time_zero(x: torch.Tensor) -> torch.Tensor:

@@ -61,4 +61,5 @@ def map_weights(
     for name, source in sources.items():
         place = places[source]
         values = np.memmap(file, DTYPES[place.dtype].storage, "c", place.offset, place.shape)
-        program.state_dict[name] = nn.Parameter(torch.from_numpy(values), requires_grad=False)
+        tensor = torch.from_numpy(values).view(TORCH_DTYPES[place.dtype])
+        program.state_dict[name] = nn.Parameter(tensor, requires_grad=False)

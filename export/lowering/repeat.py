@@ -41,7 +41,7 @@ def _operator(name: str) -> Any:
     values = OpSchema.FormalParameter(
         "inputs", "V", param_option=OpSchema.FormalParameterOption.Variadic, is_homogeneous=False
     )
-    types = [f"tensor({kind})" for kind in ("float", "float16", "bfloat16", "int8", "uint8")]
+    types = [f"tensor({kind})" for kind in ("float", "float16", "bfloat16", "float8e4m3fn", "int8", "uint8")]
     schema = OpSchema(
         name,
         DOMAIN,

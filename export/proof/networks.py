@@ -41,7 +41,12 @@ class _Networks(Target):
 
 
 def graph_pipeline(
-    bundle: Bundle, checkpoint: Checkpoint, folder: Path, options: EngineOptions, reporter: Reporter | None = None
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    folder: Path,
+    options: EngineOptions,
+    recipe: Path | None = None,
+    reporter: Reporter | None = None,
 ) -> Pipeline:
     """A bundle whose graphs are evaluated from its networks, in place of its engines.
 
@@ -50,10 +55,12 @@ def graph_pipeline(
         checkpoint: the checkpoint that it was built from.
         folder: an empty folder that the networks and their weights are written to.
         options: how the evaluator opens graphs.
+        recipe: the recipe that it was built by, where it has one.
         reporter: told about progress.
 
     Raises:
-        UsageError: the bundle's own graphs run here, or its options are none that this version knows.
+        UsageError: the bundle's own graphs run here, its options are none that this version knows, or the recipe is
+            missing or not its own.
         CheckFailed: a network is not the one that the bundle was built from.
     """
     manifest = bundle.manifest
@@ -61,7 +68,7 @@ def graph_pipeline(
     if not target.evaluator:
         raise UsageError(f"{bundle.folder} was built for {manifest.engine}, which runs here: leave out --graph")
     evaluator = find_target(target.evaluator)
-    given = options_of(manifest, target)
+    given = options_of(manifest, target, checkpoint, recipe)
     try:
         resolved = replace(given, target=target.resolve_options(given.target))
     except UsageError as error:

@@ -10,9 +10,10 @@ import torch
 
 from ...runtime.model.safetensors import TensorEntry
 from ...runtime.quantisation import Scheme
-from .steps import Quantise, Stored, Straight, block_integers
+from .quantising import Quantise, block_integers
+from .steps import Stored, Straight
 
-__all__ = ["Columns", "Rows", "SearchedBlocks", "read_values"]
+__all__ = ["Columns", "JointScale", "Rows", "SearchedBlocks", "read_values"]
 
 
 def read_values(entry: TensorEntry, start: int = 0, count: int | None = None) -> torch.Tensor:
@@ -47,6 +48,27 @@ class Rows(_Migrated):
         """The rows, divided."""
         divisors = read_values(self.by, start, len(rows))
         return (rows.float() / divisors.view(-1, *(1,) * (rows.ndim - 1)),)
+
+
+@dataclass(frozen=True)
+class JointScale(Straight):
+    """Scales of all stages [stages] as the one of integers, or floats, that are symmetric around zero.
+
+    The greatest magnitude that integers from 0 to 255 hold in any stage becomes `largest`.
+    """
+
+    zeros: TensorEntry
+    largest: float
+
+    def shape(self, given: Stored) -> tuple[Stored, ...]:
+        """A scalar."""
+        return (Stored((), given.dtype),)
+
+    def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
+        """The scale; a vector of so few is read whole."""
+        zeros = read_values(self.zeros)
+        magnitudes = rows.float() * torch.maximum(zeros, 255 - zeros)
+        return ((magnitudes.amax() / self.largest).to(rows.dtype),)
 
 
 @dataclass(frozen=True)

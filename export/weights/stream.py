@@ -17,6 +17,9 @@ from .steps import Step
 
 __all__ = ["CHUNK", "write_component"]
 
+WIDE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Types that a value can leave by growing; smaller ones are only taken with scales."""
+
 CHUNK = 32 * 1024 * 1024
 """Largest piece that is read, in bytes of float32; its conversions hold two more of its size."""
 
@@ -70,7 +73,7 @@ def _write(
         made: tuple[torch.Tensor, ...] = (block,)
         for step in steps:
             made = step.apply(made[0], start)
-        _require_finite(made[0] if made[0].is_floating_point() else block, entry)
+        _require_finite(made[0] if made[0].dtype in WIDE else block, entry)
         for index, place in outputs.items():
             values = made[index]
             if turned:

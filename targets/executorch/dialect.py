@@ -5,15 +5,22 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.ao.quantization.fx import _decomposed  # noqa: F401 (defines the operators)
 
+from ...runtime.errors import UsageError
+from ...runtime.quantisation import Scheme
 from ..dialect import Dialect, by_heads
 
-__all__ = ["PORTABLE"]
+__all__ = ["FOLDED", "PORTABLE"]
 
 SCORES_BYTES = 512 * 1024 * 1024
 """Most that attention scores may take at once where no operator avoids holding them."""
 
+INTEGERS = -128, 127, torch.int8
+"""Least and largest of the integers of inputs and of channels."""
+
 Tensor = torch.Tensor
+quantised = torch.ops.quantized_decomposed
 
 
 class Portable(Dialect):
@@ -26,6 +33,34 @@ class Portable(Dialect):
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The product as a linear layer."""
         return nn.functional.linear(x, weight.float(), bias)
+
+    def block_product(self, x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, scheme: Scheme) -> Tensor:
+        """The product in integers, those of each token by its own range.
+
+        Raises:
+            UsageError: a row is not made of whole blocks.
+        """
+        if x.shape[-1] % scheme.block:
+            raise UsageError(
+                f"{scheme.name} takes matrices of whole blocks of {scheme.block}, found {x.shape[-1]} inputs"
+            )
+        integers, factors = expanded_blocks(values, scales)
+        zeros, limits = zero_points(factors), (-8, 7, torch.int8)
+        weight = quantised.dequantize_per_channel_group(integers, factors, zeros, *limits, scheme.block, torch.float32)
+        return nn.functional.linear(_rounded_tokens(x), weight, bias)
+
+    def integer_product(
+        self,
+        x: Tensor,
+        values: Tensor,
+        scales: Tensor,
+        bias: Tensor | None,
+        scale: Tensor | None = None,
+        zero: Tensor | None = None,
+    ) -> Tensor:
+        """The product in integers, those of each token by its own range."""
+        weight = quantised.dequantize_per_channel(values, scales, zero_points(scales), 0, *INTEGERS)
+        return nn.functional.linear(_rounded_tokens(x), weight, bias)
 
     def layer_norm(self, width: int, eps: float) -> Callable[..., Tensor]:
         """A norm of matrix products and elementwise operators."""
@@ -69,6 +104,42 @@ class Portable(Dialect):
     def doubling(self) -> Callable[[Tensor], Tensor]:
         """The resize as every pixel times a square of ones."""
         return _Doubling()
+
+
+def _rounded_tokens(x: Tensor) -> Tensor:
+    """x as 8-bit integers hold it, each token by its own range, as XNNPACK rounds the input of a product."""
+    scale, zero = quantised.choose_qparams_per_token_asymmetric(x, torch.int8)
+    integers = quantised.quantize_per_token(x, scale, zero, *INTEGERS)
+    rounded: Tensor = quantised.dequantize_per_token(integers, scale, zero, *INTEGERS, x.dtype)
+    return rounded
+
+
+@torch.library.custom_op("pyrexport::zero_points", mutates_args=())
+def zero_points(scales: Tensor) -> Tensor:
+    """Zeros for scales, which XNNPACK asks for."""
+    return torch.zeros(scales.shape, dtype=torch.int64)
+
+
+@zero_points.register_fake
+def _(scales: Tensor) -> Tensor:
+    return torch.empty_like(scales, dtype=torch.int64)
+
+
+@torch.library.custom_op("pyrexport::expanded_blocks", mutates_args=())
+def expanded_blocks(values: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+    """Blocks of 4 bits [out, in / block, bytes of a block] as int8 [out, in], and their scales [out, in / block]."""
+    integers = torch.stack((values & 15, values >> 4), dim=-1).flatten(1).to(torch.int8) - 8
+    return integers, scales.float().view(values.shape[:2]).clone()
+
+
+@expanded_blocks.register_fake
+def _(values: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+    integers = values.new_empty(values.shape[0], 2 * values[0].numel(), dtype=torch.int8)
+    return integers, values.new_empty(values.shape[:2], dtype=torch.float32)
+
+
+FOLDED = (torch.ops.pyrexport.zero_points.default, torch.ops.pyrexport.expanded_blocks.default)
+"""What only depends on weights, and is computed when a program is lowered."""
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, step: int) -> Tensor:

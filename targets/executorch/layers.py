@@ -27,7 +27,7 @@ from .lowering import Region, lower
 __all__ = ["lower_form"]
 
 KEY = re.compile(rb"[0-9a-f]{64}")
-"""A weight's name in a delegate."""
+"""A weight's name in a delegate, or the end of it."""
 
 
 def lower_form(form: TorchForm, regions: Mapping[int, Region]) -> ExportedProgram:
@@ -87,7 +87,7 @@ class _Template:
     arguments: tuple[str, ...]
     """What its delegate takes, by the names of the program's placeholders."""
     keys: Mapping[str, str]
-    """The name in its delegate of each weight that this holds, by the weight's own name."""
+    """The name in its delegate of each weight that this holds, by the weight's own name: a prefix and a hash."""
 
     @classmethod
     def of(cls, layer: TorchLayer, regions: Mapping[int, Region]) -> "_Template":
@@ -102,19 +102,20 @@ class _Template:
         module: Any = program.graph_module.get_submodule(call.args[0].target)
         arguments = tuple(node.name for node in call.args[1:])
         taken = {program.graph_signature.inputs_to_parameters.get(name) for name in arguments}
-        held = {name: key for name, key in keys.items() if key in module.named_data_store_output.pte_data}
+        stored = {key[-64:]: key for key in module.named_data_store_output.pte_data}
+        held = {name: stored[key] for name, key in keys.items() if key in stored}
         if missing := sorted(set(layer.parameters) - taken - held.keys()):
             raise CheckFailed(f"XNNPACK holds '{missing[0]}' in a form of its own: blocks cannot be lowered as one")
         return cls(layer, program, module, arguments, held)
 
     def with_weights(self, regions: Mapping[str, Region]) -> LoweredBackendModule:
         """The delegate of a layer with other weights, by their names."""
-        names = {key.encode(): regions[name].key.encode() for name, key in self.keys.items()}
+        names = {key[-64:].encode(): regions[name].key.encode() for name, key in self.keys.items()}
         own = {key: regions[name] for name, key in self.keys.items()}
         data, entries, buffers = self.module.named_data_store_output, dict[str, Any](), list[Any]()
         for key, entry in data.pte_data.items():
             region = own.get(key)
-            entries[key if region is None else region.key] = replace(entry, buffer_index=len(buffers))
+            entries[key if region is None else key[:-64] + region.key] = replace(entry, buffer_index=len(buffers))
             buffers.append(data.buffers[entry.buffer_index] if region is None else region)
         made = LoweredBackendModule(
             edge_program=self.module.original_module,
@@ -150,14 +151,15 @@ class _Template:
 def _made_unique(layer: TorchLayer, keys: Mapping[str, str]) -> dict[str, str]:
     """The names of a layer's weights, once no two are alike: vectors may all be ones, or a matrix be there twice.
 
-    Those that could be get other values, which never leave the template.
+    Those that could be get other values, which never leave the template; scales have to be positive.
     """
     unique, draw = dict[str, str](), torch.Generator().manual_seed(0)
     for name, key in keys.items():
         weight = layer.program.state_dict[name]
         if weight.ndim == 1 or key in unique.values():
-            own = torch.rand(weight.shape, generator=draw, dtype=torch.float32)
+            own = torch.empty(weight.shape, dtype=weight.dtype)
+            own = own.uniform_(0.5, 1, generator=draw) if own.is_floating_point() else own.random_(generator=draw)
             layer.program.state_dict[name] = torch.nn.Parameter(own, requires_grad=False)
-            key = hashlib.sha256(own.numpy().tobytes()).hexdigest()
+            key = hashlib.sha256(own.view(torch.uint8).numpy().tobytes()).hexdigest()
         unique[name] = key
     return unique

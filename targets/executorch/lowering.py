@@ -20,9 +20,12 @@ from executorch.exir.lowered_backend_module import LoweredBackendModule
 from torch.export import ExportedProgram
 from torch.fx.passes.infra.partitioner import Partition
 from torch.fx.traceback import NodeSource
+from torch.utils._pytree import tree_unflatten
 
 from ...runtime.files import file_digest
 from ..forms import Placement
+from .dialect import FOLDED
+from .folding import fold
 
 __all__ = ["Region", "lower", "merge", "weights_stay_in_file"]
 
@@ -67,7 +70,7 @@ class _Store(NamedDataStore):
     regions: Mapping[str, Region] = {}
 
     def add_named_data(self, key: str, data: Any, *args: Any, **kwargs: Any) -> None:
-        super().add_named_data(key, self.regions.get(key, data), *args, **kwargs)
+        super().add_named_data(key, self.regions.get(key[-64:], data), *args, **kwargs)
 
 
 @contextlib.contextmanager
@@ -87,7 +90,7 @@ def weights_stay_in_file(
     regions, found = {}, {}
     for place in places:
         sha256 = file_digest(file, start=place.offset, end=place.offset + place.nbytes)
-        regions[sha256] = found[place.offset] = Region(file, place, sha256)  # XNNPACK names a constant by this hash
+        regions[sha256] = found[place.offset] = Region(file, place, sha256)  # a constant's name ends in this hash
     addresses = {tensor.data_ptr() for tensor in mapped}
     store = type("_FileStore", (_Store,), {"regions": regions})
     with contextlib.ExitStack() as undo:
@@ -140,6 +143,7 @@ class _WholePartitioner(XnnpackPartitioner):
 
 def lower(name: str, program: ExportedProgram, kept: Sequence[Any] = ()) -> ExportedProgram:
     """Lower one method to XNNPACK, but for operators that are kept."""
+    fold(program, FOLDED)
     for node in program.graph.nodes:
         node.meta = {"val": node.meta["val"]} if "val" in node.meta else {}
     config = EdgeCompileConfig(_core_aten_ops_exception_list=list(kept))
@@ -147,7 +151,22 @@ def lower(name: str, program: ExportedProgram, kept: Sequence[Any] = ()) -> Expo
         {name: program}, partitioner={name: [_WholePartitioner()]}, compile_config=config
     )
     lowered: ExportedProgram = edge.exported_program(name)
+    for module in lowered.graph_module.modules():
+        if isinstance(module, LoweredBackendModule):
+            _outputs_are_known(module.original_module)
     return lowered
+
+
+def _outputs_are_known(program: ExportedProgram) -> None:
+    """Let passes that come to a delegate take its outputs' shapes as they are: each would run all that it holds."""
+    (output,) = program.graph.find_nodes(op="output")
+    values = [node.meta["val"] for node in output.args[0]]
+
+    def outputs(*_: Any) -> Any:
+        flat = [torch.empty_strided(each.shape, each.stride(), dtype=each.dtype) for each in values]
+        return tree_unflatten(flat, program.call_spec.out_spec)
+
+    vars(program)["module"] = lambda: outputs
 
 
 def merge(methods: Mapping[str, ExportedProgram]) -> EdgeProgramManager:

@@ -61,8 +61,8 @@ size_t open_programs = 0;
 
 struct Program {
   Module module;
-  explicit Program(const char* path)
-      : module(path, Module::LoadMode::Mmap, nullptr, nullptr, nullptr, /*share_memory_arenas=*/true) {}
+  // Arenas are not shared: a program is opened for one method, and would hold what the largest of all takes.
+  explicit Program(const char* path) : module(path, Module::LoadMode::Mmap) {}
 };
 
 // Programs that are open hold on to the thread pool: another one would be used after it is gone.

@@ -25,7 +25,7 @@ class Executorch(BuildTarget):
     name = "executorch"
     form = TorchForm
     suffix = ".pte"
-    schemes = ("fp32",)
+    schemes = ("fp32", "w8a8-dynamic", "w4a8")
     joins_graphs = True
     holds_weights = True
 

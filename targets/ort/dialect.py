@@ -111,9 +111,10 @@ class Fused(Dialect):
     feed_forward_bytes = 64 * 1024 * 1024
     most_pieces = 1024
 
-    def block_product(self, x: Tensor, values: Tensor, scales: Tensor, scheme: Scheme) -> Tensor:
+    def block_product(self, x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, scheme: Scheme) -> Tensor:
         """The product as one operator."""
-        return quantised_product(x, values, scales, scheme.bits, scheme.block)
+        y = quantised_product(x, values, scales, scheme.bits, scheme.block)
+        return y if bias is None else y + bias
 
     def integer_product(
         self,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...runtime.bundle.engines import Engine, EngineOptions, Facts, Option, at_least
 from ...runtime.bundle.graphs import GraphSpec
-from ...runtime.quantisation import SCHEMES, Scheme
+from ...runtime.quantisation import FLOAT_SCHEMES, Scheme
 from ..facts import BuildTarget
 from ..forms import Lowering, OnnxForm
 
@@ -28,7 +28,7 @@ class Ort(BuildTarget):
 
     name = "ort"
     suffix = ".onnx"
-    schemes = tuple(SCHEMES)
+    schemes = (*FLOAT_SCHEMES, "w8", "w4", "w8a8-dynamic", "w8a8")
     cache_schemes = ("fp32", "fp16")
     process_bytes = 40 * 2**20  # measured with ONNX Runtime 1.31
     build_options = (

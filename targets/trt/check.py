@@ -13,6 +13,7 @@ __all__ = ["BuildLog", "Report", "check_engine"]
 
 PRODUCTS = {"MatMul", "Gemm", "Conv"}
 ATTENTION_KERNEL = re.compile(r"Name: _*(?:gemm_mha|fmha|mha)")
+EIGHT_BITS = re.compile(r"LayerType: gemm, Inputs: \[ \{[^}]*Datatype: (?:Int8|FP8)")
 ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+?)(?: \[profile \d+\])?\]")
 PROFILE = re.compile(r"_myl(\d+)_\d+$|\[profile (\d+)\]")
 WEIGHTS_ONCE = 1.1
@@ -62,7 +63,7 @@ def check_engine(form: OnnxForm, log: BuildLog) -> dict[str, Report]:
             f"{form.name}: the build's log names no layers, so that the engine cannot be checked: {_REPORT}"
         )
     _check_scatter(form, log)
-    products = _check_products(form, log)
+    products, rounded = _check_products(form, log), _check_rounded(form, log)
     attention, fused = _check_attention(form, log)
     weights = sum(place.nbytes for place in form.placements.values())
     if log.weights_bytes > WEIGHTS_ONCE * weights + 2**22:
@@ -75,6 +76,7 @@ def check_engine(form: OnnxForm, log: BuildLog) -> dict[str, Report]:
             "attention": attention,
             "fused_attention": fused,
             "products": products,
+            "rounded_products": rounded,
             "weights_bytes": log.weights_bytes,
             "activation_bytes": log.activation_bytes[index] if index < len(log.activation_bytes) else None,
         }
@@ -99,6 +101,22 @@ def _check_products(form: OnnxForm, log: BuildLog) -> int:
             f"{form.name}: the matrix product '{outside}' is not in every profile of the engine: {_REPORT}"
         )
     return len(products)
+
+
+def _check_rounded(form: OnnxForm, log: BuildLog) -> int:
+    """How many products are of integers, or floats of 8 bits: their kernels take these in every profile."""
+    inside = _profiles(line for line in log.layers if EIGHT_BITS.search(line))
+    rounded = [str(node.name) for node in form.model.graph if node.op_type in PRODUCTS and _is_rounded(node)]
+    wide = next((name for name in rounded if len(inside[name]) < len(form.graphs)), None)
+    if wide is not None:
+        raise CheckFailed(f"{form.name}: the product '{wide}' is not of 8 bits in every profile: {_REPORT}")
+    return len(rounded)
+
+
+def _is_rounded(node: Any) -> bool:
+    """Whether a product's input is rounded to 8 bits."""
+    given = node.inputs[0].producer()
+    return given is not None and given.op_type == "DequantizeLinear"
 
 
 def _check_attention(form: OnnxForm, log: BuildLog) -> tuple[int, int]:
@@ -136,7 +154,8 @@ def _is_short(node: Any) -> bool:
 
 
 def _line(facts: dict[str, Any]) -> str:
-    found = [f"{facts['products']} products inside, no scatter"]
+    own = f", {facts['rounded_products']} of them in 8 bits" if facts["rounded_products"] else ""
+    found = [f"{facts['products']} products inside{own}, no scatter"]
     if facts["attention"]:
         found.append(f"attention fused {facts['fused_attention']} of {facts['attention']}")
     if facts["activation_bytes"] is not None:

@@ -12,7 +12,18 @@ import torch
 from onnxscript import opset23
 from torch import nn
 
+from ...runtime.errors import UsageError
+from ...runtime.quantisation import Scheme
 from ..dialect import Dialect, attention
+from .operators import (
+    block_weight,
+    channel_weight,
+    expanded_weight,
+    restore_int4,
+    rounded,
+    rounded_value,
+    translated_block_weight,
+)
 
 __all__ = ["TYPED"]
 
@@ -28,14 +39,49 @@ def standard_attention(query: Any, key: Any, value: Any, heads: int) -> Any:
 class Typed(Dialect):
     """Building blocks whose types are those of the weights, or float32."""
 
-    operators = {torch.ops.pyrexport.attention.default: standard_attention}  # noqa: RUF012
+    operators = {  # noqa: RUF012
+        torch.ops.pyrexport.attention.default: standard_attention,
+        torch.ops.pyrexport.rounded.default: rounded_value,
+        torch.ops.pyrexport.channel_weight.default: expanded_weight,
+        torch.ops.pyrexport.block_weight.default: translated_block_weight,
+    }
     precise = True
+    typed_scales = True
+    symmetric = True
     folds = True
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The product in the type of the weight."""
         y = torch.matmul(x.to(weight.dtype), weight)
         return y if bias is None else y + bias.to(weight.dtype)
+
+    def block_product(self, x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, scheme: Scheme) -> Tensor:
+        """The product in the type of the scales, its weight expanded by the engine.
+
+        Raises:
+            UsageError: a row is not made of whole blocks.
+        """
+        if x.shape[-1] % scheme.block:
+            raise UsageError(
+                f"{scheme.name} takes matrices of whole blocks of {scheme.block}, found {x.shape[-1]} inputs"
+            )
+        y = torch.matmul(x.to(scales.dtype), block_weight(values, scales, scheme.block).T)
+        return y if bias is None else y + bias.to(scales.dtype)
+
+    def integer_product(
+        self,
+        x: Tensor,
+        values: Tensor,
+        scales: Tensor,
+        bias: Tensor | None,
+        scale: Tensor | None = None,
+        zero: Tensor | None = None,
+    ) -> Tensor:
+        """The product in integers, or floats of 8 bits, around zero; its output is in the type of the scales."""
+        assert scale is not None
+        given = rounded(x.to(scales.dtype), scale, values.dtype.is_floating_point)
+        y = torch.matmul(given, channel_weight(values, scales))
+        return y if bias is None else y + bias.to(scales.dtype)
 
     def convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
         """The convolution in the type of the kernel, its output in float32."""
@@ -66,6 +112,10 @@ class Typed(Dialect):
     def attention(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         """Attention as one operator, in the type of the values."""
         return attention(query.to(value.dtype), key.to(value.dtype), value, heads)
+
+    def finish(self, model: Any) -> None:
+        """Weights of 4 bits get their own type, which PyTorch does not have."""
+        restore_int4(model)
 
 
 class _Buckets(nn.Module):

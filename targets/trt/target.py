@@ -10,6 +10,7 @@ from ...runtime.bundle.entries import is_digest
 from ...runtime.bundle.graphs import GraphSpec
 from ...runtime.documents import Fields
 from ...runtime.errors import UsageError
+from ...runtime.quantisation import FLOAT_SCHEMES, Scheme
 from ..facts import BuildTarget
 from ..forms import Lowering, OnnxForm
 
@@ -20,12 +21,16 @@ __all__ = ["Trt"]
 
 PER_STAGE = "per-stage"
 
+SHORT_FLOATS = (8, 9)
+"""The first compute capability with products of 8-bit floating-point numbers."""
+
 
 class Trt(BuildTarget):
     """An engine with an optimisation profile per stage, its weights stored once."""
 
     name = "trt"
     suffix = ".engine"
+    schemes = (*FLOAT_SCHEMES, "w8a8", "fp8", "w4a16")
     joins_graphs = True
     symbolic = True
     holds_weights = True
@@ -92,6 +97,24 @@ class Trt(BuildTarget):
         capabilities = capabilities_to_build(options["compute_capabilities"])
         return {"layout": options["layout"] or "shared", "compute_capabilities": list(capabilities)}
 
+    def takes(self, component: str) -> tuple[str, ...]:
+        """Decoders compute in floating-point numbers."""
+        return FLOAT_SCHEMES if component == "vae" else self.schemes
+
+    def adapted(self, scheme: Scheme, options: Mapping[str, Any]) -> Scheme:
+        """The scheme, on GPUs that have arithmetic for it.
+
+        Raises:
+            UsageError: one that is built for has none for floats of 8 bits.
+        """
+        older = [name for name in options["compute_capabilities"] if tuple(map(int, name.split("."))) < SHORT_FLOATS]
+        if scheme.dtype.startswith("float8") and older:
+            raise UsageError(
+                f"{scheme.name} needs a compute capability of {'.'.join(map(str, SHORT_FLOATS))} or later, "
+                f"found {older[0]}: take --quantize w8a8"
+            )
+        return scheme
+
     def separates_graphs(self, options: Mapping[str, Any]) -> bool:
         """Whether the option `layout` asks for it."""
         return bool(options["layout"] == PER_STAGE)
@@ -134,8 +157,9 @@ class Trt(BuildTarget):
         facts.get("network", "64 hexadecimal digits", is_digest)
         for name in ("attention", "fused_attention", "products", "weights_bytes"):
             facts.integer(name, least=0)
-        if facts.document.get("activation_bytes") is not None:
-            facts.integer("activation_bytes", least=0)
+        for name in ("activation_bytes", "rounded_products"):
+            if facts.document.get(name) is not None:
+                facts.integer(name, least=0)
 
     def table(self, facts: Mapping[str, Facts]) -> Table:
         """What was found of the engines when they were built."""

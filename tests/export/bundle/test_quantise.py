@@ -93,11 +93,11 @@ def test_a_range_holds_zero_and_what_it_was_made_of():
 def test_what_cannot_be_is_refused(make_checkpoint, tiny, lean_recipe, refused, tmp_path):
     lean = make_checkpoint(*LEAN)
     build = ("build", lean, "--target", "ort", "--resolution", "17x64x64", "-o", tmp_path / "out")
-    assert "make a recipe with 'pyrexport calibrate'" in refused(*build, "--quantize", "w8a8")
+    assert "make a recipe with 'pyrexport calibrate --quantize w8a8'" in refused(*build, "--quantize", "w8a8")
     assert "is for --quantize transformer=w8a8, found w8" in refused(
         *build, "--quantize", "w8", "--recipe", lean_recipe
     )
-    assert "has no quantisation 'int3': expected one of w8, w4, w8a8-dynamic, w8a8" in refused(
+    assert "has no quantisation 'int3': expected one of w8, w4, w8a8-dynamic, w4a8, w8a8" in refused(
         *build, "--quantize", "int3"
     )
     assert "unknown component 'unet'" in refused(*build, "--quantize", "unet=w8")

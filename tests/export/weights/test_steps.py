@@ -5,13 +5,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyrexport.export.weights.quantising import Integers, PositiveBlocks, Quantise
 from pyrexport.export.weights.source import Source
 from pyrexport.export.weights.steps import (
     TORCH_DTYPES,
     Cast,
-    Integers,
     Matrix,
-    Quantise,
     Reshape,
     Stored,
     Tap,
@@ -136,3 +135,24 @@ def test_integers_are_symmetric_and_within_half_a_step_of_their_channel(largest)
     assert np.abs(integers).max(0).tolist() == [largest, largest, 0, largest, largest, largest]
     error = np.abs(integers.T * scales[:, None].astype(np.float64) - matrix.numpy())
     assert (error <= scales[:, None] * 0.5001).all()
+
+
+@pytest.mark.parametrize("width", [64, 70])
+def test_blocks_with_positive_scales_cut_nothing(width):
+    """Half a step at most, a scale's own rounding to 8 bits beside; the packed halves are those of `Quantise`."""
+    scheme = SCHEMES["w4a8"]
+    rows = torch.randn(6, width, generator=torch.Generator().manual_seed(0))
+    rows[2, :32] = 0
+    rows[3, :32] = torch.rand(32) - 2
+    values, scales = PositiveBlocks(scheme).apply(rows, 0)
+    shapes = PositiveBlocks(scheme).shape(Stored((6, width), "float32"))
+    assert [(each.shape, each.dtype) for each in shapes] == [
+        (tuple(values.shape), "uint8"),
+        (tuple(scales.shape), "bfloat16"),
+    ]
+    assert scales.dtype == torch.bfloat16
+    assert bool((scales > 0).all())
+    found = expand_blocks(values, scales.float(), 4)[:, :width]
+    steps = scales.float().view(6, -1).repeat_interleave(32, dim=1)[:, :width]
+    assert bool(((found - rows).abs() <= steps * (0.5 + 8 / 256)).all())
+    assert torch.equal(found[2, :32], torch.zeros(32))

@@ -10,8 +10,9 @@ from pyrexport.export.bundle.blueprint import draw
 from pyrexport.export.bundle.options import BuildRequest, resolve_options
 from pyrexport.export.weights import stream
 from pyrexport.export.weights.places import place_weights
+from pyrexport.export.weights.quantising import Integers, Quantise
 from pyrexport.export.weights.source import Source
-from pyrexport.export.weights.steps import Cast, Integers, Matrix, Quantise, Stored, Transpose
+from pyrexport.export.weights.steps import Cast, Matrix, Stored, Transpose
 from pyrexport.export.weights.stream import write_component
 from pyrexport.runtime.bundle.manifest import WEIGHTS_FILE
 from pyrexport.runtime.model.checkpoint import read_checkpoint

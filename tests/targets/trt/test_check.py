@@ -12,13 +12,18 @@ from pyrexport.targets.trt.check import BuildLog, check_engine
 
 def form_of(*nodes: tuple[str, str], dtype: int = 2) -> OnnxForm:
     """A network of two graphs, as far as the check reads it."""
-    value = SimpleNamespace(dtype=SimpleNamespace(itemsize=dtype))
+    made = SimpleNamespace(op_type="DequantizeLinear" if dtype == 1 else "Cast")
+    value = SimpleNamespace(dtype=SimpleNamespace(itemsize=dtype), producer=lambda: made)
     graph = [SimpleNamespace(op_type=kind, name=name, inputs=[value]) for kind, name in nodes]
     graphs = tuple(GraphSpec(stage_key(index), (), ()) for index in range(2))
     return OnnxForm("stages", SimpleNamespace(graph=graph), {}, Path("weights"), graphs)
 
 
 LINE = "Name: {kernel}_myl{profile}_1, LayerType: kgen, Inputs: [], Metadata: [ONNX Layer: {node} [profile {profile}]]"
+GEMM = (
+    "Name: {node}_myl{profile}_1, LayerType: gemm, Inputs: [ {{ Name: x, Datatype: {dtype}, Format: (Linear) }}], "
+    "Metadata: [ONNX Layer: {node} [profile {profile}]]"
+)
 
 
 def log_of(*kernels: tuple[str, str]) -> BuildLog:
@@ -35,6 +40,18 @@ def test_a_sound_log_passes():
     assert reports.keys() == {"stage0", "stage1"}
     assert reports["stage1"].line == "1 products inside, no scatter, attention fused 1 of 1"
     assert reports["stage1"].facts["fused_attention"] == 1
+
+
+def test_a_product_of_integers_has_a_kernel_of_8_bits_in_every_profile():
+    form, log = form_of(("MatMul", "product"), dtype=1), BuildLog()
+    for profile, dtype in enumerate(("Int8", "BFloat16")):
+        log.read(GEMM.format(node="product", profile=profile, dtype=dtype))
+    with pytest.raises(CheckFailed, match="the product 'product' is not of 8 bits in every profile"):
+        check_engine(form, log)
+    log.read(GEMM.format(node="product", profile=1, dtype="FP8"))
+    found = check_engine(form, log)["stage0"]
+    assert found.facts["rounded_products"] == 1
+    assert found.line == "1 products inside, 1 of them in 8 bits, no scatter"
 
 
 def test_attention_that_is_not_fused_fails_with_its_name():

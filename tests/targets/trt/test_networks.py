@@ -30,6 +30,36 @@ def test_graph_parity(make_engines, make_checkpoint, cli, arguments, precision):
     assert json.loads(result.stdout)["levels"]["stages"]["relative_l2"] < {"fp32": 1e-5, "fp16": 3e-3}[precision]
 
 
+@pytest.mark.parametrize(("scheme", "error"), [("w8a8", 2e-2), ("fp8", 4e-2)])
+def test_graph_parity_of_integers(make_engines, make_checkpoint, lean_recipe, cli, refused, tmp_path, scheme, error):
+    """About three times what is seen of random weights; the recipe is asked for, and no other one taken."""
+    bundle = make_engines(*LEAN, precision="bf16", quantize=scheme, recipe=str(lean_recipe))
+    facts = open_bundle(bundle).manifest.entries["stage0"].facts
+    assert facts["rounded_products"] == 20
+    assert facts["fused_attention"] == facts["attention"] == 4
+    how = ("parity", bundle, "--reference", make_checkpoint(*LEAN), "--graph", "--quiet", "--json", "--no-decode")
+    result = cli(*how, "--recipe", lean_recipe)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["levels"]["stages"]["relative_l2"] < error
+    assert "give it with --recipe" in refused(*how)
+    changed = tmp_path / "other.safetensors"
+    shutil.copy(lean_recipe, changed)
+    data = bytearray(changed.read_bytes())
+    data[-1] ^= 1
+    changed.write_bytes(data)
+    assert "recipe" in refused(*how, "--recipe", changed)
+
+
+def test_graph_parity_of_blocks_of_4_bits(make_engines, make_checkpoint, cli):
+    """A step is a seventh of a block's largest value: 7 % a matrix."""
+    arguments = ("--kind", "plain", *LEAN)
+    bundle, reference = make_engines(*arguments, precision="fp16", quantize="w4a16"), make_checkpoint(*arguments)
+    how = ("--reference", reference, "--graph", "--quiet", "--json", "--no-decode")
+    result = cli("parity", bundle, *how)
+    assert result.exit_code == 0, result.output
+    assert 1e-2 < json.loads(result.stdout)["levels"]["stages"]["relative_l2"] < 1.2e-1
+
+
 def test_graph_parity_is_kept_and_shown(make_engines, make_checkpoint, cli, tmp_path):
     bundle = tmp_path / "bundle"
     shutil.copytree(make_engines(*LEAN, precision="bf16"), bundle)

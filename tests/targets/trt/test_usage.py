@@ -69,6 +69,22 @@ def test_a_damaged_engine(device, engines, tmp_path, share):
         pipeline.open(stage_key(0))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--quantize", "w8a8-dynamic"), "fp8 or w4a16, found w8a8-dynamic"),
+        (
+            ("--quantize", "fp8", "--compute-capability", "8.6"),
+            "fp8 needs a compute capability of 8.9 or later, found 8.6",
+        ),
+        (("--quantize", "fp8"), "make a recipe with 'pyrexport calibrate --quantize w8a8'"),
+    ],
+)
+def test_what_it_does_not_store_is_refused(tiny, refused, tmp_path, options, message):
+    how = ("--target", "trt", "--compute-capability", "8.9", "-o", tmp_path / "out", "--quiet")
+    assert message in refused("build", tiny, *how, *options)
+
+
 def test_options_of_other_engines_are_refused(engines, refused, tmp_path):
     how = ("--prompt", "a cat", "-o", tmp_path / "x.mp4", "--quiet")
     for option in (("--threads", "2"), ("--prepack",), ("--provider", "CUDAExecutionProvider")):

@@ -1,0 +1,88 @@
+"""Products of integers in an ExecuTorch program, against float64."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from pyrexport.runtime.bundle.engines import EngineOptions
+from pyrexport.runtime.bundle.graphs import GraphSpec, TensorSpec, stage_key
+from pyrexport.runtime.errors import UsageError
+from pyrexport.runtime.quantisation import SCHEMES, Scheme
+from pyrexport.targets.executorch.dialect import PORTABLE
+from torch import nn
+
+pytest.importorskip("executorch")
+
+from executorch.exir import ExecutorchBackendConfig
+from pyrexport.export.weights.quantising import Integers, block_step
+from pyrexport.targets.executorch.lowering import lower, merge
+from pyrexport.targets.executorch.session import ExecutorchEngine
+
+TOKENS, INPUTS, OUTPUTS = 5, 64, 24
+
+
+class Product(nn.Module):
+    """A product of integers, and its bias."""
+
+    def __init__(self, scheme: Scheme, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        super().__init__()
+        made = block_step(scheme) if scheme.block else Integers(scheme.largest, PORTABLE.transposed)
+        values, scales = made.apply(weight, 0)
+        self.values, self.scales, self.bias = (nn.Parameter(each, False) for each in (values, scales, bias))
+        self.scheme = scheme
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.scheme.block:
+            return PORTABLE.block_product(x, self.values, self.scales, self.bias, self.scheme)
+        return PORTABLE.integer_product(x, self.values, self.scales, self.bias)
+
+    def weight(self) -> NDArray[np.float64]:
+        """What its integers stand for."""
+        values, scales = self.values.numpy(), self.scales.double().numpy()
+        if self.scheme.block:
+            nibbles = np.stack((values & 15, values >> 4), axis=-1).reshape(OUTPUTS, -1, self.scheme.block)
+            return ((nibbles.astype(np.float64) - 8) * scales.reshape(OUTPUTS, -1, 1)).reshape(OUTPUTS, -1)
+        return values * scales[:, None]
+
+
+def by_tokens(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Each row rounded to 255 steps from its least to its greatest value, zero among them."""
+    low, high = np.minimum(x.min(axis=-1, keepdims=True), 0), np.maximum(x.max(axis=-1, keepdims=True), 0)
+    scale = (high - low) / 255
+    zero = np.round(-128 - low / scale)
+    return (np.clip(np.round(x / scale) + zero, -128, 127) - zero) * scale
+
+
+@pytest.mark.parametrize("method", ["w8a8-dynamic", "w4a8"])
+def test_the_engine_computes_in_the_integers_that_are_stored(tmp_path: Path, method: str) -> None:
+    """1e-3 of a step's 1/255: a value that lies between two integers may be rounded to either."""
+    draw = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(OUTPUTS, INPUTS, generator=draw), torch.randn(OUTPUTS, generator=draw)
+    weight[3] = 0
+    module = Product(SCHEMES[method], weight, bias)
+    x = torch.randn(1, TOKENS, INPUTS, generator=draw) * torch.tensor([1e-3, 1, 5, 70, 1e4]).view(-1, 1)
+    spec = GraphSpec(
+        stage_key(0), (TensorSpec("x", tuple(x.shape), "float32"),), (TensorSpec("y", (1, TOKENS, OUTPUTS), "float32"),)
+    )
+    lowered = lower(spec.name, torch.export.export(module.eval(), (x,), strict=False))
+    calls = [node for node in lowered.graph.nodes if node.op == "call_function"]
+    assert [str(node.target) for node in calls] == ["executorch_call_delegate", "<built-in function getitem>"]
+    file = tmp_path / "product.pte"
+    with file.open("wb") as out:
+        merge({spec.name: lowered}).to_executorch(ExecutorchBackendConfig()).write_to_file(out)
+    engine = ExecutorchEngine(file, spec, EngineOptions())
+    found = engine.run({"x": x.numpy()})["y"]
+    engine.close()
+    exact = by_tokens(x.double().numpy()) @ module.weight().T
+    error = np.linalg.norm(found - bias.numpy() - exact, axis=-1) / np.linalg.norm(exact, axis=-1)
+    assert error.max() < 1e-3, error
+    plain = x.double().numpy() @ module.weight().T
+    assert (np.linalg.norm(plain - exact, axis=-1) / np.linalg.norm(exact, axis=-1)).min() > 3e-3
+
+
+def test_half_a_block_is_refused() -> None:
+    values, scales = torch.zeros(2, 2, 16, dtype=torch.uint8), torch.ones(4)
+    with pytest.raises(UsageError, match="whole blocks of 32, found 48 inputs"):
+        PORTABLE.block_product(torch.ones(1, 48), values, scales, None, SCHEMES["w4a8"])
