@@ -26,6 +26,7 @@ class Executorch(BuildTarget):
     form = TorchForm
     suffix = ".pte"
     schemes = ("fp32", "w8a8-dynamic", "w4a8")
+    cache_schemes = ("fp32", "fp16")
     joins_graphs = True
     holds_weights = True
 
