@@ -12,7 +12,6 @@ import pytest
 import torch
 from pyrexport.export.bundle.blueprint import draw
 from pyrexport.export.bundle.build import build_bundle
-from pyrexport.export.bundle.options import BuildRequest, resolve_options
 from pyrexport.export.lowering.program import export_program
 from pyrexport.runtime.bundle.engines import Engine, EngineOptions, Facts
 from pyrexport.runtime.bundle.graphs import GraphSpec
@@ -79,24 +78,6 @@ def test_lowering_ppf_leaves_nothing_outside(make_checkpoint):
     lowered = lower(graph.spec.name, program)
     targets = {node.target for node in lowered.graph.nodes if node.op == "call_function"}
     assert {str(target) for target in targets} <= {"executorch_call_delegate", "<built-in function getitem>"}
-
-
-def test_caches_of_16_bits_are_cast_outside_of_xnnpack(tiny):
-    """The decoder itself stays one delegate; about 20 s."""
-    from pyrexport.targets.executorch.lowering import lower
-
-    checkpoint = small_checkpoint(tiny)
-    blueprint = draw(checkpoint, TARGET, resolve_options(checkpoint, TARGET, BuildRequest(vae_caches="fp16")))
-    graph = next(graph for graph in blueprint.programs["vae"] if graph.spec.name == "vae_next")
-    assert {spec.dtype for spec in graph.spec.inputs[1:]} == {"float16"}
-    program = export_program(graph.module, graph.spec.inputs)
-    for name, value in program.state_dict.items():
-        program.state_dict[name] = torch.nn.Parameter(torch.ones(value.shape), requires_grad=False)
-    calls = [str(node.target) for node in lower("vae_next", program).graph.nodes if node.op == "call_function"]
-    assert calls.count("executorch_call_delegate") == 1
-    others = [call for call in calls if "delegate" not in call and "getitem" not in call]
-    assert all("_to_dim_order_copy" in call for call in others)
-    assert len(others) == 2 * (len(graph.spec.inputs) - 1)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,21 @@ def by_tokens(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return (np.clip(np.round(x / scale) + zero, -128, 127) - zero) * scale
 
 
+def run(
+    module: nn.Module, x: torch.Tensor, shape: tuple[int, ...], folder: Path
+) -> tuple[list[str], NDArray[np.float32]]:
+    """What a module of one input is lowered to, and its output, of the same dtype, by the session."""
+    dtype = str(x.dtype).removeprefix("torch.")
+    spec = GraphSpec(stage_key(0), (TensorSpec("x", tuple(x.shape), dtype),), (TensorSpec("y", shape, dtype),))
+    lowered = lower(spec.name, torch.export.export(module.eval(), (x,), strict=False))
+    with (folder / "module.pte").open("wb") as out:
+        merge({spec.name: lowered}).to_executorch(ExecutorchBackendConfig()).write_to_file(out)
+    engine = ExecutorchEngine(folder / "module.pte", spec, EngineOptions())
+    found = engine.run({"x": x.numpy()})["y"]
+    engine.close()
+    return [str(node.target) for node in lowered.graph.nodes if node.op == "call_function"], found
+
+
 @pytest.mark.parametrize("method", ["w8a8-dynamic", "w4a8"])
 def test_the_engine_computes_in_the_integers_that_are_stored(tmp_path: Path, method: str) -> None:
     """1e-3 of a step's 1/255: a value that lies between two integers may be rounded to either."""
@@ -63,23 +78,28 @@ def test_the_engine_computes_in_the_integers_that_are_stored(tmp_path: Path, met
     weight[3] = 0
     module = Product(SCHEMES[method], weight, bias)
     x = torch.randn(1, TOKENS, INPUTS, generator=draw) * torch.tensor([1e-3, 1, 5, 70, 1e4]).view(-1, 1)
-    spec = GraphSpec(
-        stage_key(0), (TensorSpec("x", tuple(x.shape), "float32"),), (TensorSpec("y", (1, TOKENS, OUTPUTS), "float32"),)
-    )
-    lowered = lower(spec.name, torch.export.export(module.eval(), (x,), strict=False))
-    calls = [node for node in lowered.graph.nodes if node.op == "call_function"]
-    assert [str(node.target) for node in calls] == ["executorch_call_delegate", "<built-in function getitem>"]
-    file = tmp_path / "product.pte"
-    with file.open("wb") as out:
-        merge({spec.name: lowered}).to_executorch(ExecutorchBackendConfig()).write_to_file(out)
-    engine = ExecutorchEngine(file, spec, EngineOptions())
-    found = engine.run({"x": x.numpy()})["y"]
-    engine.close()
+    calls, found = run(module, x, (1, TOKENS, OUTPUTS), tmp_path)
+    assert calls == ["executorch_call_delegate", "<built-in function getitem>"]
     exact = by_tokens(x.double().numpy()) @ module.weight().T
     error = np.linalg.norm(found - bias.numpy() - exact, axis=-1) / np.linalg.norm(exact, axis=-1)
     assert error.max() < 1e-3, error
     plain = x.double().numpy() @ module.weight().T
     assert (np.linalg.norm(plain - exact, axis=-1) / np.linalg.norm(exact, axis=-1)).min() > 3e-3
+
+
+def test_what_is_kept_in_16_bits_is_cast_outside_of_xnnpack(tmp_path: Path) -> None:
+    """As a decoder's caches are; its arithmetic is float32, where 65504 + 65504 does not overflow."""
+
+    class Kept(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            wide = x.float()
+            return ((wide + wide) * 0.25).half()
+
+    x = torch.tensor([[1.0, -2.5, 65504.0]], dtype=torch.float16)
+    calls, found = run(Kept(), x, (1, 3), tmp_path)
+    assert calls.count("executorch_call_delegate") == 1
+    assert sum("_to_dim_order_copy" in call for call in calls) == 2
+    np.testing.assert_array_equal(found, (x.float() / 2).half().numpy())
 
 
 def test_half_a_block_is_refused() -> None:

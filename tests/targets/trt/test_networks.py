@@ -45,7 +45,7 @@ def test_graph_parity_of_integers(make_engines, make_checkpoint, lean_recipe, cl
     assert json.loads(result.stdout)["levels"]["stages"]["relative_l2"] < error
     assert "give it with --recipe" in refused(*how)
     changed = tmp_path / "other.safetensors"
-    replace(read_calibration(lean_recipe), target_psnr=30.0).write(changed)
+    replace(read_calibration(lean_recipe), target_psnr=30.0).to_file(changed)
     assert "is not the recipe that the bundle was built by" in refused(*how, "--recipe", changed)
 
 
