@@ -13,7 +13,7 @@ from torch import nn
 
 from ..export.families import modules_of
 from ..export.reference.reference import Reference
-from ..export.weights.quantising import block_integers, block_step, channel_integers
+from ..export.weights.quantising import block_integers, block_step, channel_values
 from ..runtime.chain.plan import StepPlan
 from ..runtime.chain.sampler import Conditions
 from ..runtime.choices import Choice
@@ -27,7 +27,7 @@ __all__ = ["RoundedReference", "block_scales", "rounded_weight"]
 def rounded_weight(weight: torch.Tensor, scheme: Scheme, scales: torch.Tensor | None = None) -> torch.Tensor:
     """A matrix [out, in] as a scheme stores it, in float32; by scales of its blocks where these are given."""
     if not scheme.block:
-        integers, channels = channel_integers(weight, scheme.largest)
+        integers, channels = channel_values(weight, scheme.largest)
         return integers.float() * channels[:, None]
     if scales is None:
         values, scales = block_step(scheme).apply(weight, 0)

@@ -37,7 +37,7 @@ class Scheme:
     signed: bool = False
     """Integers of blocks are stored in two's complement; else from half their range up."""
     largest: int = 127
-    """Where each output channel has a scale: the largest magnitude of an integer."""
+    """Where each output channel has a scale: the largest magnitude of a value."""
     activations: str = ""
     """How a product's input becomes 8-bit integers: "dynamic", by a scale that each run finds; "static", by that of a
     recipe; empty: not at all."""
@@ -164,6 +164,7 @@ SCHEMES = {
             "float8_e4m3fn",
             {"stages": 1e-1, "layers": 3.5e-1, "chain": 3e-1, "teacher_forced": 3e-1, "video": 25.0},
             bits=8,
+            largest=448,
             activations="static",
             recipe="w8a8",
             components=("transformer",),

@@ -14,7 +14,7 @@ from ...runtime.model.safetensors import TensorEntry
 from ...runtime.quantisation import Recipe, Scheme
 from ...targets.dialect import Dialect
 from ..weights.calibrated import Columns, JointScale, Rows, SearchedBlocks
-from ..weights.quantising import KernelIntegers, block_step, channel_step, largest_value
+from ..weights.quantising import KernelIntegers, block_step, channel_step
 from ..weights.source import Source, empty_parameter
 from ..weights.steps import (
     Cast,
@@ -62,7 +62,7 @@ class WeightSpace:
         return self._pair(layer, made, feeds)
 
     def integers(self, layer: str, scheme: Scheme, feeds: str) -> tuple[nn.Parameter, nn.Parameter]:
-        """LAYER.weight [out, in] as integers, turned as its engine takes them, and scales [out]; see `Integers`."""
+        """LAYER.weight [out, in] as integers, turned as its engine takes them, and scales [out]; see `Channels`."""
         made = channel_step(self._with_scales(scheme), transposed=self.dialect.transposed)
         return self._pair(layer, made, feeds)
 
@@ -73,7 +73,7 @@ class WeightSpace:
         """Scale of a layer's input in all stages, around zero, in the type of other scales."""
         tensors, name = self.recipe.calibrated, f"{layer}/scale"
         steps = (
-            JointScale(tensors[f"{layer}/zero"], largest_value(scheme.dtype)),
+            JointScale(tensors[f"{layer}/zero"], scheme.largest),
             Cast(self._with_scales(scheme).scales),
         )
         return empty_parameter(Source.of(CALIBRATION, name, tensors[name], steps))

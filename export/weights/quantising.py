@@ -6,20 +6,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...runtime.errors import UsageError
 from ...runtime.quantisation import Scheme
 from .steps import TORCH_DTYPES, Step, Stored, Straight
 
 __all__ = [
-    "Integers",
+    "Channels",
     "KernelIntegers",
     "PositiveBlocks",
     "Quantise",
-    "ShortFloats",
     "block_integers",
     "block_step",
-    "channel_integers",
     "channel_step",
-    "largest_value",
+    "channel_values",
 ]
 
 
@@ -30,9 +29,7 @@ def block_step(scheme: Scheme) -> Step:
 
 def channel_step(scheme: Scheme, *, transposed: bool) -> Step:
     """What gives each output channel of a matrix a scale, as a scheme has them."""
-    if scheme.dtype == "int8":
-        return Integers(scheme.largest, transposed, scheme.scales)
-    return ShortFloats(scheme.dtype, transposed, scheme.scales)
+    return Channels(scheme.largest, transposed, scheme.scales, scheme.dtype)
 
 
 @dataclass(frozen=True)
@@ -77,23 +74,30 @@ class PositiveBlocks(Straight):
     scheme: Scheme
 
     def shape(self, given: Stored) -> tuple[Stored, ...]:
-        """Blocks of values, then their scales."""
+        """Blocks of values, then their scales.
+
+        Raises:
+            UsageError: rows are not made of whole blocks.
+        """
+        if given.shape[1] % self.scheme.block:
+            raise UsageError(
+                f"{self.scheme.name} takes matrices whose rows are whole blocks of {self.scheme.block}, "
+                f"found rows of {given.shape[1]}: take another method"
+            )
         values, scales = Quantise(self.scheme).shape(given)
         return values, Stored(scales.shape, self.scheme.scales)
 
     def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
         """Values and scales of the rows."""
-        half, blocks = 2 ** (self.scheme.bits - 1), -(-rows.shape[1] // self.scheme.block)
-        padded = torch.nn.functional.pad(rows.float(), (0, blocks * self.scheme.block - rows.shape[1]))
-        by_block = padded.view(-1, self.scheme.block)
+        half, by_block = 2 ** (self.scheme.bits - 1), rows.float().view(-1, self.scheme.block)
         steps = torch.maximum(by_block.amax(dim=1) / (half - 1), -by_block.amin(dim=1) / half)
         scales = torch.where(steps > torch.finfo(torch.float32).tiny, steps, 1.0).to(TORCH_DTYPES[self.scheme.scales])
         return block_integers(rows, scales.float(), self.scheme), scales
 
 
 @dataclass(frozen=True)
-class Integers:
-    """A matrix [out, in] as 8-bit integers, transposed or not, and a scale for each output channel [out].
+class Channels:
+    """A matrix [out, in] as values of 8 bits, transposed or not, and a scale for each output channel [out].
 
     Symmetric: the largest magnitude of a row becomes `largest`. A row of zeros has the scale 1.
     """
@@ -101,35 +105,7 @@ class Integers:
     largest: int
     transposed: bool
     scales: str = "float32"
-
-    @property
-    def turns(self) -> bool:
-        """Whether rows become columns."""
-        return self.transposed
-
-    def shape(self, given: Stored) -> tuple[Stored, ...]:
-        """Integers, then their scales."""
-        out, into = given.shape
-        return Stored((into, out) if self.transposed else (out, into), "int8"), Stored((out,), self.scales)
-
-    def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
-        """Integers and scales of the rows."""
-        integers, scales = channel_integers(rows, self.largest, self.scales)
-        if self.transposed:
-            integers = integers.T.clone(memory_format=torch.contiguous_format)
-        return integers, scales
-
-
-@dataclass(frozen=True)
-class ShortFloats:
-    """A matrix [out, in] as floating-point numbers of 8 bits, transposed or not, and a scale for each output channel.
-
-    The largest magnitude of a row becomes the type's own. A row of zeros has the scale 1.
-    """
-
-    dtype: str
-    transposed: bool
-    scales: str = "float32"
+    dtype: str = "int8"
 
     @property
     def turns(self) -> bool:
@@ -143,16 +119,15 @@ class ShortFloats:
 
     def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
         """Values and scales of the rows."""
-        dtype = TORCH_DTYPES[self.dtype]
-        largest = largest_value(self.dtype)
-        scales = _channel_scales(rows.float(), largest, self.scales)
-        values = (rows.float() / scales.float()[:, None]).clamp(-largest, largest).to(dtype)
-        return values.T.clone(memory_format=torch.contiguous_format) if self.transposed else values, scales
+        values, scales = channel_values(rows, self.largest, self.scales, self.dtype)
+        if self.transposed:
+            values = values.T.clone(memory_format=torch.contiguous_format)
+        return values, scales
 
 
 @dataclass(frozen=True)
 class KernelIntegers(Straight):
-    """A kernel [out, …] as 8-bit integers of its shape, and a scale for each output channel; see `Integers`."""
+    """A kernel [out, …] as 8-bit integers of its shape, and a scale for each output channel; see `Channels`."""
 
     largest: int
 
@@ -162,7 +137,7 @@ class KernelIntegers(Straight):
 
     def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
         """Integers and scales of the rows."""
-        integers, scales = channel_integers(rows.flatten(1), self.largest)
+        integers, scales = channel_values(rows.flatten(1), self.largest)
         return integers.view(rows.shape), scales
 
 
@@ -176,19 +151,12 @@ def block_integers(rows: torch.Tensor, scales: torch.Tensor, scheme: Scheme) -> 
     return values if scheme.bits == 8 else values[..., 0::2] | values[..., 1::2] << 4
 
 
-def channel_integers(rows: torch.Tensor, largest: int, scales: str = "float32") -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows [out, in] as int8, and a scale for each [out]; see `Integers`."""
-    values = rows.float()
-    factors = _channel_scales(values, largest, scales)
-    return (values / factors.float()[:, None]).round().clamp(-largest, largest).to(torch.int8), factors
-
-
-def largest_value(dtype: str) -> float:
-    """The largest magnitude that a type holds on both sides of zero."""
-    own = TORCH_DTYPES[dtype]
-    return torch.finfo(own).max if own.is_floating_point else torch.iinfo(own).max
-
-
-def _channel_scales(values: torch.Tensor, largest: float, dtype: str) -> torch.Tensor:
-    magnitudes = values.abs().amax(dim=1)
-    return torch.where(magnitudes > 0, magnitudes / largest, 1.0).to(TORCH_DTYPES[dtype])
+def channel_values(
+    rows: torch.Tensor, largest: int, scales: str = "float32", dtype: str = "int8"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows [out, in] in 8 bits, and a scale for each [out]; see `Channels`."""
+    kind = TORCH_DTYPES[dtype]
+    magnitudes = rows.float().abs().amax(dim=1)
+    factors = torch.where(magnitudes > 0, magnitudes / largest, 1.0).to(TORCH_DTYPES[scales])
+    values = rows.float() / factors.float()[:, None]
+    return (values if kind.is_floating_point else values.round()).clamp(-largest, largest).to(kind), factors

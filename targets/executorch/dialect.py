@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401 (defines the operators)
 
-from ...runtime.errors import UsageError
 from ...runtime.quantisation import Scheme
 from ..dialect import Dialect, by_heads
 
@@ -35,15 +34,7 @@ class Portable(Dialect):
         return nn.functional.linear(x, weight.float(), bias)
 
     def block_product(self, x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, scheme: Scheme) -> Tensor:
-        """The product in integers, those of each token by its own range.
-
-        Raises:
-            UsageError: a row is not made of whole blocks.
-        """
-        if x.shape[-1] % scheme.block:
-            raise UsageError(
-                f"{scheme.name} takes matrices of whole blocks of {scheme.block}, found {x.shape[-1]} inputs"
-            )
+        """The product in integers, those of each token by its own range."""
         integers, factors = expanded_blocks(values, scales)
         zeros, limits = zero_points(factors), (-8, 7, torch.int8)
         weight = quantised.dequantize_per_channel_group(integers, factors, zeros, *limits, scheme.block, torch.float32)

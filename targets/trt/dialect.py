@@ -12,7 +12,6 @@ import torch
 from onnxscript import opset23
 from torch import nn
 
-from ...runtime.errors import UsageError
 from ...runtime.quantisation import Scheme
 from ..dialect import Dialect, attention
 from .operators import (
@@ -56,15 +55,7 @@ class Typed(Dialect):
         return y if bias is None else y + bias.to(weight.dtype)
 
     def block_product(self, x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, scheme: Scheme) -> Tensor:
-        """The product in the type of the scales, its weight expanded by the engine.
-
-        Raises:
-            UsageError: a row is not made of whole blocks.
-        """
-        if x.shape[-1] % scheme.block:
-            raise UsageError(
-                f"{scheme.name} takes matrices of whole blocks of {scheme.block}, found {x.shape[-1]} inputs"
-            )
+        """The product in the type of the scales, its weight expanded by the engine."""
         y = torch.matmul(x.to(scales.dtype), block_weight(values, scales, scheme.block).T)
         return y if bias is None else y + bias.to(scales.dtype)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyrexport.export.weights.quantising import Integers, PositiveBlocks, Quantise
+from pyrexport.export.weights.quantising import Channels, PositiveBlocks, Quantise
 from pyrexport.export.weights.source import Source
 from pyrexport.export.weights.steps import (
     TORCH_DTYPES,
@@ -16,6 +16,7 @@ from pyrexport.export.weights.steps import (
     Tap,
     Transpose,
 )
+from pyrexport.runtime.errors import UsageError
 from pyrexport.runtime.quantisation import SCHEMES
 from pyrexport.targets.dialect import expand_blocks
 
@@ -33,8 +34,10 @@ CASES = {
     "the last tap": (Tap(2), (4, 3, 3, 2, 1)),
     "whole blocks of 4 bits": (INT4, (5, 128)),
     "a block of 4 bits that is not full": (INT4, (5, 70)),
-    "integers of a channel": (Integers(127, transposed=False), (5, 70)),
-    "integers of a channel, transposed": (Integers(63, transposed=True), (5, 70)),
+    "integers of a channel": (Channels(127, transposed=False), (5, 70)),
+    "integers of a channel, transposed": (Channels(63, transposed=True), (5, 70)),
+    "floats of 8 bits": (Channels(448, transposed=True, scales="bfloat16", dtype="float8_e4m3fn"), (5, 70)),
+    "blocks with positive scales": (PositiveBlocks(SCHEMES["w4a16"]), (5, 128)),
     "blocks of 8 bits": (INT8, (3, 256)),
     "a block of 8 bits that is not full": (INT8, (3, 130)),
 }
@@ -128,7 +131,7 @@ def test_blocks_are_symmetric_and_within_half_a_step(step, columns):
 def test_integers_are_symmetric_and_within_half_a_step_of_their_channel(largest):
     matrix = values((6, 200), "float32")
     matrix[2] = 0
-    integers, scales = (tensor.numpy() for tensor in Integers(largest, transposed=True).apply(matrix, 0))
+    integers, scales = (tensor.numpy() for tensor in Channels(largest, transposed=True).apply(matrix, 0))
     expected = np.abs(matrix.numpy()).max(1) / largest
     expected[2] = 1
     assert scales == pytest.approx(expected, rel=1e-6)
@@ -137,22 +140,31 @@ def test_integers_are_symmetric_and_within_half_a_step_of_their_channel(largest)
     assert (error <= scales[:, None] * 0.5001).all()
 
 
-@pytest.mark.parametrize("width", [64, 70])
-def test_blocks_with_positive_scales_cut_nothing(width):
-    """Half a step at most, a scale's own rounding to 8 bits beside; the packed halves are those of `Quantise`."""
-    scheme = SCHEMES["w4a8"]
-    rows = torch.randn(6, width, generator=torch.Generator().manual_seed(0))
-    rows[2, :32] = 0
-    rows[3, :32] = torch.rand(32) - 2
+@pytest.mark.parametrize("method", ["w4a8", "w4a16"])
+def test_blocks_with_positive_scales_cut_nothing(method):
+    """Half a step at most, a scale's own rounding to 8 bits beside."""
+    scheme = SCHEMES[method]
+    rows = torch.randn(6, 128, generator=torch.Generator().manual_seed(0))
+    rows[2, : scheme.block] = 0
+    rows[3, : scheme.block] = torch.rand(scheme.block) - 2
     values, scales = PositiveBlocks(scheme).apply(rows, 0)
-    shapes = PositiveBlocks(scheme).shape(Stored((6, width), "float32"))
-    assert [(each.shape, each.dtype) for each in shapes] == [
-        (tuple(values.shape), "uint8"),
-        (tuple(scales.shape), "bfloat16"),
-    ]
     assert scales.dtype == torch.bfloat16
     assert bool((scales > 0).all())
-    found = expand_blocks(values, scales.float(), 4)[:, :width]
-    steps = scales.float().view(6, -1).repeat_interleave(32, dim=1)[:, :width]
+    offset = values ^ 0x88 if scheme.signed else values
+    found = expand_blocks(offset, scales.float(), 4)
+    steps = scales.float().view(6, -1).repeat_interleave(scheme.block, dim=1)
     assert bool(((found - rows).abs() <= steps * (0.5 + 8 / 256)).all())
-    assert torch.equal(found[2, :32], torch.zeros(32))
+    assert torch.equal(found[2, : scheme.block], torch.zeros(scheme.block))
+    with pytest.raises(UsageError, match=f"whole blocks of {scheme.block}, found rows of 100"):
+        PositiveBlocks(scheme).shape(Stored((6, 100), "float32"))
+
+
+def test_floats_of_8_bits_have_a_scale_for_each_channel():
+    """A fraction of three bits: 2^-4 of a value at most; the largest of a row is the type's, and rows of zeros stay."""
+    rows = torch.randn(6, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-6, 6, 6)[:, None]
+    rows[4] = 0
+    values, scales = Channels(448, transposed=False, dtype="float8_e4m3fn").apply(rows, 0)
+    found = values.float() * scales[:, None]
+    assert bool(((found - rows).abs() <= rows.abs() * 2**-4 + scales[:, None] * 2**-10).all())
+    assert torch.equal(values.float().abs().amax(dim=1)[[0, 1, 2, 3, 5]], torch.full((5,), 448.0))
+    assert torch.equal(found[4], rows[4])

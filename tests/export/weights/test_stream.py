@@ -10,7 +10,7 @@ from pyrexport.export.bundle.blueprint import draw
 from pyrexport.export.bundle.options import BuildRequest, resolve_options
 from pyrexport.export.weights import stream
 from pyrexport.export.weights.places import place_weights
-from pyrexport.export.weights.quantising import Integers, Quantise
+from pyrexport.export.weights.quantising import Channels, Quantise
 from pyrexport.export.weights.source import Source
 from pyrexport.export.weights.steps import Cast, Matrix, Stored, Transpose
 from pyrexport.export.weights.stream import write_component
@@ -72,7 +72,7 @@ class Scale:
 
 
 @pytest.mark.parametrize(
-    "steps", [(), (Cast("bfloat16"), Matrix(), Transpose()), (Quantise(SCHEMES["w4"]),), (Integers(63, True),)]
+    "steps", [(), (Cast("bfloat16"), Matrix(), Transpose()), (Quantise(SCHEMES["w4"]),), (Channels(63, True),)]
 )
 def test_a_step_of_somebody_elses_is_streamed_as_ours_are(tmp_path, monkeypatch, steps):
     """Between a tensor and the steps that the package has, in pieces of at most `CHUNK`."""

@@ -8,7 +8,6 @@ import torch
 from numpy.typing import NDArray
 from pyrexport.runtime.bundle.engines import EngineOptions
 from pyrexport.runtime.bundle.graphs import GraphSpec, TensorSpec, stage_key
-from pyrexport.runtime.errors import UsageError
 from pyrexport.runtime.quantisation import SCHEMES, Scheme
 from pyrexport.targets.executorch.dialect import PORTABLE
 from torch import nn
@@ -16,7 +15,7 @@ from torch import nn
 pytest.importorskip("executorch")
 
 from executorch.exir import ExecutorchBackendConfig
-from pyrexport.export.weights.quantising import Integers, block_step
+from pyrexport.export.weights.quantising import block_step, channel_step
 from pyrexport.targets.executorch.lowering import lower, merge
 from pyrexport.targets.executorch.session import ExecutorchEngine
 
@@ -28,7 +27,7 @@ class Product(nn.Module):
 
     def __init__(self, scheme: Scheme, weight: torch.Tensor, bias: torch.Tensor) -> None:
         super().__init__()
-        made = block_step(scheme) if scheme.block else Integers(scheme.largest, PORTABLE.transposed)
+        made = block_step(scheme) if scheme.block else channel_step(scheme, transposed=False)
         values, scales = made.apply(weight, 0)
         self.values, self.scales, self.bias = (nn.Parameter(each, False) for each in (values, scales, bias))
         self.scheme = scheme
@@ -100,9 +99,3 @@ def test_what_is_kept_in_16_bits_is_cast_outside_of_xnnpack(tmp_path: Path) -> N
     assert calls.count("executorch_call_delegate") == 1
     assert sum("_to_dim_order_copy" in call for call in calls) == 2
     np.testing.assert_array_equal(found, (x.float() / 2).half().numpy())
-
-
-def test_half_a_block_is_refused() -> None:
-    values, scales = torch.zeros(2, 2, 16, dtype=torch.uint8), torch.ones(4)
-    with pytest.raises(UsageError, match="whole blocks of 32, found 48 inputs"):
-        PORTABLE.block_product(torch.ones(1, 48), values, scales, None, SCHEMES["w4a8"])
