@@ -27,13 +27,13 @@ __all__ = ["RoundedReference", "block_scales", "rounded_weight"]
 def rounded_weight(weight: torch.Tensor, scheme: Scheme, scales: torch.Tensor | None = None) -> torch.Tensor:
     """A matrix [out, in] as a scheme stores it, in float32; by scales of its blocks where these are given."""
     if not scheme.block:
-        integers, channels = channel_values(weight, scheme.largest)
-        return integers.float() * channels[:, None]
+        values, channels = channel_values(weight, scheme.largest, scheme.scales, scheme.dtype)
+        return values.float() * channels[:, None]
     if scales is None:
         values, scales = block_step(scheme).apply(weight, 0)
     else:
         values = block_integers(weight, scales, scheme)
-    return expand_blocks(values, scales, scheme.bits)[:, : weight.shape[1]]
+    return expand_blocks(values, scales, scheme.bits, signed=scheme.signed)[:, : weight.shape[1]]
 
 
 def block_scales(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:

@@ -124,7 +124,8 @@ SCHEMES = {
             searched=True,
             components=MATRICES,
         ),
-        # Blocks of 32, and inputs rounded to 8 bits, each token by its own range.
+        # Blocks of 32, and inputs rounded to 8 bits, each token by its own range. Seen: stages 5.7 %, chain 12 %,
+        # guided steps 14 %, 32 dB; text of random weights 12 %.
         Scheme(
             "w4a8",
             "uint8",
@@ -158,11 +159,11 @@ SCHEMES = {
             components=("transformer", "vae"),
         ),
         # Floating-point numbers of 8 bits, four of them for the fraction and its leading one: 2.5 % a value. An output
-        # channel's weights share a scale, and so do all values of an input.
+        # channel's weights share a scale, and so do all values of an input. Seen: stages 2.8 %, chain 11 %, 32 dB.
         Scheme(
             "fp8",
             "float8_e4m3fn",
-            {"stages": 1e-1, "layers": 3.5e-1, "chain": 3e-1, "teacher_forced": 3e-1, "video": 25.0},
+            {"stages": 6e-2, "layers": 3.5e-1, "chain": 2.5e-1, "teacher_forced": 2.5e-1, "video": 27.0},
             bits=8,
             largest=448,
             activations="static",
@@ -170,11 +171,12 @@ SCHEMES = {
             components=("transformer",),
             min_psnr=25.0,
         ),
-        # As `w4`, for engines that compute in 16 bits and take positive scales alone.
+        # As `w4`, for engines that compute in 16 bits and take positive scales alone: a step is 1/7 of an extreme.
+        # Seen: stages 6.8 %, chain 16 %, guided steps 14 %, 30 dB.
         Scheme(
             "w4a16",
             "uint8",
-            {"text": 3e-1, "stages": 1.5e-1, "layers": 5e-1, "chain": 5e-1, "teacher_forced": 3e-1, "video": 22.0},
+            {"text": 3e-1, "stages": 1.5e-1, "layers": 5e-1, "chain": 4e-1, "teacher_forced": 3e-1, "video": 24.0},
             bits=4,
             block=64,
             scales="bfloat16",

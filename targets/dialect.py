@@ -49,7 +49,7 @@ class Dialect:
 
     def block_product(self, x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, scheme: Scheme) -> Tensor:
         """Product of x […, in] and a matrix in blocks [out, in / block, bytes of a block], with a scale for each."""
-        weight = expand_blocks(values, scales, scheme.bits)[:, : x.shape[-1]]
+        weight = expand_blocks(values, scales, scheme.bits, signed=scheme.signed)[:, : x.shape[-1]]
         x = rounded_input(x) if scheme.activations else x
         return nn.functional.linear(x, weight, bias)
 
@@ -176,11 +176,15 @@ def by_heads(x: Tensor, heads: int) -> Tensor:
     return x.reshape(x.shape[1], heads, -1).transpose(0, 1)
 
 
-def expand_blocks(values: Tensor, scales: Tensor, bits: int) -> Tensor:
-    """A matrix [out, in, padded to whole blocks] in float32 from blocks that are symmetric around half the range."""
+def expand_blocks(values: Tensor, scales: Tensor, bits: int, *, signed: bool = False) -> Tensor:
+    """A matrix [out, in, padded to whole blocks] in float32 from blocks that are symmetric around half the range, or,
+    signed, around zero in two's complement.
+    """
     if bits == 4:
         values = torch.stack((values & 15, values >> 4), dim=-1).flatten(2)
-    expanded: Tensor = (values.float() - 2 ** (bits - 1)) * scales.view(*values.shape[:2], 1)
+    half = 2 ** (bits - 1)
+    values = values ^ half if signed else values
+    expanded: Tensor = (values.float() - half) * scales.view(*values.shape[:2], 1)
     return expanded.flatten(1)
 
 

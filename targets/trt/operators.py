@@ -9,6 +9,8 @@ import torch
 from onnx.defs import OpSchema
 from onnxscript import opset23
 
+from ..dialect import expand_blocks
+
 __all__ = [
     "block_weight",
     "channel_weight",
@@ -63,9 +65,7 @@ def expanded_weight(values: Any, scales: Any) -> Any:
 @torch.library.custom_op("pyrexport::block_weight", mutates_args=())
 def block_weight(values: Tensor, scales: Tensor, block: int) -> Tensor:
     """Signed blocks of 4 bits [out, in / block, bytes of a block] as a matrix [out, in], in the type of the scales."""
-    integers = torch.stack((values & 15, values >> 4), dim=-1).flatten(2).to(torch.int16)
-    integers = torch.where(integers > 7, integers - 16, integers)
-    return (integers * scales.float().view(*values.shape[:2], 1)).flatten(1).to(scales.dtype)
+    return expand_blocks(values, scales.float(), 4, signed=True).to(scales.dtype)
 
 
 @block_weight.register_fake

@@ -150,8 +150,10 @@ def test_blocks_with_positive_scales_cut_nothing(method):
     values, scales = PositiveBlocks(scheme).apply(rows, 0)
     assert scales.dtype == torch.bfloat16
     assert bool((scales > 0).all())
-    offset = values ^ 0x88 if scheme.signed else values
-    found = expand_blocks(offset, scales.float(), 4)
+    found = expand_blocks(values, scales.float(), 4, signed=scheme.signed)
+    stored = np.stack((values.numpy() & 15, values.numpy() >> 4), axis=-1).reshape(6, -1).astype(int)
+    integers = np.where(stored > 7, stored - 16, stored) if scheme.signed else stored - 8
+    np.testing.assert_array_equal(found, integers * np.repeat(scales.float().view(6, -1).numpy(), scheme.block, axis=1))
     steps = scales.float().view(6, -1).repeat_interleave(scheme.block, dim=1)
     assert bool(((found - rows).abs() <= steps * (0.5 + 8 / 256)).all())
     assert torch.equal(found[2, : scheme.block], torch.zeros(scheme.block))

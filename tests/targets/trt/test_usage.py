@@ -72,6 +72,7 @@ def test_a_damaged_engine(device, engines, tmp_path, share):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--quantize", "vae=w8a8"), "takes the vae in fp32 or fp16 or bf16, found w8a8"),
         (("--quantize", "w8a8-dynamic"), "fp8 or w4a16, found w8a8-dynamic"),
         (
             ("--quantize", "fp8", "--compute-capability", "8.6"),
