@@ -59,6 +59,10 @@ class BuildTarget(Target):
             ImportError, UsageError: it is not installed.
         """
 
+    def engine_of(self, options: Mapping[str, Any]) -> tuple[str, str]:
+        """The engine that its own options of a build choose, and its version."""
+        return self.engine()
+
     def resolve_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """A value for each of its own options of a build, as JSON; what was not given is found out.
 
@@ -66,6 +70,14 @@ class BuildTarget(Target):
             UsageError: one is not known, or has an impossible value.
         """
         return check_own(self.name, self.build_options, given)
+
+    def check_options(self, resolved: Mapping[str, Any]) -> dict[str, Any]:
+        """Its own options of a build as a bundle states them, whatever machine that was built on.
+
+        Raises:
+            UsageError: one is not known, or has an impossible value.
+        """
+        return check_own(self.name, self.build_options, resolved)
 
     def takes(self, component: str) -> tuple[str, ...]:
         """Schemes that it can store a component in."""

@@ -97,7 +97,7 @@ class Journal:
         return fingerprint(
             [
                 *(version(package) for package in PACKAGES),
-                *target.engine(),
+                *target.engine_of(blueprint.options.target),
                 target.name,
                 repr(blueprint.options),
                 self.placed,

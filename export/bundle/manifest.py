@@ -30,7 +30,7 @@ def make_manifest(
     """Hash the files, and say what they are."""
     checkpoint, target, options = blueprint.checkpoint, blueprint.target, blueprint.options
     mean, std = modules_of(checkpoint.model.family).latent_statistics(checkpoint)
-    engine, engine_version = target.engine()
+    engine, engine_version = target.engine_of(options.target)
     return Manifest(
         target=target.name,
         target_options=options.target,

@@ -4,6 +4,7 @@ A graph's module holds no values. Each parameter is a shape with a `Source`: the
 lay it out, so that nothing is transposed when a bundle is loaded.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from ..weights.steps import (
     Matrix,
     Pick,
     Reshape,
+    Split,
     Step,
     Tap,
     Transpose,
@@ -54,6 +56,17 @@ class WeightSpace:
         dtype = "float32" if precise and self.dialect.precise else self.recipe.scheme(layer).dtype
         turned: tuple[Step, ...] = (Transpose(),) if self.dialect.transposed else ()
         return self._make(f"{layer}.weight", *self._migrated(layer, feeds), Cast(dtype), Matrix(), *turned)
+
+    def pieces(self, layer: str) -> int:
+        """Products that LAYER is the sum of, of as many input channels each; see `Dialect.most_inputs`."""
+        _, *rest = self.tensors[f"{layer}.weight"].shape
+        into, most = math.prod(rest), self.dialect.most_inputs or math.prod(rest)
+        return next(count for count in range(-(-into // most), into + 1) if into % count == 0)
+
+    def matrices(self, layer: str, count: int, feeds: str) -> list[nn.Parameter]:
+        """LAYER.weight [out, in] in pieces [out, in / count]."""
+        steps = *self._migrated(layer, feeds), Cast(self.recipe.scheme(layer).dtype), Matrix(), Split(count)
+        return [self._make(f"{layer}.weight", *steps, output=output) for output in range(count)]
 
     def blocks(self, layer: str, scheme: Scheme, feeds: str) -> tuple[nn.Parameter, nn.Parameter]:
         """LAYER.weight [out, in] as blocks and their scales; see `block_step`."""
@@ -140,6 +153,25 @@ class Linear(nn.Module):
         return self.product(x, self.weight, self.bias)
 
 
+class SplitLinear(nn.Module):
+    """A matrix product as the sum of several, of a part of the input channels each."""
+
+    def __init__(self, space: WeightSpace, layer: str, pieces: int, *, bias: bool, feeds: str) -> None:
+        """The layer whose tensors are LAYER.weight and LAYER.bias."""
+        super().__init__()
+        self.product = space.dialect.product
+        self.weights = nn.ParameterList(space.matrices(layer, pieces, feeds))
+        self.bias = space.vector(f"{layer}.bias", feeds=feeds) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The product and the bias: x […, in] to […, out]."""
+        width = x.shape[-1] // len(self.weights)
+        y = self.product(x[..., :width], self.weights[0], self.bias)
+        for index, weight in enumerate(self.weights[1:], 1):
+            y = y + self.product(x[..., index * width : (index + 1) * width], weight, None)
+        return y
+
+
 class BlockLinear(nn.Module):
     """A product with a weight in blocks of few bits with a scale each."""
 
@@ -179,6 +211,9 @@ class IntegerLinear(nn.Module):
 def linear(space: WeightSpace, layer: str, *, bias: bool = True, precise: bool = False, feeds: str = "") -> nn.Module:
     """A layer as the recipe says; `feeds` names the layer whose input its output becomes, divided by its migration."""
     scheme = space.recipe.scheme(layer)
+    pieces = space.pieces(layer)
+    if scheme.is_float and pieces > 1:
+        return SplitLinear(space, layer, pieces, bias=bias, feeds=feeds)
     if scheme.is_float:
         return Linear(space, layer, bias=bias, precise=precise, feeds=feeds)
     made = BlockLinear if scheme.block else IntegerLinear

@@ -70,7 +70,7 @@ def graph_pipeline(
     evaluator = find_target(target.evaluator)
     given = options_of(manifest, target, checkpoint, recipe)
     try:
-        resolved = replace(given, target=target.resolve_options(given.target))
+        resolved = replace(given, target=target.check_options(given.target))
     except UsageError as error:
         raise UsageError(
             f"{bundle.folder} was built with other options than this version knows: build it again ({error})"

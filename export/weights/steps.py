@@ -19,6 +19,7 @@ __all__ = [
     "Matrix",
     "Pick",
     "Reshape",
+    "Split",
     "Step",
     "Stored",
     "Straight",
@@ -133,6 +134,22 @@ class Transpose:
     def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
         """The rows as columns, contiguous (strides too, of one row)."""
         return (rows.T.clone(memory_format=torch.contiguous_format),)
+
+
+@dataclass(frozen=True)
+class Split(Straight):
+    """A matrix [out, in] as several, each of a part of the columns."""
+
+    count: int
+
+    def shape(self, given: Stored) -> tuple[Stored, ...]:
+        """Matrices [out, in / count]."""
+        out, into = given.shape
+        return (Stored((out, into // self.count), given.dtype),) * self.count
+
+    def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
+        """The parts of the rows."""
+        return tuple(part.contiguous() for part in rows.chunk(self.count, dim=1))
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,18 @@ from ...runtime.errors import CheckFailed
 from ..digest import network_bytes, network_digest
 from ..forms import Lowering, OnnxForm
 from .check import BuildLog, check_engine
-from .library import building_library, import_library, listening
+from .library import import_library, listening
 
 __all__ = ["write_engine"]
 
 
-def write_engine(form: OnnxForm, file: Path, capabilities: Sequence[str]) -> Iterator[Lowering]:
+def write_engine(form: OnnxForm, file: Path, library: str, capabilities: Sequence[str]) -> Iterator[Lowering]:
     """Build an engine and check it.
 
     Args:
         form: the network.
         file: the engine's file.
+        library: the distribution that builds it.
         capabilities: compute capabilities of the GPUs to build for, such as "8.9".
 
     Yields:
@@ -29,7 +30,6 @@ def write_engine(form: OnnxForm, file: Path, capabilities: Sequence[str]) -> Ite
     Raises:
         CheckFailed: the library refuses the network, or built an engine that would be slow or large.
     """
-    library = building_library()
     trt = import_library(library)
     log = BuildLog()
     with listening(trt, lambda severity, message: _take(trt, log, severity, message)) as logger:

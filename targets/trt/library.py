@@ -30,12 +30,18 @@ def installed_version(name: str) -> str | None:
         return None
 
 
-def building_library() -> str:
-    """Distribution that builds here: `tensorrt` where it and a GPU are, else `tensorrt-rtx`.
+def building_library(asked: str = "") -> str:
+    """Distribution that builds here: what is asked for, or `tensorrt` where it and a GPU are, else `tensorrt-rtx`.
 
     Raises:
-        UsageError: neither can build here.
+        UsageError: what is asked for, or either of them, cannot build here.
     """
+    if asked:
+        if installed_version(asked) is None:
+            raise UsageError(f"{asked} is not installed: pip install {asked} cuda-bindings, or leave out --library")
+        if asked == "tensorrt" and _gpu() is None:
+            raise UsageError("tensorrt builds for the GPU that is here, and none is: take --library tensorrt-rtx")
+        return asked
     if installed_version("tensorrt") and _gpu() is not None:
         return "tensorrt"
     if installed_version("tensorrt-rtx"):
@@ -46,15 +52,14 @@ def building_library() -> str:
     )
 
 
-def capabilities_to_build(asked: tuple[str, ...]) -> tuple[str, ...]:
-    """Compute capabilities that an engine is built for.
+def capabilities_to_build(library: str, asked: tuple[str, ...]) -> tuple[str, ...]:
+    """Compute capabilities that a library builds an engine for.
 
     Raises:
         UsageError: one is malformed or not known to the library, TensorRT is asked for another than the GPU that is
             here, or nothing is asked and no GPU is here.
     """
     here = _gpu()
-    library = building_library()
     if not asked and here is None:
         raise UsageError("no GPU is here to build for: give --compute-capability, such as --compute-capability 8.9")
     wanted = tuple(dict.fromkeys(asked)) or (str(here),)

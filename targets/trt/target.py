@@ -25,6 +25,29 @@ SHORT_FLOATS = (8, 9)
 """The first compute capability with products of 8-bit floating-point numbers."""
 
 
+OPTIONS = (
+    Option(
+        "library",
+        "--library",
+        "TensorRT: what builds, and later runs. Default: tensorrt where it and a GPU are, else tensorrt-rtx.",
+        choices=("tensorrt", "tensorrt-rtx"),
+    ),
+    Option(
+        "layout",
+        "--layout",
+        "TensorRT: one engine for all stages, weights stored once (the default), or one for each.",
+        choices=("shared", PER_STAGE),
+    ),
+    Option(
+        "compute_capabilities",
+        "--compute-capability",
+        "TensorRT: a GPU to build for, such as 8.9; may be given more than once. In place of the GPU that is here.",
+        metavar="X.Y",
+        many=True,
+    ),
+)
+
+
 class Trt(BuildTarget):
     """An engine with an optimisation profile per stage, its weights stored once."""
 
@@ -39,21 +62,7 @@ class Trt(BuildTarget):
     needs_device = True
     loads_whole_files = True
     evaluator = "ort"
-    build_options = (
-        Option(
-            "layout",
-            "--layout",
-            "TensorRT: one engine for all stages, weights stored once (the default), or one for each.",
-            choices=("shared", PER_STAGE),
-        ),
-        Option(
-            "compute_capabilities",
-            "--compute-capability",
-            "TensorRT: a GPU to build for, such as 8.9; may be given more than once. In place of the GPU that is here.",
-            metavar="X.Y",
-            many=True,
-        ),
-    )
+    build_options = OPTIONS
 
     def engine(self) -> tuple[str, str]:
         """Distribution that builds here, and its version."""
@@ -61,6 +70,12 @@ class Trt(BuildTarget):
 
         name = building_library()
         return name, installed_version(name) or ""
+
+    def engine_of(self, options: Mapping[str, Any]) -> tuple[str, str]:
+        """The library that is asked for, and its version."""
+        from .library import installed_version
+
+        return options["library"], installed_version(options["library"]) or ""
 
     def check_version(self, name: str, version: str) -> None:
         """An engine is loaded by the library that built it, in the same version: TensorRT keeps no other compatible."""
@@ -90,12 +105,26 @@ class Trt(BuildTarget):
         check_own(self.name, self.engine_options, options.own)
 
     def resolve_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The GPUs to build for are those that are asked for, or the one that is here."""
-        from .library import capabilities_to_build
+        """The library and the GPUs to build for are those that are asked for, or those that are here."""
+        from .library import building_library, capabilities_to_build
 
         options = super().resolve_options(given)
-        capabilities = capabilities_to_build(options["compute_capabilities"])
-        return {"layout": options["layout"] or "shared", "compute_capabilities": list(capabilities)}
+        library = building_library(options["library"])
+        capabilities = capabilities_to_build(library, options["compute_capabilities"])
+        return {
+            "library": library,
+            "layout": options["layout"] or "shared",
+            "compute_capabilities": list(capabilities),
+        }
+
+    def check_options(self, resolved: Mapping[str, Any]) -> dict[str, Any]:
+        """The GPUs are compute capabilities."""
+        checked = super().check_options(resolved)
+        if not _are_capabilities(list(checked["compute_capabilities"])):
+            raise UsageError(
+                f"expected compute capabilities such as 8.9, found {checked['compute_capabilities']}"[:200]
+            )
+        return checked
 
     def takes(self, component: str) -> tuple[str, ...]:
         """Decoders compute in floating-point numbers."""
@@ -138,7 +167,7 @@ class Trt(BuildTarget):
         from .build import write_engine
 
         (form,) = forms
-        return write_engine(form, folder / f"{name}{self.suffix}", options["compute_capabilities"])
+        return write_engine(form, folder / f"{name}{self.suffix}", options["library"], options["compute_capabilities"])
 
     def evaluable(self, form: OnnxForm) -> None:
         """Weights are rounded as the engine stores them; all arithmetic is float32."""

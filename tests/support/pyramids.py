@@ -32,6 +32,9 @@ TAPS = [0.6, 0.8]
 OWN_TAPS = [0.48296291314453416, 0.8365163037378079, 0.2241438680420134, -0.12940952255126037]
 """db2's, as an author would write them down."""
 
+WIDE = 0.2
+"""Relative L2 of a stage in 4 bits: 0.124 was seen with 16 channels; a wrong scale gives over 0.5."""
+
 
 @dataclass(frozen=True)
 class AnyModel:
@@ -118,9 +121,14 @@ def outcome(model: AnyModel, target: str = "ort") -> str:
         if built.exit_code:
             return _refusal(built, bundle)
         graph = ("--graph",) if target == "trt" else ()
-        proved = run("parity", bundle, "--reference", checkpoint, *graph, "--prompt", "a cat")
-        assert proved.exit_code == 0, (model, proved.output)
+        proved = run("parity", bundle, "--reference", checkpoint, *graph, "--prompt", "a cat", "--json")
+        assert proved.exit_code == 0 or _rounded(model, proved), (model, proved.output)
         return "passed"
+
+
+def _rounded(model: AnyModel, proved: Result) -> bool:
+    """Whether 4 bits explain it: of 16 channels, few outweigh the others, and tolerances are those of real widths."""
+    return "w4" in model.options and json.loads(proved.stdout)["levels"]["stages"]["relative_l2"] <= WIDE
 
 
 def _write_patches(file: Path, model: AnyModel) -> None:

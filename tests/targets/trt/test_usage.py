@@ -143,6 +143,8 @@ def test_building_says_what_is_wrong(tiny, engines, refused, tmp_path):
     assert "found 'x'" in refused("build", tiny, *out, "--compute-capability", "x")
     with_one = (*out, "--compute-capability", "8.9")
     assert "--precision text_encoder=bf16" in refused("build", tiny, *with_one, "--precision", "text_encoder=fp16")
+    line = refused("build", tiny, *with_one, "--library", "tensorrt")
+    assert "tensorrt is not installed: pip install tensorrt cuda-bindings, or leave out --library" in line
     assert "caches in fp32" in refused("build", tiny, *with_one, "--vae-caches", "fp16")
     ort = ("--target", "ort", "-o", tmp_path / "out")
     assert "no option 'layout'" in refused("build", tiny, *ort, "--layout", "per-stage")
@@ -154,9 +156,12 @@ def test_tensorrt_is_chosen_where_it_and_a_gpu_are(monkeypatch):
     device = Device()
     monkeypatch.setattr("cuda.bindings.runtime", Runtime(device))
     monkeypatch.setattr(library, "installed_version", lambda name: "10.13")
-    assert library.building_library() == "tensorrt"
-    assert library.capabilities_to_build(()) == ("8.9",)
+    assert library.building_library() == library.building_library("tensorrt") == "tensorrt"
+    assert library.building_library("tensorrt-rtx") == "tensorrt-rtx"
+    assert library.capabilities_to_build("tensorrt", ()) == ("8.9",)
     with pytest.raises(UsageError, match=r"tensorrt 10\.13 builds here for compute capability 8\.9, found '8\.6'"):
-        library.capabilities_to_build(("8.6",))
+        library.capabilities_to_build("tensorrt", ("8.6",))
     device.count_status = ("cudaErrorNoDevice", 0)
     assert library.building_library() == "tensorrt-rtx"
+    with pytest.raises(UsageError, match="tensorrt builds for the GPU that is here, and none is"):
+        library.building_library("tensorrt")
