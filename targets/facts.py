@@ -114,8 +114,8 @@ class BuildTarget(Target):
         """
         return None
 
-    def memory_plan(self) -> Callable[[OnnxForm], int] | None:
-        """What tells, before a graph is built, the bytes that a run of it will take without weights; None: nothing."""
+    def memory_plan(self) -> Callable[[Any], int] | None:
+        """What tells of a form, before it is built, the anonymous memory that a run of it will take; None: nothing."""
         return None
 
     def network_digest(self, facts: Facts) -> str:

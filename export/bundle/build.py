@@ -4,6 +4,7 @@ import errno
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ...runtime.bundle.graphs import GraphKey
@@ -171,10 +172,14 @@ def plan_memory(
     modules_of(checkpoint.model.family).check_components(checkpoint)
     reporter, blueprint = reporter or Reporter(), draw(checkpoint, target, options)
     places, found = blueprint.files[blueprint.weights_file], dict[str, int]()
-    for program, graphs in blueprint.programs.items():
-        reporter.begin(f"graph {program}", 1)
-        forms = make_forms(target.form, program, graphs, blueprint.dialect, places, Path(blueprint.weights_file))
-        for graph, form in zip(graphs, forms, strict=True):
-            found[graph.spec.name] = plan(form)
-        reporter.advance(1)
+    with TemporaryDirectory(prefix="pyrexport-") as folder:
+        weights = Path(folder) / blueprint.weights_file
+        with weights.open("wb") as file:
+            file.truncate(places.nbytes)  # nothing is read of it, or written to the disk
+        for program, graphs in blueprint.programs.items():
+            reporter.begin(f"graph {program}", 1)
+            forms = make_forms(target.form, program, graphs, blueprint.dialect, places, weights)
+            for graph, form in zip(graphs, forms, strict=True):
+                found[graph.spec.name] = plan(form)
+            reporter.advance(1)
     return {size: {key: found[spec.name] for key, spec in specs.items()} for size, specs in blueprint.specs.items()}

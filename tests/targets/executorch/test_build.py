@@ -96,10 +96,6 @@ def test_what_it_does_not_store_is_refused(tiny, refused, tmp_path, options, mes
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_a_plan_is_refused(tiny, refused):
-    assert "measured when it is built" in refused("build", tiny, "--target", "executorch", "--plan")
-
-
 def test_a_wheel_without_its_dependencies_runs_and_says_that_it_does_not_build(monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "pyrexport.targets.executorch.build", raising=False)
     monkeypatch.delattr(package, "build", raising=False)
