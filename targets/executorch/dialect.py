@@ -12,7 +12,7 @@ from ..dialect import Dialect, by_heads
 
 __all__ = ["FOLDED", "PORTABLE"]
 
-SCORES_BYTES = 256 * 1024 * 1024
+SCORES_BYTES = 160 * 1024 * 1024
 """Most that attention scores may take at once where no operator avoids holding them."""
 
 INTEGERS = -128, 127, torch.int8

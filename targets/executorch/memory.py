@@ -32,9 +32,22 @@ def peak_bytes(form: TorchForm) -> int:
     """Peak of the anonymous memory that a run of a method takes, in bytes: weights, inputs and outputs included."""
     (graph,) = form.graphs
     weights = {place.offset: place.nbytes for place in form.placements.values()}
-    held = sum(weights.values()) + sum(map(_nbytes, (*graph.inputs, *graph.outputs)))
-    own = _arena(form.program) + _pointers(form.program)
-    return held + own + max((_arena(layer.program) for layer in form.layers), default=0)
+    held = sum(weights.values()) + sum(map(_nbytes, (*graph.inputs, *graph.outputs))) + _pointers(form.program)
+    calls = [index for index, node in enumerate(form.program.graph.nodes) if "pyrexport.layer" in str(node.target)]
+    if not calls:
+        return held + _arena(_local(form.program))
+    before, between, after = _around(_local(form.program), calls[0], calls[-1])
+    layers = max(_arena(_local(layer.program)) for layer in form.layers)
+    return held + _arena(between) + _grown((_arena(before), layers, _arena(after)))
+
+
+def _grown(sizes: Iterable[int]) -> int:
+    """Peak of a workspace that delegates share: where it grows, the old one is freed when the new one is there."""
+    held = peak = 0
+    for size in sizes:
+        if size > held:
+            held, peak = size, max(peak, held + size)
+    return peak
 
 
 def _nbytes(spec: TensorSpec) -> int:
@@ -64,10 +77,21 @@ class _Value:
         return self.first <= other.last and other.first <= self.last
 
 
-def _arena(program: ExportedProgram) -> int:
-    """Bytes of a program's intermediate values, its outputs excluded."""
+def _local(program: ExportedProgram) -> list[_Value]:
+    """A program's intermediate values; its outputs are its caller's."""
     outputs = set(program.graph.output_node().args[0])
-    values = [value for node, value in _values(program).items() if node not in outputs]
+    return [value for node, value in _values(program).items() if node not in outputs]
+
+
+def _around(values: Sequence[_Value], first: int, last: int) -> tuple[list[_Value], list[_Value], list[_Value]]:
+    """Values that live before the layers, that are handed from delegate to delegate, and that live after the layers."""
+    before = [value for value in values if value.last < first]
+    after = [value for value in values if value.first > last]
+    return before, [value for value in values if value.last >= first and value.first <= last], after
+
+
+def _arena(values: Sequence[_Value]) -> int:
+    """Bytes of values, each of which has its place while it lives."""
     placed: list[_Value] = []
     for value in sorted(values, key=lambda each: -each.size):
         value.at = _gap(value.size, sorted((each for each in placed if each.meets(value)), key=lambda each: each.at))

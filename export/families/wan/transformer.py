@@ -73,11 +73,15 @@ class StageGraph(nn.Module):
         # Six axes at most: (T·pt) is split only where pt is not 1, after moving the channels inside.
         patches = latent.reshape(c, t, pt, h, ph, w * pw).permute(1, 3, 0, 2, 4, 5)
         patches = patches.reshape(t * h, c * pt * ph, w, pw).permute(0, 2, 1, 3).reshape(1, t * h * w, c * pt * ph * pw)
-        tokens = self.patch_embedding(patches)
         if self.first_frame_embedding is None:
-            return tokens
-        first = h * w
-        return torch.cat((tokens[:, :first] + self.first_frame_embedding, tokens[:, first:]), dim=1)
+            return self.patch_embedding(patches)
+        if isinstance(t, int) and t == 1:
+            return self.patch_embedding(patches) + self.first_frame_embedding
+        # Cut while the channels are few: tokens, cut and joined again, would be held twice.
+        first, others = patches[:, : h * w], patches[:, h * w :]
+        return torch.cat(
+            (self.patch_embedding(first) + self.first_frame_embedding, self.patch_embedding(others)), dim=1
+        )
 
     def _unpatchify(self, x: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
         (t, h, w), (pt, ph, pw), c = grid, self.stage.patch_size, self.config.out_channels
