@@ -95,13 +95,17 @@ class BuildTarget(Target):
         """Whether its own options ask for a file for each stage, where they would share one."""
         return False
 
+    def files(self, program: str, graphs: Sequence[GraphSpec], options: Mapping[str, Any]) -> tuple[str, ...]:
+        """Names of the files that a program of some graphs is written to; sessions are given the first one."""
+        return (f"{program}{self.suffix}",)
+
     @abstractmethod
     def write_program(
         self, name: str, forms: Sequence[Any], folder: Path, options: Mapping[str, Any]
     ) -> Iterator[Lowering]:
-        """Write NAME with its suffix into a bundle's folder, from the forms of its graphs; may import torch.
+        """Write the files of a program, NAME, into a bundle's folder, from the forms of its graphs; may import torch.
 
-        Yields what it found for each graph, in order. The file is there when the last one has come.
+        Yields what it found for each graph, in order. The files are there when the last one has come.
         """
 
     def try_graph(self, file: Path, spec: GraphSpec, facts: Facts) -> int | None:

@@ -74,9 +74,10 @@ class Blueprint:
         """Bytes of all weights, without padding."""
         return sum(places.weight_bytes for places in self.files.values())
 
-    def file_of(self, program: str) -> str:
-        """Name of a program's file."""
-        return f"{program}{self.target.suffix}"
+    def files_of(self, program: str) -> tuple[str, ...]:
+        """Names of a program's files; sessions are given the first one."""
+        specs = [graph.spec for graph in self.programs[program]]
+        return self.target.files(program, specs, self.options.target)
 
 
 def draw(checkpoint: Checkpoint, target: BuildTarget, options: BuildOptions) -> Blueprint:

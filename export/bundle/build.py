@@ -136,7 +136,8 @@ def _write(folder: Path, blueprint: Blueprint, reporter: Reporter, *, run_graphs
     clean(folder, blueprint)
     write_tokenizer(folder, blueprint)
     journal = Journal(folder, blueprint)
-    kept = {name for name in blueprint.programs if journal.keeps_program(name, folder / blueprint.file_of(name))}
+    files = {program: [folder / name for name in blueprint.files_of(program)] for program in blueprint.programs}
+    kept = {program for program, written in files.items() if journal.keeps_program(program, written)}
     lowers = len(kept) < len(blueprint.programs)
     make_room(folder, blueprint, lowers=lowers)
     write_weights(folder, blueprint, journal, reporter, lowers=lowers)

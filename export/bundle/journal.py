@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +14,7 @@ from ...runtime.model.safetensors import TensorEntry, read_header
 from .blueprint import Blueprint
 from .output import STATE_FILE
 
-__all__ = ["Identities", "Journal", "fingerprint"]
+__all__ = ["Identities", "Journal", "fingerprint", "program_digest"]
 
 PACKAGES = ("pyrexport", "torch", "onnxscript")
 """Packages whose versions decide what a graph becomes."""
@@ -26,6 +26,11 @@ FIELDS = {"weights": {"inputs", "sha256"}, "program": {"inputs", "sha256", "grap
 def fingerprint(lines: Iterable[str]) -> str:
     """SHA-256 of some lines."""
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def program_digest(files: Sequence[Path]) -> str:
+    """What tells the files of a program from others."""
+    return fingerprint(file_digest(file) for file in files)
 
 
 class Identities:
@@ -132,7 +137,8 @@ class Journal:
         self.entries[key] = entry
         self._save()
 
-    def keeps_program(self, name: str, file: Path) -> bool:
+    def keeps_program(self, name: str, files: Sequence[Path]) -> bool:
         """Whether a program of an interrupted build is there whole, and of the same inputs."""
         entry = self.get(f"program {name}")
-        return entry.get("inputs") == self.inputs and file.is_file() and file_digest(file) == entry["sha256"]
+        there = entry.get("inputs") == self.inputs and all(file.is_file() for file in files)
+        return there and program_digest(files) == entry["sha256"]

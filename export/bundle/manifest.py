@@ -79,7 +79,7 @@ def _text(blueprint: Blueprint) -> TextEntry | None:
 
 
 def _files(folder: Path, blueprint: Blueprint, reporter: Reporter) -> dict[str, FileEntry]:
-    names = [blueprint.file_of(program) for program in blueprint.programs]
+    names = [name for program in blueprint.programs for name in blueprint.files_of(program)]
     names += [WEIGHTS_FILE] if WEIGHTS_FILE in blueprint.files else []
     names += [TOKENIZER_FILE] if blueprint.checkpoint.text_encoder else []
     files = {}

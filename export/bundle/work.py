@@ -17,7 +17,7 @@ from ..lowering.graphs import GraphModule
 from ..weights.places import Places
 from ..weights.stream import write_component
 from .blueprint import LOWERING_FILE, Blueprint
-from .journal import Journal
+from .journal import Journal, program_digest
 from .output import STATE_FILE
 
 __all__ = ["clean", "make_room", "try_graphs", "write_programs", "write_tokenizer", "write_weights"]
@@ -25,7 +25,7 @@ __all__ = ["clean", "make_room", "try_graphs", "write_programs", "write_tokenize
 
 def clean(folder: Path, blueprint: Blueprint) -> None:
     """Remove what an interrupted build of other options left."""
-    files = {blueprint.file_of(program) for program in blueprint.programs}
+    files = {name for program in blueprint.programs for name in blueprint.files_of(program)}
     wanted = {MANIFEST_FILE, STATE_FILE, *blueprint.files, *files}
     wanted |= {TOKENIZER_FILE} if blueprint.checkpoint.text_encoder else set()
     for stale in folder.iterdir():
@@ -103,7 +103,7 @@ def write_programs(
         else:
             reporter.begin(f"graph {program}", len(graphs))
             known = _write_program(folder, blueprint, program, graphs, reporter)
-            sha256 = file_digest(folder / blueprint.file_of(program))
+            sha256 = program_digest([folder / name for name in blueprint.files_of(program)])
             journal.finish(key, {"inputs": journal.inputs, "graphs": known, "sha256": sha256})
         found |= journal.get(key)["graphs"]
     return found
@@ -121,7 +121,8 @@ def _write_program(
             reporter.said(lowering.line)
         known[graph.spec.name] = {"memory": lowering.memory, "facts": dict(lowering.facts)}
         reporter.advance(1)
-    sync_file(folder / blueprint.file_of(program))
+    for written in blueprint.files_of(program):
+        sync_file(folder / written)
     return known
 
 
@@ -131,7 +132,7 @@ def try_graphs(
     """Let the target run each graph that it has not yet run; returns the manifest's entries."""
     entries = {}
     for program, graphs in blueprint.programs.items():
-        key, file = f"program {program}", blueprint.file_of(program)
+        key, file = f"program {program}", blueprint.files_of(program)[0]
         written = journal.get(key)
         for graph in graphs:
             known = written["graphs"][graph.spec.name]

@@ -226,7 +226,10 @@ def _check_resolution(pyramid: Pyramid, size: Resolution) -> None:
             f"nearest: {_nearest(size.frames - offset, period) + offset}"
         )
     if kind.halves and pyramid.depth > 1 and size.frames == 1:
-        raise UsageError(f"impossible resolution {size}: a pyramid of {pyramid.depth} stages has more than one frame")
+        raise UsageError(
+            f"impossible resolution {size}: a pyramid of {pyramid.depth} stages has more than one frame, found 1; "
+            f"nearest: {1 + geometry.temporal}"
+        )
 
 
 def _nearest(value: int, multiple: int, least: int = 1) -> int:

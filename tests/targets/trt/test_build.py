@@ -70,7 +70,7 @@ def test_the_same_input_gives_the_same_bytes(tiny, tmp_path):
             graphs = [spec.name for form in forms for spec in form.graphs]
             lowered = target.write_program(name, forms, tmp_path, options.target)
             assert [lowering.line.partition(":")[0] for lowering in lowered] == graphs
-            found.append((tmp_path / blueprint.file_of(name)).read_bytes())
+            found.append((tmp_path / blueprint.files_of(name)[0]).read_bytes())
         assert found[0] == found[1]
 
 

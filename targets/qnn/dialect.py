@@ -1,0 +1,77 @@
+"""Building blocks that the tensor processor takes as one piece."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ..dialect import Dialect, by_heads
+
+__all__ = ["HEXAGON"]
+
+SCORES_BYTES = 4 * 1024 * 1024
+"""Most that the scores of a block of queries take, in 16 bits: about half of the tightly coupled memory."""
+
+MOST_BLOCKS = 32
+"""Most blocks that the queries of a head are cut into, however large these become: each is compiled by itself."""
+
+Tensor = torch.Tensor
+
+
+class Hexagon(Dialect):
+    """Operators of the ONNX standard on at most five axes, and no contrib operators, which would stay on the CPU."""
+
+    # A product of 30,576 tokens and 8,960 channels is refused; one of 5,760 compiles.
+    feed_forward_bytes = 256 * 1024 * 1024
+    most_pieces = 16
+
+    def rotation(self, heads: int, size: int) -> Callable[..., Tensor]:
+        """The rotation as products with matrices of 0, 1 and -1."""
+        # The standard's RotaryEmbedding fails at 1,536 channels, and slices of pairs take fifteen times as long.
+        return _Rotation(heads, size)
+
+    def attention(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+        """Attention in blocks of queries, a head at a time where the scores of all would not stay near the units."""
+        q, k, v = (by_heads(x, heads) for x in (query, key, value))
+        q, k = q * q.shape[2] ** -0.5, k.transpose(1, 2)
+        tokens, row = q.shape[1], 2 * k.shape[2]
+        if heads * tokens * row <= SCORES_BYTES:
+            out = _attend(q, k, v)
+        else:
+            out = torch.cat([_in_blocks(q[h : h + 1], k[h : h + 1], v[h : h + 1], row) for h in range(heads)], dim=0)
+        return out.transpose(0, 1).reshape(query.shape)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.bmm(torch.softmax(torch.bmm(q, k), dim=-1), v)
+
+
+def _in_blocks(q: Tensor, k: Tensor, v: Tensor, row: int) -> Tensor:
+    """One head [1, N, size], in blocks of queries that are alike where a divisor of N is near."""
+    tokens = q.shape[1]
+    least = min(-(-tokens * row // SCORES_BYTES), MOST_BLOCKS)
+    count = next((count for count in range(least, 2 * least) if tokens % count == 0), least)
+    step = -(-tokens // count)
+    return torch.cat([_attend(q[:, start : start + step], k, v) for start in range(0, tokens, step)], dim=1)
+
+
+class _Rotation(nn.Module):
+    """`x · cos + turn(x) · sin`."""
+
+    def __init__(self, heads: int, size: int) -> None:
+        super().__init__()
+        self.shape = heads, size
+        turn, repeat = torch.zeros(size, size), torch.zeros(size // 2, size)
+        even = torch.arange(0, size, 2)
+        turn[even + 1, even], turn[even, even + 1] = -1.0, 1.0
+        repeat[even // 2, even] = repeat[even // 2, even + 1] = 1.0
+        self.register_buffer("turn", turn, persistent=False)
+        self.register_buffer("repeat", repeat, persistent=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        by_head = x.reshape(-1, *self.shape)
+        cos, sin = ((table @ self.repeat).unsqueeze(1) for table in (cos, sin))
+        return (by_head * cos + (by_head @ self.turn) * sin).reshape(x.shape)
+
+
+HEXAGON = Hexagon()

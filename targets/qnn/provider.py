@@ -1,0 +1,83 @@
+"""The execution provider: registered once in a process, its devices, and how a session asks for one chip."""
+
+import platform
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import onnxruntime as ort
+
+from ...runtime.errors import UsageError
+from .chips import Chip
+
+__all__ = ["DISTRIBUTION", "check_installed", "is_emulated", "line_of", "settings_for"]
+
+DISTRIBUTION = "onnxruntime-qnn"
+PROVIDER = "QNNExecutionProvider"
+
+
+def check_installed() -> str:
+    """Version of the provider's wheel.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        return version(DISTRIBUTION)
+    except PackageNotFoundError:
+        raise UsageError(f"target 'qnn' needs {DISTRIBUTION}: pip install 'pyrexport[qnn]'") from None
+
+
+def is_emulated() -> bool:
+    """Whether the processor is emulated on the CPU, as it is on anything but Arm."""
+    return platform.machine().lower() not in ("aarch64", "arm64")
+
+
+@cache
+def _provider() -> tuple[list[Any], str]:
+    """Devices of the provider, and the library of the processor's backend."""
+    found = check_installed()
+    try:
+        import onnxruntime_qnn
+
+        ort.register_execution_provider_library(PROVIDER, onnxruntime_qnn.get_library_path())
+        devices = [device for device in ort.get_ep_devices() if device.ep_name == PROVIDER]
+    except Exception as error:  # ONNX Runtime's exceptions share no base of their own
+        raise UsageError(f"{DISTRIBUTION} {found} does not load: {line_of(error)}") from error
+    if not devices:
+        raise UsageError(f"{DISTRIBUTION} {found} finds no processor here, and no emulation of one")
+    return devices, onnxruntime_qnn.get_qnn_htp_path()
+
+
+def settings_for(chip: Chip, finalisation: str, shared: bool, threads: int = 0) -> ort.SessionOptions:
+    """Settings of a session whose graph runs on a chip as a whole, in 16-bit floating-point numbers.
+
+    Args:
+        chip: the chip.
+        finalisation: the provider's mode of graph finalisation, "0" to "3".
+        shared: weights are shared with other sessions of the process.
+        threads: threads of ONNX Runtime itself; 0: its own choice.
+    """
+    devices, backend = _provider()
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4  # what it says of an error is in the exception
+    if threads:
+        settings.intra_op_num_threads = threads
+    settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    options = {
+        "backend_path": backend,
+        "soc_model": str(chip.soc_model),
+        "htp_arch": str(chip.htp_arch),
+        "enable_htp_fp16_precision": "1",
+        "htp_graph_finalization_optimization_mode": finalisation,
+    }
+    if shared:
+        options["enable_htp_weight_sharing"] = "1"
+        settings.add_session_config_entry("ep.share_ep_contexts", "1")
+    settings.add_provider_for_devices(devices, options)
+    return settings
+
+
+def line_of(error: Exception) -> str:
+    """What an exception of ONNX Runtime says, in one line."""
+    return " ".join(str(error).split())[:300]
