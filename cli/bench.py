@@ -65,6 +65,7 @@ def command(
             )
         machine = {"platform": platform.platform(), "cores": os.cpu_count(), "threads": engine.threads}
         document["machine"] = {**machine, **engine.own}
+        document["remark"] = find_target(manifest.target).remark()
         if child is not None:
             document["reference"] = child.summary()
             document["ratio"] = document["chain"]["median"] / document["reference"]["chain"]["median"]
@@ -144,6 +145,8 @@ def _show(document: dict[str, Any]) -> None:
     click.echo(
         f"{machine['platform']}, {machine['cores']} cores, {machine['threads']} threads, {time.strftime('%Y-%m-%d')}"
     )
+    if document["remark"]:
+        click.echo(document["remark"])
     rows = [
         [
             name,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["CACHE_SCHEMES", "COMPONENTS", "FLOAT_SCHEMES", "METHODS", "SCHEMES", "Recipe", "Scheme"]
+__all__ = ["ARITHMETIC", "CACHE_SCHEMES", "COMPONENTS", "FLOAT_SCHEMES", "METHODS", "SCHEMES", "Recipe", "Scheme"]
 
 COMPONENTS = ("transformer", "text_encoder", "vae")
 """What a bundle stores weights of."""
@@ -191,6 +191,13 @@ SCHEMES = {
 
 FLOAT_SCHEMES = tuple(name for name, scheme in SCHEMES.items() if scheme.is_float)
 """What every component can be stored in."""
+
+ARITHMETIC: Mapping[str, Mapping[str, float]] = {
+    **{name: {} for name in FLOAT_SCHEMES},
+    "all-fp16": {"stages": 5e-3, "chain": 5e-2, "teacher_forced": 1e-2, "vae": 5e-3, "video": 35.0},
+}
+"""Number types that graphs compute in, and tolerances where they cost more than what is stored: `all-fp16` also keeps
+norms, softmax and the residual stream in 11 bits."""
 
 METHODS = tuple(name for name, scheme in SCHEMES.items() if not scheme.is_float)
 """How the matrices of blocks can be quantised."""

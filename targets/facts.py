@@ -44,6 +44,8 @@ class BuildTarget(Target):
     """Its files hold the weights themselves, in place of pointing into the bundle's weights file."""
     computes_as_stored: bool = False
     """Arithmetic runs in the type that the weights are stored in, in place of float32."""
+    computes: str = ""
+    """Arithmetic that is its own: a name of `tolerances.ARITHMETIC`; empty: float32, or that of the stored type."""
     packs_caches: bool = False
     """The decoder's caches are one flat tensor, and its frames and new caches another."""
     evaluator: str = ""
@@ -78,6 +80,10 @@ class BuildTarget(Target):
             UsageError: one is not known, or has an impossible value.
         """
         return check_own(self.name, self.build_options, resolved)
+
+    def holds(self, component: str) -> bool:
+        """Whether its files hold a component's weights."""
+        return self.holds_weights
 
     def takes(self, component: str) -> tuple[str, ...]:
         """Schemes that it can store a component in."""

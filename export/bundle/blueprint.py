@@ -59,10 +59,10 @@ class Blueprint:
         recipe = self.options.calibration
         return self.checkpoint.components | ({} if recipe is None else {CALIBRATION: recipe.tensors})
 
-    @property
-    def weights_file(self) -> str:
-        """The file that graphs find their weights in."""
-        return LOWERING_FILE if self.target.holds_weights else WEIGHTS_FILE
+    def weights_of(self, program: str) -> str:
+        """The file that the graphs of a program find their weights in."""
+        component = self.programs[program][0].spec.key.component
+        return LOWERING_FILE if self.target.holds(component) else WEIGHTS_FILE
 
     @property
     def nbytes(self) -> int:
@@ -87,13 +87,12 @@ def draw(checkpoint: Checkpoint, target: BuildTarget, options: BuildOptions) -> 
     decoders = options.decoders(checkpoint, packed=target.packs_caches)
     specs = graph_specs(checkpoint.model, decoders, lengths)
     graphs = list(_graph_modules(checkpoint, target, options, dialect, decoders, specs))
-    sources = [source for graph in graphs for source in sources_of(graph.module).values()]
     table = _table(checkpoint, options)
-    tables = [] if table is None else [table]
-    if target.holds_weights:
-        files = {LOWERING_FILE: place_weights(sources)} | ({WEIGHTS_FILE: place_weights(tables)} if tables else {})
-    else:
-        files = {WEIGHTS_FILE: place_weights([*sources, *tables])}
+    own, mapped = list[Source](), list[Source]()
+    for graph in graphs:
+        (own if target.holds(graph.spec.key.component) else mapped).extend(sources_of(graph.module).values())
+    lying = {LOWERING_FILE: own, WEIGHTS_FILE: [*mapped, *([] if table is None else [table])]}
+    files = {name: place_weights(sources) for name, sources in lying.items() if sources}
     programs = _programs(graphs, target)
     return Blueprint(checkpoint, target, options, dialect, lengths, decoders, specs, programs, table, files)
 

@@ -19,7 +19,7 @@ from ..families import modules_of
 from ..lowering.forms import make_forms
 from ..weights.lora import merge_loras, parse_lora
 from ..weights.names import to_diffusers
-from .blueprint import Blueprint, draw
+from .blueprint import LOWERING_FILE, Blueprint, draw
 from .journal import Journal
 from .manifest import make_manifest
 from .options import BuildOptions, BuildRequest, Choices, resolve_options
@@ -145,8 +145,7 @@ def _write(folder: Path, blueprint: Blueprint, reporter: Reporter, *, run_graphs
     graphs = try_graphs(folder, blueprint, journal, reporter, run=run_graphs)
     for component in blueprint.checkpoint.components:
         journal.identities.require_unchanged(component)
-    if blueprint.target.holds_weights:
-        (folder / blueprint.weights_file).unlink(missing_ok=True)
+    (folder / LOWERING_FILE).unlink(missing_ok=True)
     document = make_manifest(folder, blueprint, graphs, reporter).to_json()
     write_whole(folder / MANIFEST_FILE, json.dumps(document, indent=1, ensure_ascii=False).encode())
 
@@ -172,13 +171,15 @@ def plan_memory(
         )
     modules_of(checkpoint.model.family).check_components(checkpoint)
     reporter, blueprint = reporter or Reporter(), draw(checkpoint, target, options)
-    places, found = blueprint.files[blueprint.weights_file], dict[str, int]()
+    found = dict[str, int]()
     with TemporaryDirectory(prefix="pyrexport-") as folder:
-        weights = Path(folder) / blueprint.weights_file
-        with weights.open("wb") as file:
-            file.truncate(places.nbytes)  # nothing is read of it, or written to the disk
+        for name, places in blueprint.files.items():
+            with (Path(folder) / name).open("wb") as file:
+                file.truncate(places.nbytes)  # nothing is read of it, or written to the disk
         for program, graphs in blueprint.programs.items():
             reporter.begin(f"graph {program}", 1)
+            name = blueprint.weights_of(program)
+            places, weights = blueprint.files[name], Path(folder) / name
             forms = make_forms(target.form, program, graphs, blueprint.dialect, places, weights)
             for graph, form in zip(graphs, forms, strict=True):
                 found[graph.spec.name] = plan(form)

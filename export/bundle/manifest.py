@@ -42,7 +42,7 @@ def make_manifest(
         precision=options.precision,
         quantised={component: scheme.name for component, scheme in options.quantised.items()},
         ranges={} if options.calibration is None else options.calibration.intervals,
-        compute=options.precision["transformer"] if target.computes_as_stored else "fp32",
+        compute=target.computes or (options.precision["transformer"] if target.computes_as_stored else "fp32"),
         timestep_frequencies=timestep_frequencies(checkpoint.model.transformer.freq_dim),
         latents_mean=tuple(mean),
         latents_std=tuple(std),

@@ -93,7 +93,8 @@ def resolve_options(checkpoint: Checkpoint, target: BuildTarget, request: BuildR
         UsageError: a precision, a method or a tile is not known or does not fit, the target cannot take it, or an
             option is for a component that is not there.
     """
-    precision = dict.fromkeys(COMPONENTS, "fp32") | _chosen(checkpoint, request.precision, "precision", FLOAT_SCHEMES)
+    precision = {each: _first(target.takes(each)) for each in COMPONENTS}
+    precision |= _chosen(checkpoint, request.precision, "precision", FLOAT_SCHEMES)
     methods = _chosen(checkpoint, request.quantize, "quantisation", METHODS)
     if request.vae_caches not in CACHE_SCHEMES:
         raise UsageError(
@@ -118,6 +119,11 @@ def resolve_options(checkpoint: Checkpoint, target: BuildTarget, request: BuildR
         target=own,
         calibration=open_recipe(checkpoint, methods, request.recipe),
     )
+
+
+def _first(takes: Sequence[str]) -> str:
+    """What is stored where nobody asks for anything else."""
+    return "fp32" if "fp32" in takes else takes[0]
 
 
 def _chosen(checkpoint: Checkpoint, choices: Choices, what: str, known: Sequence[str]) -> dict[str, str]:

@@ -112,7 +112,7 @@ def write_programs(
 def _write_program(
     folder: Path, blueprint: Blueprint, program: str, graphs: Sequence[GraphModule], reporter: Reporter
 ) -> dict[str, dict[str, Any]]:
-    target, name = blueprint.target, blueprint.weights_file
+    target, name = blueprint.target, blueprint.weights_of(program)
     forms = make_forms(target.form, program, graphs, blueprint.dialect, blueprint.files[name], folder / name)
     known = {}
     lowered = target.write_program(program, forms, folder, blueprint.options.target)

@@ -80,16 +80,19 @@ def graph_pipeline(
     write_weights(folder, blueprint, Journal(folder, blueprint), reporter, lowers=True)
     for program in blueprint.programs:
         reporter.begin(f"graph {program}", 1)
-        _write_network(bundle, target, blueprint, program, folder)
+        _write_networks(bundle, target, blueprint, program, folder)
         reporter.advance(1)
     return Pipeline(bundle, _Networks(folder, evaluator), options=options, resident=True)
 
 
-def _write_network(bundle: Bundle, target: BuildTarget, blueprint: Blueprint, program: str, folder: Path) -> None:
-    """Make a program's network again, check that it is the bundle's, and write it for each of its graphs."""
-    name, graphs = blueprint.weights_file, blueprint.programs[program]
-    places = blueprint.files[name]
-    (form,) = make_forms(target.form, program, graphs, blueprint.dialect, places, folder / name)
+def _write_networks(bundle: Bundle, target: BuildTarget, blueprint: Blueprint, program: str, folder: Path) -> None:
+    """Make a program's networks again, check that they are the bundle's, and write them for each of its graphs."""
+    name, graphs = blueprint.weights_of(program), blueprint.programs[program]
+    for form in make_forms(target.form, program, graphs, blueprint.dialect, blueprint.files[name], folder / name):
+        _write_network(bundle, target, form, folder)
+
+
+def _write_network(bundle: Bundle, target: BuildTarget, form: OnnxForm, folder: Path) -> None:
     found = network_digest(form)
     for spec in form.graphs:
         expected = target.network_digest(bundle.manifest.entries[spec.name].facts)

@@ -162,6 +162,10 @@ class Target(ABC):
         """
         return
 
+    def remark(self) -> str:
+        """What people should know of measurements that are taken here; empty: nothing."""
+        return ""
+
     def table(self, facts: Mapping[str, Facts]) -> Table | None:
         """What people are shown of the facts of all graphs, by name."""
         return None

@@ -10,7 +10,7 @@ from ..dtypes import DTYPES, WEIGHT_DTYPES
 from ..errors import UsageError
 from ..model.description import Model
 from ..model.families import TransformerConfig
-from ..quantisation import COMPONENTS, FLOAT_SCHEMES, METHODS, SCHEMES
+from ..quantisation import ARITHMETIC, COMPONENTS, FLOAT_SCHEMES, METHODS, SCHEMES
 from .engines import Facts
 from .graphs import GraphSpec, TensorSpec
 
@@ -216,7 +216,7 @@ def read_schemes(fields: Fields) -> tuple[dict[str, str], dict[str, str], str]:
     return (
         {name: precision.text(name, choices=FLOAT_SCHEMES) for name in COMPONENTS},
         {name: integers.text(name, choices=METHODS) for name in given},
-        precision.text("compute", choices=FLOAT_SCHEMES),
+        precision.text("compute", choices=ARITHMETIC),
     )
 
 

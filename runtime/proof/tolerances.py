@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from ..bundle.manifest import Manifest
-from ..quantisation import COMPONENTS
+from ..quantisation import ARITHMETIC, COMPONENTS
 
 __all__ = ["tolerances_of"]
 
@@ -28,6 +28,7 @@ def tolerances_of(manifest: Manifest) -> dict[str, float]:
         {name: text[name] for name in TEXT_LEVELS if name in text},
         {name: decoder[name] for name in DECODER_LEVELS if name in decoder},
     ]
+    asked.append(ARITHMETIC[manifest.compute])
     if manifest.decoder is not None and manifest.decoder.tiles.count > 1:
         asked.append(TILED)
     if manifest.decoder is not None and manifest.decoder.caches == "float16":

@@ -70,8 +70,8 @@ class _Rotation(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         by_head = x.reshape(-1, *self.shape)
-        cos, sin = ((table @ self.repeat).unsqueeze(1) for table in (cos, sin))
-        return (by_head * cos + (by_head @ self.turn) * sin).reshape(x.shape)
+        cos, sin = (torch.matmul(table, self.repeat).unsqueeze(1) for table in (cos, sin))  # type: ignore[arg-type]
+        return (by_head * cos + torch.matmul(by_head, self.turn) * sin).reshape(x.shape)  # type: ignore[arg-type]
 
 
 HEXAGON = Hexagon()

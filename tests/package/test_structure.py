@@ -11,7 +11,7 @@ from conftest import ROOT
 
 FLOORS = ("runtime", "targets", "export", "calibration", "cli")
 ENGINES = r"onnx ?runtime|executorch|tensorrt|\btrt\b|\bort\b|xnnpack|\bcuda|\bqnn\b|openvino"
-TARGETS = ("ort", "executorch", "trt")
+TARGETS = ("ort", "executorch", "trt", "qnn")
 KINDS = ("pyramidal", "ppf", "plain")
 
 LONGEST_FUNCTION, LONGEST_CLASS, LONGEST_MODULE = 45, 150, 300

@@ -70,8 +70,9 @@ class StageGraph(nn.Module):
 
     def _embed(self, latent: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
         (t, h, w), (pt, ph, pw), c = grid, self.stage.patch_size, self.config.in_channels
-        # Six axes at most: (T·pt) is split only where pt is not 1, after moving the channels inside.
-        patches = latent.reshape(c, t, pt, h, ph, w * pw).permute(1, 3, 0, 2, 4, 5)
+        # Five axes at most, in two moves.
+        patches = latent.reshape(c, t, pt, h * ph * w * pw).permute(1, 0, 2, 3)
+        patches = patches.reshape(t, c * pt, h, ph, w * pw).permute(0, 2, 1, 3, 4)
         patches = patches.reshape(t * h, c * pt * ph, w, pw).permute(0, 2, 1, 3).reshape(1, t * h * w, c * pt * ph * pw)
         if self.first_frame_embedding is None:
             return self.patch_embedding(patches)
@@ -86,8 +87,9 @@ class StageGraph(nn.Module):
     def _unpatchify(self, x: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
         (t, h, w), (pt, ph, pw), c = grid, self.stage.patch_size, self.config.out_channels
         x = x.reshape(t * h, w, pt * ph, pw * c).permute(0, 2, 1, 3)  # [t·h, pt·ph, w, pw·c]
-        x = x.reshape(t, h, pt, ph, w * pw, c).permute(5, 0, 2, 1, 3, 4)
-        x = x.reshape(1, c, t * pt, h * ph, w * pw)
+        if pt > 1:
+            x = x.reshape(t, h, pt, ph * w * pw * c).permute(0, 2, 1, 3)
+        x = x.reshape(t * pt * h * ph * w * pw, c).transpose(0, 1).reshape(1, c, t * pt, h * ph, w * pw)
         return x if self.restore is None else self.restore(x)
 
 

@@ -4,7 +4,7 @@ import re
 import resource
 
 import pytest
-from pyrexport.export.bundle.blueprint import draw
+from pyrexport.export.bundle.blueprint import LOWERING_FILE, draw
 from pyrexport.export.bundle.build import build_bundle
 from pyrexport.export.bundle.journal import Journal
 from pyrexport.export.bundle.work import make_room, write_weights
@@ -62,7 +62,7 @@ def test_the_same_input_gives_the_same_bytes(tiny, tmp_path):
     blueprint = draw(checkpoint, target, options)
     make_room(tmp_path, blueprint, lowers=True)
     write_weights(tmp_path, blueprint, Journal(tmp_path, blueprint), Reporter(), lowers=True)
-    places, weights = blueprint.files[blueprint.weights_file], tmp_path / blueprint.weights_file
+    places, weights = blueprint.files[LOWERING_FILE], tmp_path / LOWERING_FILE
     for name in ("stages", "vae_first"):
         forms = make_forms(target.form, name, blueprint.programs[name], blueprint.dialect, places, weights)
         found = []

@@ -1,0 +1,43 @@
+"""Names of the files of a bundle."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...runtime.bundle.graphs import GraphSpec
+
+__all__ = ["context_file", "is_on_cpu", "network_file", "program_files", "weights_name"]
+
+
+def is_on_cpu(spec: GraphSpec) -> bool:
+    """Whether a graph runs on the CPU."""
+    return spec.key.component == "text_encoder"
+
+
+def network_file(graph: str) -> str:
+    """A graph for the CPU, or one that is still to be compiled."""
+    return f"{graph}.onnx"
+
+
+def context_file(graph: str, chip: str) -> str:
+    """The small graph of one node that refers to a compiled context."""
+    return f"{graph}.{chip}.onnx"
+
+
+def weights_name(program: str, graph: str, chip: str, shared: bool) -> str:
+    """What a context lies in: with those of the program's other graphs where weights are shared, else alone."""
+    return f"{program if shared else graph}.{chip}.bin"
+
+
+def program_files(program: str, graphs: Sequence[GraphSpec], options: Mapping[str, Any]) -> tuple[str, ...]:
+    """All files of a program."""
+    if is_on_cpu(graphs[0]):
+        return tuple(network_file(spec.name) for spec in graphs)
+    shared = is_shared(graphs, options)
+    names = [weights_name(program, spec.name, chip, shared) for chip in options["soc"] for spec in graphs]
+    names += [context_file(spec.name, chip) for chip in options["soc"] for spec in graphs]
+    return tuple(dict.fromkeys(names))
+
+
+def is_shared(graphs: Sequence[GraphSpec], options: Mapping[str, Any]) -> bool:
+    """Whether several graphs share their weights."""
+    return bool(options["share_weights"]) and len(graphs) > 1

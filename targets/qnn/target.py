@@ -1,0 +1,147 @@
+"""What is particular to Qualcomm's Hexagon tensor processor (HTP), through ONNX Runtime's provider for it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...runtime.bundle.engines import Engine, EngineOptions, Facts, Option, Table, at_least
+from ...runtime.bundle.entries import is_digest
+from ...runtime.bundle.graphs import GraphSpec
+from ...runtime.documents import Fields
+from ...runtime.errors import UsageError
+from ..facts import BuildTarget
+from ..forms import Lowering, OnnxForm
+from .chips import CHIPS, find_chips
+
+if TYPE_CHECKING:
+    from ..dialect import Dialect
+
+__all__ = ["Qnn"]
+
+DISTRIBUTION = "onnxruntime-qnn"
+
+ON_CPU = "text_encoder"
+"""UMT5 leaves the range of 16-bit numbers, which is all that the processor has."""
+
+OPTIONS = (
+    Option(
+        "soc",
+        "--soc",
+        f"Snapdragon: a chip to compile for, such as sm8750; may be given more than once. One of {', '.join(CHIPS)}.",
+        metavar="NAME",
+        many=True,
+    ),
+    Option(
+        "share_weights",
+        "--share-weights",
+        "Snapdragon: weights once for all stages. Such contexts are opened by a chip alone, not by the emulation.",
+        switch=True,
+    ),
+    Option(
+        "finalisation",
+        "--finalisation",
+        "Snapdragon: how long the compiler thinks, 0 (the provider's default) to 3. Default: 1, thirteen times faster.",
+        choices=("0", "1", "2", "3"),
+    ),
+)
+
+
+class Qnn(BuildTarget):
+    """For each chip a compiled context of each graph, computed in 16-bit floating-point numbers."""
+
+    name = "qnn"
+    suffix = ".bin"
+    schemes = ("fp16",)
+    joins_graphs = True
+    holds_weights = True
+    computes = "all-fp16"
+    evaluator = "qnn"
+    build_options = OPTIONS
+    engine_options = (Option("chip", "--chip", "Of a bundle for several chips, the one to run.", metavar="NAME"),)
+
+    def engine(self) -> tuple[str, str]:
+        """The provider that is installed, and its version."""
+        from .provider import check_installed
+
+        return DISTRIBUTION, check_installed()
+
+    def check_version(self, name: str, version: str) -> None:
+        """Refuse what a newer provider compiled."""
+        at_least(DISTRIBUTION, (name, version))
+
+    def holds(self, component: str) -> bool:
+        """The text encoder is a graph for the CPU, beside the bundle's weights."""
+        return component != ON_CPU
+
+    def takes(self, component: str) -> tuple[str, ...]:
+        """The text encoder is computed in float32 whatever it is stored in."""
+        return ("fp32", "bf16") if component == ON_CPU else self.schemes
+
+    def resolve_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The chips by their part numbers."""
+        options = super().resolve_options(given)
+        return options | {
+            "soc": [chip.name for chip in find_chips(options["soc"])],
+            "finalisation": options["finalisation"] or "1",
+        }
+
+    def remark(self) -> str:
+        """Whether the processor is emulated."""
+        from .provider import is_emulated
+
+        return "the tensor processor is emulated here: times mean nothing" if is_emulated() else ""
+
+    def dialect(self) -> "Dialect":
+        """Operators of the standard on few axes."""
+        from .dialect import HEXAGON
+
+        return HEXAGON
+
+    def files(self, program: str, graphs: Sequence[GraphSpec], options: Mapping[str, Any]) -> tuple[str, ...]:
+        """For each chip the contexts, and a small graph for each that refers to its own."""
+        from .names import program_files
+
+        return program_files(program, graphs, options)
+
+    def write_program(
+        self, name: str, forms: Sequence[OnnxForm], folder: Path, options: Mapping[str, Any]
+    ) -> Iterator[Lowering]:
+        """Compile the graphs for each chip, or write those for the CPU."""
+        from .build import write_contexts
+
+        return write_contexts(name, forms, folder, options)
+
+    def try_graph(self, file: Path, spec: GraphSpec, facts: Facts) -> int | None:
+        """Load each context and run it in the emulation, where that opens it."""
+        from .build import try_contexts
+
+        return try_contexts(file.parent, spec, facts)
+
+    def open_engine(self, file: Path, spec: GraphSpec, facts: Facts, options: EngineOptions) -> Engine:
+        """A context of a chip, a graph on the CPU, or a network that is compiled now."""
+        from .session import QnnEngine
+
+        return QnnEngine(file, spec, facts, options)
+
+    def network_digest(self, facts: Facts) -> str:
+        """Digest of the network that contexts were compiled from."""
+        return str(facts.get("network"))
+
+    def evaluable(self, form: OnnxForm) -> None:
+        """The emulation compiles networks as they are."""
+
+    def check_facts(self, facts: Fields) -> None:
+        """Check the chips, and whether contexts share their weights."""
+        chips = facts.document.get("chips")
+        if not isinstance(chips, list) or not all(chip in CHIPS for chip in chips):
+            raise UsageError(f"expected chips of {', '.join(CHIPS)}, found {chips!r:.60}")
+        facts.get("shared", "true or false", lambda value: isinstance(value, bool))
+        facts.get("network", "64 hexadecimal digits", is_digest)
+
+    def table(self, facts: Mapping[str, Facts]) -> Table:
+        """Where each graph runs."""
+        rows = tuple(
+            (name, ", ".join(found["chips"]) or "CPU", "with other graphs" if found["shared"] else "alone")
+            for name, found in facts.items()
+        )
+        return Table("where graphs run", ("graph", "chips", "weights"), rows)
