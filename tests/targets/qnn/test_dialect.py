@@ -1,0 +1,40 @@
+"""Building blocks for the tensor processor, against the plain ones."""
+
+import pytest
+import torch
+from pyrexport.targets.dialect import Dialect
+from pyrexport.targets.qnn import dialect
+from pyrexport.targets.qnn.dialect import HEXAGON
+
+
+@pytest.fixture
+def draw() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_the_rotation_is_that_of_pairs(draw):
+    x = torch.randn(1, 7, 3 * 8, generator=draw)
+    cos, sin = (torch.randn(7, 4, generator=draw) for _ in range(2))
+    expected = Dialect().rotation(3, 8)(x, cos, sin)
+    torch.testing.assert_close(HEXAGON.rotation(3, 8)(x, cos, sin), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("room", [10**9, 3 * 40 * 2, 40])
+def test_blocks_of_queries_make_the_same_attention(draw, monkeypatch, room):
+    """All at once, three queries of a head at a time, and more blocks than are allowed."""
+    monkeypatch.setattr(dialect, "SCORES_BYTES", room)
+    monkeypatch.setattr(dialect, "MOST_BLOCKS", 5)
+    q, k, v = (torch.randn(1, n, 2 * 8, generator=draw) for n in (21, 40, 40))
+    expected = Dialect().attention(q, k, v, 2)
+    torch.testing.assert_close(HEXAGON.attention(q, k, v, 2), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_no_block_holds_more_scores_than_there_is_room_for(monkeypatch):
+    monkeypatch.setattr(dialect, "SCORES_BYTES", 2 * 100 * 7)
+    q, k, v = (torch.zeros(1, 100, 2 * 8) for _ in range(3))
+    found: list[int] = []
+    attend = dialect._attend
+    monkeypatch.setattr(dialect, "_attend", lambda q, k, v: found.append(q.shape[0] * q.shape[1]) or attend(q, k, v))
+    HEXAGON.attention(q, k, v, 2)
+    assert max(found) <= 7
+    assert sum(found) == 200
