@@ -81,8 +81,8 @@ class BuildTarget(Target):
         """
         return check_own(self.name, self.build_options, resolved)
 
-    def holds(self, component: str) -> bool:
-        """Whether its files hold a component's weights."""
+    def holds(self, component: str, options: Mapping[str, Any]) -> bool:
+        """Whether its files hold a component's weights, where its own options are these."""
         return self.holds_weights
 
     def takes(self, component: str) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ class Blueprint:
     def weights_of(self, program: str) -> str:
         """The file that the graphs of a program find their weights in."""
         component = self.programs[program][0].spec.key.component
-        return LOWERING_FILE if self.target.holds(component) else WEIGHTS_FILE
+        return LOWERING_FILE if self.target.holds(component, self.options.target) else WEIGHTS_FILE
 
     @property
     def nbytes(self) -> int:
@@ -90,7 +90,9 @@ def draw(checkpoint: Checkpoint, target: BuildTarget, options: BuildOptions) -> 
     table = _table(checkpoint, options)
     own, mapped = list[Source](), list[Source]()
     for graph in graphs:
-        (own if target.holds(graph.spec.key.component) else mapped).extend(sources_of(graph.module).values())
+        (own if target.holds(graph.spec.key.component, options.target) else mapped).extend(
+            sources_of(graph.module).values()
+        )
     lying = {LOWERING_FILE: own, WEIGHTS_FILE: [*mapped, *([] if table is None else [table])]}
     files = {name: place_weights(sources) for name, sources in lying.items() if sources}
     programs = _programs(graphs, target)

@@ -47,7 +47,7 @@ def write_contexts(
     Raises:
         CheckFailed: the compiler refuses a network, or would leave a part of it to the CPU.
     """
-    if is_on_cpu(forms[0].graphs[0]):
+    if is_on_cpu(forms[0].graphs[0].key.component, options):
         for form in forms:
             _save(form, folder / network_file(form.graphs[0].name))
             yield Lowering(facts={"chips": [], "shared": False, "network": network_digest(form)})

@@ -8,9 +8,12 @@ from ...runtime.bundle.graphs import GraphSpec
 __all__ = ["context_file", "is_on_cpu", "network_file", "program_files", "weights_name"]
 
 
-def is_on_cpu(spec: GraphSpec) -> bool:
-    """Whether a graph runs on the CPU."""
-    return spec.key.component == "text_encoder"
+def is_on_cpu(component: str, options: Mapping[str, Any]) -> bool:
+    """Whether the graphs of a component run on the CPU.
+
+    Text encoders always do: UMT5 leaves the range of 16-bit numbers, which is all that the processor has.
+    """
+    return component == "text_encoder" or (component == "vae" and options["decoder_on"] == "cpu")
 
 
 def network_file(graph: str) -> str:
@@ -30,7 +33,7 @@ def weights_name(program: str, graph: str, chip: str, shared: bool) -> str:
 
 def program_files(program: str, graphs: Sequence[GraphSpec], options: Mapping[str, Any]) -> tuple[str, ...]:
     """All files of a program."""
-    if is_on_cpu(graphs[0]):
+    if is_on_cpu(graphs[0].key.component, options):
         return tuple(network_file(spec.name) for spec in graphs)
     shared = is_shared(graphs, options)
     names = [weights_name(program, spec.name, chip, shared) for chip in options["soc"] for spec in graphs]

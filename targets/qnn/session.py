@@ -15,7 +15,7 @@ from ...runtime.bundle.graphs import GraphSpec
 from ...runtime.dtypes import DTYPES
 from ...runtime.errors import CheckFailed, UsageError
 from .chips import CHIPS, Chip
-from .names import context_file, is_on_cpu, network_file
+from .names import context_file, network_file
 from .provider import DISTRIBUTION, is_emulated, line_of, quiet_stdout, settings_for
 
 __all__ = ["QnnEngine"]
@@ -42,7 +42,7 @@ class QnnEngine:
                 weights, which the emulation does not open.
         """
         self.spec = spec
-        if is_on_cpu(spec):
+        if not facts["chips"]:
             self.name = network_file(spec.name)
             settings = _cpu_settings(options.threads)
             self.session = self._load(file.parent / self.name, settings, providers=["CPUExecutionProvider"])

@@ -20,9 +20,6 @@ __all__ = ["Qnn"]
 
 DISTRIBUTION = "onnxruntime-qnn"
 
-ON_CPU = "text_encoder"
-"""UMT5 leaves the range of 16-bit numbers, which is all that the processor has."""
-
 OPTIONS = (
     Option(
         "soc",
@@ -36,6 +33,12 @@ OPTIONS = (
         "--share-weights",
         "Snapdragon: weights once for all stages. Such contexts are opened by a chip alone, not by the emulation.",
         switch=True,
+    ),
+    Option(
+        "decoder_on",
+        "--decoder-on",
+        "Snapdragon: what decodes videos, the tensor processor (htp, the default) or the CPU (cpu).",
+        choices=("htp", "cpu"),
     ),
     Option(
         "finalisation",
@@ -69,19 +72,22 @@ class Qnn(BuildTarget):
         """Refuse what a newer provider compiled."""
         at_least(DISTRIBUTION, (name, version))
 
-    def holds(self, component: str) -> bool:
-        """The text encoder is a graph for the CPU, beside the bundle's weights."""
-        return component != ON_CPU
+    def holds(self, component: str, options: Mapping[str, Any]) -> bool:
+        """Graphs for the CPU find their weights in the bundle's file."""
+        from .names import is_on_cpu
+
+        return not is_on_cpu(component, options)
 
     def takes(self, component: str) -> tuple[str, ...]:
         """The text encoder is computed in float32 whatever it is stored in."""
-        return ("fp32", "bf16") if component == ON_CPU else self.schemes
+        return ("fp32", "bf16") if component == "text_encoder" else self.schemes
 
     def resolve_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The chips by their part numbers."""
         options = super().resolve_options(given)
         return options | {
             "soc": [chip.name for chip in find_chips(options["soc"])],
+            "decoder_on": options["decoder_on"] or "htp",
             "finalisation": options["finalisation"] or "1",
         }
 
