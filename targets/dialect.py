@@ -34,6 +34,8 @@ class Dialect:
     """Scales of integers are stored in the type of the weights that are none."""
     symmetric: bool = False
     """Integers of a product's input are those of all stages, around zero."""
+    bounded: bool = False
+    """Products of integers are rounded too: each is told what the magnitude of its output channels cannot exceed."""
     folds: bool = False
     """The compiler stores what depends on no input, however large it is."""
     feed_forward_bytes: int | None = None
@@ -63,6 +65,7 @@ class Dialect:
         bias: Tensor | None,
         scale: Tensor | None = None,
         zero: Tensor | None = None,
+        bound: Tensor | None = None,
     ) -> Tensor:
         """Product of x […, in], rounded to 8 bits, and a matrix of integers, stored as `transposed` says.
 
@@ -73,6 +76,7 @@ class Dialect:
             bias: [out].
             scale, zero: of the integers of x, uint8 from the zero; None: by the range of x itself. Where they are
                 `symmetric`, there is a scale alone.
+            bound: of the magnitude of each output channel [out], where they are `bounded`.
         """
         weight = values.float() * scales if self.transposed else (values.float() * scales[:, None]).T
         y = torch.matmul(rounded_input(x, scale, zero), weight)

@@ -14,7 +14,7 @@ from torch import nn
 from ...runtime.model.safetensors import TensorEntry
 from ...runtime.quantisation import Recipe, Scheme
 from ...targets.dialect import Dialect
-from ..weights.calibrated import Columns, JointScale, Rows, SearchedBlocks
+from ..weights.calibrated import Bounds, Columns, JointScale, Rows, SearchedBlocks
 from ..weights.quantising import KernelIntegers, block_step, channel_step
 from ..weights.source import Source, empty_parameter
 from ..weights.steps import (
@@ -99,6 +99,11 @@ class WeightSpace:
             empty_parameter(Source.of(CALIBRATION, scale, tensors[scale], (Pick(stage),))),
             empty_parameter(Source.of(CALIBRATION, zero, tensors[zero], (Cast("uint8"), Pick(stage)))),
         )
+
+    def output_bounds(self, layer: str) -> nn.Parameter:
+        """What the magnitude of each output channel [out] cannot exceed in the recipe's stage, without the bias."""
+        lowest, highest = (self.recipe.calibrated[f"{layer}/{field}"] for field in ("lowest", "highest"))
+        return self._make(f"{layer}.weight", Matrix(), Bounds(lowest, highest, self.recipe.stage))
 
     def migration(self, layer: str) -> nn.Parameter | None:
         """What a layer's input is to be divided by [in], where its recipe says so."""
@@ -202,10 +207,11 @@ class IntegerLinear(nn.Module):
             self.scale = space.joint_range(layer, scheme)
         elif scheme.activations == "static":
             self.scale, self.zero = space.input_range(layer)
+        self.bound = space.output_bounds(layer) if space.dialect.bounded else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The product and the bias: x […, in] to […, out]."""
-        return self.product(x, self.values, self.scales, self.bias, self.scale, self.zero)
+        return self.product(x, self.values, self.scales, self.bias, self.scale, self.zero, self.bound)
 
 
 def linear(space: WeightSpace, layer: str, *, bias: bool = True, precise: bool = False, feeds: str = "") -> nn.Module:

@@ -13,7 +13,7 @@ from ...runtime.quantisation import Scheme
 from .quantising import Quantise, block_integers
 from .steps import Stored, Straight
 
-__all__ = ["Columns", "JointScale", "Rows", "SearchedBlocks", "read_values"]
+__all__ = ["Bounds", "Columns", "JointScale", "Rows", "SearchedBlocks", "read_values"]
 
 
 def read_values(entry: TensorEntry, start: int = 0, count: int | None = None) -> torch.Tensor:
@@ -69,6 +69,29 @@ class JointScale(Straight):
         zeros = read_values(self.zeros)
         magnitudes = rows.float() * torch.maximum(zeros, 255 - zeros)
         return ((magnitudes.amax() / self.largest).to(rows.dtype),)
+
+
+@dataclass(frozen=True)
+class Bounds(Straight):
+    """A matrix [out, in] as what the magnitude of its products cannot exceed in a stage [out].
+
+    Inputs are those that a recipe has seen, each channel within its own range.
+    """
+
+    lowest: TensorEntry
+    highest: TensorEntry
+    stage: int
+
+    def shape(self, given: Stored) -> tuple[Stored, ...]:
+        """A vector."""
+        return (Stored(given.shape[:1], "float32"),)
+
+    def apply(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
+        """The bounds of the rows."""
+        _, groups, width = self.lowest.shape
+        at = self.stage * groups * width, groups * width
+        ends = torch.stack([read_values(entry, *at).view(groups, width) for entry in (self.lowest, self.highest)])
+        return (rows.float().abs() @ ends.abs().amax(dim=(0, 1)),)
 
 
 @dataclass(frozen=True)

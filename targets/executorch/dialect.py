@@ -51,6 +51,7 @@ class Portable(Dialect):
         bias: Tensor | None,
         scale: Tensor | None = None,
         zero: Tensor | None = None,
+        bound: Tensor | None = None,
     ) -> Tensor:
         """The product in integers, those of each token by its own range."""
         weight = quantised.dequantize_per_channel(values, scales, zero_points(scales), 0, *INTEGERS)

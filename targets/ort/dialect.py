@@ -124,6 +124,7 @@ class Fused(Dialect):
         bias: Tensor | None,
         scale: Tensor | None = None,
         zero: Tensor | None = None,
+        bound: Tensor | None = None,
     ) -> Tensor:
         """The product in integers."""
         return integer_product(x, values, scales, bias, scale, zero)

@@ -6,6 +6,14 @@ import torch
 from torch import nn
 
 from ..dialect import Dialect, by_heads
+from .operators import (
+    channel_weight,
+    expanded_weight,
+    rounded_input,
+    rounded_output,
+    translated_input,
+    translated_output,
+)
 
 __all__ = ["HEXAGON"]
 
@@ -21,9 +29,33 @@ Tensor = torch.Tensor
 class Hexagon(Dialect):
     """Operators of the ONNX standard on at most five axes, and no contrib operators, which would stay on the CPU."""
 
+    operators = {  # noqa: RUF012
+        torch.ops.pyrexport.rounded_input16.default: translated_input,
+        torch.ops.pyrexport.rounded_output16.default: translated_output,
+        torch.ops.pyrexport.channel_weight8.default: expanded_weight,
+    }
+    bounded = True
     # A product of 30,576 tokens and 8,960 channels is refused; one of 5,760 compiles.
     feed_forward_bytes = 256 * 1024 * 1024
     most_pieces = 16
+
+    def integer_product(
+        self,
+        x: Tensor,
+        values: Tensor,
+        scales: Tensor,
+        bias: Tensor | None,
+        scale: Tensor | None = None,
+        zero: Tensor | None = None,
+        bound: Tensor | None = None,
+    ) -> Tensor:
+        """The product of integers of 16 and 8 bits, itself rounded to 16; the bias is added in floating point."""
+        assert scale is not None
+        assert zero is not None
+        assert bound is not None
+        y = torch.matmul(rounded_input(x, scale, zero), channel_weight(values, scales))
+        y = rounded_output(y, bound)
+        return y if bias is None else y + bias
 
     def rotation(self, heads: int, size: int) -> Callable[..., Tensor]:
         """The rotation as products with matrices of 0, 1 and -1."""

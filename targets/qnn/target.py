@@ -54,7 +54,7 @@ class Qnn(BuildTarget):
 
     name = "qnn"
     suffix = ".bin"
-    schemes = ("fp16",)
+    schemes = ("fp16", "w8a16")
     joins_graphs = True
     holds_weights = True
     computes = "all-fp16"
@@ -80,7 +80,8 @@ class Qnn(BuildTarget):
 
     def takes(self, component: str) -> tuple[str, ...]:
         """The text encoder is computed in float32 whatever it is stored in."""
-        return ("fp32", "bf16") if component == "text_encoder" else self.schemes
+        takes = {"transformer": self.schemes, "text_encoder": ("fp32", "bf16"), "vae": ("fp16",)}
+        return takes[component]
 
     def resolve_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The chips by their part numbers."""

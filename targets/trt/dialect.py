@@ -67,6 +67,7 @@ class Typed(Dialect):
         bias: Tensor | None,
         scale: Tensor | None = None,
         zero: Tensor | None = None,
+        bound: Tensor | None = None,
     ) -> Tensor:
         """The product in integers, or floats of 8 bits, around zero; its output is in the type of the scales."""
         assert scale is not None

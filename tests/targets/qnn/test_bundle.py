@@ -77,6 +77,20 @@ def test_it_computes_what_the_checkpoint_does(bundle, tiny, cli, chip, said):
     assert levels["text"]["relative_l2"] <= 1e-5
 
 
+def test_integers_of_16_bits(tiny, cli, tmp_path):
+    """By a recipe of integers of 8 bits. Weights are rounded to 8 bits: 1 % a layer, and fewer bytes."""
+    recipe, out = tmp_path / "recipe.safetensors", tmp_path / "bundle"
+    (tmp_path / "prompts.txt").write_text("a cat\na red dog\n")
+    how = ("--quantize", "w8a8", "--prompts", tmp_path / "prompts.txt", "--schedule", "1-1", "--quiet")
+    assert cli("calibrate", tiny, "-o", recipe, *how).exit_code == 0
+    how = ("--soc", "sm8750", "--quantize", "w8a16", "--recipe", recipe, "--quiet")
+    result = cli("build", tiny, "--target", "qnn", "-o", out, *how)
+    assert result.exit_code == 0, result.output
+    proved = cli("parity", out, "--reference", tiny, "--json", "--prompt", "a cat", *PROOF)
+    assert proved.exit_code == 0, proved.output
+    assert 5e-3 < json.loads(proved.stdout)["levels"]["stages"]["relative_l2"] <= 5e-2
+
+
 def test_a_weight_that_is_off_by_2_is_found(bundle, tiny, cli, tmp_path):
     other = Path(shutil.copytree(tiny, tmp_path / "checkpoint"))
     file = other / "transformer" / "diffusion_pytorch_model.safetensors"
