@@ -4,13 +4,11 @@ The wheel of ExecuTorch holds libraries and headers that need no torch; its own 
 takes torch's tensors alone. Where there is no compiler, that interface is used.
 """
 
-import contextlib
 import ctypes
 import logging
 import os
-import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 from ...runtime.bundle.engines import EngineOptions, check_inputs
 from ...runtime.bundle.graphs import GraphSpec
 from ...runtime.errors import CheckFailed, UsageError
+from ..quiet import silenced
 from .compile import NoCompiler, library_file
 
 __all__ = ["ExecutorchEngine"]
@@ -147,20 +146,6 @@ class _Shim:
             self.program = ctypes.c_void_p()
 
 
-@contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """While it lasts, nothing reaches stderr: some libraries report on the machine while they are loaded."""
-    sys.stderr.flush()
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nothing, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
-
-
 class _Official:
     """A method through executorch.runtime, which needs torch. It has no option for threads."""
 
@@ -168,14 +153,14 @@ class _Official:
         for name in ("torchao", "torch.utils._pytree"):
             logging.getLogger(name).setLevel(logging.ERROR)
         try:
-            with _quiet_stderr():
+            with silenced(2):
                 from executorch.runtime import Runtime, Verification
         except ImportError as error:
             raise UsageError(
                 f"without a C++ compiler, a session of executorch needs its whole Python package and torch: {error}"
             ) from error
         try:
-            with _quiet_stderr():
+            with silenced(2):
                 self.program = Runtime.get().load_program(file, verification=Verification.InternalConsistency)
                 self.method: Any = self.program.load_method(method)
         except Exception as error:  # its bindings raise RuntimeError and others

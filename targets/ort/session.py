@@ -2,29 +2,20 @@
 
 import ctypes
 import os
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
-from ...runtime.bundle.engines import EngineOptions, check_inputs
-from ...runtime.bundle.graphs import GraphSpec, TensorSpec
-from ...runtime.bundle.manifest import WEIGHTS_FILE
-from ...runtime.dtypes import DTYPES
-from ...runtime.errors import CheckFailed, UsageError
-from .links import relocated
+from ...runtime.bundle.engines import EngineOptions
+from ...runtime.bundle.graphs import GraphSpec
+from ...runtime.errors import UsageError
+from ..sessions import Session, line_of, open_mapped
 
 __all__ = ["OrtEngine", "check_provider"]
 
 CPU = "CPUExecutionProvider"
 """The provider of the CPU, which also evaluates the operators that another provider leaves."""
-
-WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-"""The setting that says where the weights of a model lie that is no file."""
 
 MMAP_THRESHOLD = 4 * 2**20
 """Buffers from this size on are mapped, in bytes."""
@@ -54,10 +45,6 @@ def check_provider(provider: str) -> None:
         raise UsageError(f"onnxruntime has no '{provider}' here: expected one of {', '.join(available)}")
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
-
-
 def _settings(options: EngineOptions) -> ort.SessionOptions:
     settings = ort.SessionOptions()
     settings.log_severity_level = 4  # what it says of an error is in the exception
@@ -77,7 +64,7 @@ def _settings(options: EngineOptions) -> ort.SessionOptions:
     return settings
 
 
-class OrtEngine:
+class OrtEngine(Session):
     """One graph. Its weights stay mapped from the file, shared by graphs and processes, unless it is prepacked."""
 
     def __init__(self, file: Path, spec: GraphSpec, options: EngineOptions, model: bytes | None = None) -> None:
@@ -86,50 +73,12 @@ class OrtEngine:
         Raises:
             UsageError: ONNX Runtime refuses it, or has no such execution provider here.
         """
-        self.name, self.spec = file.name, spec
         provider = options.own.get("provider", "")
         _give_buffers_back()
         check_provider(provider)
         settings = _settings(options)
         try:
-            weights = file.parent / WEIGHTS_FILE
-            if weights.is_symlink():
-                resolved = weights.resolve()
-                model = relocated(model or file.read_bytes(), {WEIGHTS_FILE: resolved.name})
-                weights = resolved
-            if model is not None:
-                settings.add_session_config_entry(WEIGHTS_FOLDER, str(weights.parent.resolve()))
-            providers = [*dict.fromkeys([provider or CPU, CPU])]
-            self.session = ort.InferenceSession(model or str(file), settings, providers=providers)
+            session = open_mapped(file, settings, model, providers=[*dict.fromkeys([provider or CPU, CPU])])
         except Exception as error:  # ONNX Runtime's exceptions share no base of their own
-            raise UsageError(f"onnxruntime {ort.__version__} cannot load {file.name}: {_line(error)}") from error
-        self.outputs = [value.name for value in self.session.get_outputs()]
-        self._check("inputs", self.session.get_inputs(), spec.inputs)
-        self._check("outputs", self.session.get_outputs(), spec.outputs)
-
-    def _check(self, kind: str, values: Any, specs: tuple[TensorSpec, ...]) -> None:
-        found = {value.name: (value.type, *value.shape) for value in values}
-        wanted = {spec.name: (f"tensor({DTYPES[spec.dtype].onnx})", *spec.shape) for spec in specs}
-        if found != wanted:
-            raise UsageError(
-                f"{self.name} is not the graph of its manifest: expected {kind} {wanted}, found {found}"[:400]
-            )
-
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Evaluate the graph.
-
-        Raises:
-            UsageError: an input is missing, extra, or of another shape or dtype.
-            CheckFailed: ONNX Runtime fails in it: no memory is left, or the graph is damaged.
-        """
-        check_inputs(self.spec.inputs, inputs)
-        arrays = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
-        try:
-            values = self.session.run(None, arrays)
-        except Exception as error:  # as above
-            raise CheckFailed(f"onnxruntime {ort.__version__} failed in {self.name}: {_line(error)}") from error
-        return dict(zip(self.outputs, values, strict=True))
-
-    def close(self) -> None:
-        """Free the session and its mappings."""
-        del self.session
+            raise UsageError(f"onnxruntime {ort.__version__} cannot load {file.name}: {line_of(error)}") from error
+        super().__init__(file.name, spec, session)

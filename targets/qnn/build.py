@@ -116,7 +116,8 @@ def try_contexts(folder: Path, spec: GraphSpec, facts: Facts) -> int | None:
     generator = np.random.default_rng(0)
     inputs = {tensor.name: generator.random(tensor.shape, np.float32).astype(tensor.dtype) for tensor in spec.inputs}
     for chip in facts["chips"] or [""]:
-        engine = QnnEngine(folder / network_file(spec.name), spec, facts, EngineOptions(own={"chip": chip}))
+        file = folder / (context_file(spec.name, chip) if chip else network_file(spec.name))
+        engine = QnnEngine(file, spec, facts, EngineOptions(own={"chip": chip}))
         outputs = engine.run(inputs)
         engine.close()
         for name, value in outputs.items():

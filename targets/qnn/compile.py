@@ -11,8 +11,9 @@ from typing import Any
 
 import onnxruntime as ort
 
+from ..sessions import line_of
 from .chips import CHIPS
-from .provider import line_of, settings_for
+from .provider import settings_for
 
 __all__ = ["CONTEXT", "compile_networks"]
 

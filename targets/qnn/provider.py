@@ -1,11 +1,6 @@
 """The execution provider: registered once in a process, its devices, and how a session asks for one chip."""
 
-import ctypes
-import os
 import platform
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -13,9 +8,10 @@ from typing import Any
 import onnxruntime as ort
 
 from ...runtime.errors import UsageError
+from ..sessions import line_of
 from .chips import Chip
 
-__all__ = ["DISTRIBUTION", "check_installed", "is_emulated", "line_of", "quiet_stdout", "settings_for"]
+__all__ = ["DISTRIBUTION", "check_installed", "is_emulated", "settings_for"]
 
 DISTRIBUTION = "onnxruntime-qnn"
 PROVIDER = "QNNExecutionProvider"
@@ -81,24 +77,3 @@ def settings_for(chip: Chip, finalisation: str, shared: bool, threads: int = 0) 
         settings.add_session_config_entry("ep.share_ep_contexts", "1")
     settings.add_provider_for_devices(devices, options)
     return settings
-
-
-@contextmanager
-def quiet_stdout() -> Iterator[None]:
-    """While it lasts, nothing reaches standard output: the emulation reports there on how it is configured."""
-    library = ctypes.CDLL(None)
-    sys.stdout.flush()
-    kept, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nothing, 1)
-        yield
-    finally:
-        library.fflush(None)  # what it printed may still lie in a buffer
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nothing)
-
-
-def line_of(error: Exception) -> str:
-    """What an exception of ONNX Runtime says, in one line."""
-    return " ".join(str(error).split())[:300]

@@ -1,22 +1,20 @@
 """A graph of a bundle on the tensor processor, or in its emulation: NumPy in and out."""
 
 import logging
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
-from ...runtime.bundle.engines import EngineOptions, Facts, check_inputs
+from ...runtime.bundle.engines import EngineOptions, Facts
 from ...runtime.bundle.graphs import GraphSpec
-from ...runtime.dtypes import DTYPES
-from ...runtime.errors import CheckFailed, UsageError
+from ...runtime.errors import UsageError
+from ..quiet import silenced
+from ..sessions import Session, line_of, open_mapped
 from .chips import CHIPS, Chip
 from .names import context_file, network_file
-from .provider import DISTRIBUTION, is_emulated, line_of, quiet_stdout, settings_for
+from .provider import DISTRIBUTION, is_emulated, settings_for
 
 __all__ = ["QnnEngine"]
 
@@ -31,8 +29,14 @@ def _say_emulated(chip: Chip) -> None:
     )
 
 
-class QnnEngine:
+FINALISATION = "1"
+"""What is compiled when it is opened is only proved."""
+
+
+class QnnEngine(Session):
     """One graph."""
+
+    engine = DISTRIBUTION
 
     def __init__(self, file: Path, spec: GraphSpec, facts: Facts, options: EngineOptions) -> None:
         """Load a graph: its context, or, where the file is a network, that network, compiled for the chip now.
@@ -41,75 +45,44 @@ class QnnEngine:
             UsageError: the provider is missing or refuses it, it is none of the chip that is asked for, or it shares
                 weights, which the emulation does not open.
         """
-        self.spec = spec
+        network = file.parent / network_file(spec.name)
         if not facts["chips"]:
-            self.name = network_file(spec.name)
-            settings = _cpu_settings(options.threads)
-            self.session = self._load(file.parent / self.name, settings, providers=["CPUExecutionProvider"])
-        else:
-            chip = _chip(facts["chips"], options.own.get("chip", ""))
-            if is_emulated():
-                _say_emulated(chip)
-            network = file.suffix == ".onnx" and file.is_file()
-            self.name = file.name if network else context_file(spec.name, chip.name)
-            if facts["shared"] and not network and is_emulated():
-                raise UsageError(
-                    f"{self.name} shares its weights with other graphs, which only a chip opens: run it on a "
-                    f"{chip.sold_as}, prove it with parity --graph, or build it without --share-weights"
-                )
-            settings = settings_for(chip, "1", bool(facts["shared"]) and not network, options.threads)
-            self.session = self._load(file.parent / self.name, settings)
-            if not network:
-                self._check_chip(chip)
-        self.outputs = [value.name for value in self.session.get_outputs()]
-        self._check_shapes()
-
-    def _load(self, file: Path, settings: ort.SessionOptions, **how: Any) -> ort.InferenceSession:
-        try:
-            with quiet_stdout():
-                return ort.InferenceSession(str(file), settings, enable_fallback=0, **how)
-        except Exception as error:  # ONNX Runtime's exceptions share no base of their own
-            raise UsageError(f"{DISTRIBUTION} cannot load {file.name}: {line_of(error)}") from error
-
-    def _check_chip(self, chip: Chip) -> None:
-        """The provider itself runs many a context of another chip."""
-        told = self.session.get_modelmeta().custom_metadata_map.get(COMPILED_FOR, "").split(":")
-        if told[4:6] != [str(chip.htp_arch), str(chip.soc_model)]:
+            opened = _load(network, _cpu_settings(options.threads), providers=["CPUExecutionProvider"])
+            super().__init__(network.name, spec, opened)
+            return
+        chip = _chip(facts["chips"], options.own.get("chip", ""))
+        if is_emulated():
+            _say_emulated(chip)
+        if file == network:
+            super().__init__(file.name, spec, _load(file, settings_for(chip, FINALISATION, False, options.threads)))
+            return
+        context = file.parent / context_file(spec.name, chip.name)
+        if facts["shared"] and is_emulated():
             raise UsageError(
-                f"{self.name} was not compiled for {chip.name}: expected architecture {chip.htp_arch} and chip "
-                f"{chip.soc_model}, found {' and '.join(told[4:6]) or 'neither'}; build the bundle again"
+                f"{context.name} shares its weights with other graphs, which only a chip opens: run it on a "
+                f"{chip.sold_as}, prove it with parity --graph, or build it without --share-weights"
             )
+        opened = _load(context, settings_for(chip, FINALISATION, bool(facts["shared"]), options.threads))
+        _check_chip(context.name, opened, chip)
+        super().__init__(context.name, spec, opened)
 
-    def _check_shapes(self) -> None:
-        for kind, values, specs in (
-            ("inputs", self.session.get_inputs(), self.spec.inputs),
-            ("outputs", self.session.get_outputs(), self.spec.outputs),
-        ):
-            found = {value.name: (value.type, *value.shape) for value in values}
-            wanted = {spec.name: (f"tensor({DTYPES[spec.dtype].onnx})", *spec.shape) for spec in specs}
-            if found != wanted:
-                raise UsageError(
-                    f"{self.name} is not the graph of its manifest: expected {kind} {wanted}, found {found}"[:400]
-                )
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Evaluate the graph.
+def _load(file: Path, settings: ort.SessionOptions, **how: Any) -> ort.InferenceSession:
+    try:
+        with silenced(1):
+            return open_mapped(file, settings, enable_fallback=0, **how)
+    except Exception as error:  # ONNX Runtime's exceptions share no base of their own
+        raise UsageError(f"{DISTRIBUTION} cannot load {file.name}: {line_of(error)}") from error
 
-        Raises:
-            UsageError: an input is missing, extra, or of another shape or dtype.
-            CheckFailed: the provider fails in it.
-        """
-        check_inputs(self.spec.inputs, inputs)
-        arrays = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
-        try:
-            values = self.session.run(None, arrays)
-        except Exception as error:  # as above
-            raise CheckFailed(f"{DISTRIBUTION} failed in {self.name}: {line_of(error)}") from error
-        return dict(zip(self.outputs, values, strict=True))
 
-    def close(self) -> None:
-        """Free the session."""
-        del self.session
+def _check_chip(name: str, session: ort.InferenceSession, chip: Chip) -> None:
+    """The provider itself runs many a context of another chip."""
+    told = session.get_modelmeta().custom_metadata_map.get(COMPILED_FOR, "").split(":")
+    if told[4:6] != [str(chip.htp_arch), str(chip.soc_model)]:
+        raise UsageError(
+            f"{name} was not compiled for {chip.name}: expected architecture {chip.htp_arch} and chip "
+            f"{chip.soc_model}, found {' and '.join(told[4:6]) or 'neither'}; build the bundle again"
+        )
 
 
 def _cpu_settings(threads: int) -> ort.SessionOptions:

@@ -2,7 +2,7 @@
 
 import onnx
 import pytest
-from pyrexport.targets.ort.links import relocated
+from pyrexport.targets.links import relocated
 
 
 @pytest.mark.parametrize("name", ["x", "b" * 64, "b" * 300, "вес.bin"])
