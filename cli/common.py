@@ -99,6 +99,14 @@ def _click_option(option: Option) -> Callable[[Callable[..., Any]], Callable[...
     if option.switch:
         return click.option(option.flag, option.name, is_flag=True, help=option.help)
     kind = click.Choice(list(option.choices)) if option.choices else str
+
+    def take(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+        if option.listing is not None and "list" in (value or ()):
+            found = option.listing()
+            print_table(found.title, found.columns, found.rows)
+            context.exit()
+        return option.default if value is None else value
+
     return click.option(
         option.flag,
         option.name,
@@ -107,7 +115,8 @@ def _click_option(option: Option) -> Callable[[Callable[..., Any]], Callable[...
         default=option.default or None,
         metavar=option.metavar or None,
         help=option.help,
-        callback=lambda context, parameter, value: option.default if value is None else value,
+        is_eager=option.listing is not None,
+        callback=take,
     )
 
 

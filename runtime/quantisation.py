@@ -176,7 +176,7 @@ SCHEMES = {
         Scheme(
             "w8a16",
             "int8",
-            {"stages": 5e-2, "layers": 2e-1, "chain": 1e-1, "teacher_forced": 1.2e-1, "video": 32.0},
+            {"stages": 6e-2, "layers": 2e-1, "chain": 1e-1, "teacher_forced": 1.2e-1, "video": 32.0},
             bits=8,
             activations="static",
             recipe="w8a8",

@@ -4,6 +4,7 @@
 for which its engine has something better; all are the same functions up to the order of float32 sums.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from ..runtime.quantisation import Scheme
 
-__all__ = ["Dialect", "attention", "by_heads", "expand_blocks", "rounded_input"]
+__all__ = ["Dialect", "attention", "by_heads", "expand_blocks", "gelu_by_sigmoid", "rounded_input"]
 
 Tensor = torch.Tensor
 
@@ -175,6 +176,12 @@ def rounded_input(x: Tensor, scale: Tensor | None = None, zero: Tensor | None = 
     zero = torch.round(-low / scale).clamp(0, 255)
     integers = (torch.round(x / scale) + zero).clamp(0, 255)
     return (integers - zero) * scale
+
+
+def gelu_by_sigmoid(x: Tensor) -> Tensor:
+    """GELU in its tanh form, x/2 (1 + tanh(u)), as x · sigmoid(2u): in fewer passes."""
+    twice = 2 * math.sqrt(2 / math.pi)
+    return x * torch.sigmoid(x * (twice + (twice * 0.044715) * (x * x)))
 
 
 def by_heads(x: Tensor, heads: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Engines: what runs a graph of a bundle, and the targets that have one."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
@@ -67,6 +67,8 @@ class Option:
     """It may be given more than once; its value is a tuple of strings."""
     switch: bool = False
     """It takes no value: True where it is given."""
+    listing: "Callable[[], Table] | None" = None
+    """What the value `list` shows, in place of doing anything."""
 
     @property
     def default(self) -> Any:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401 (defines the operators)
 
 from ...runtime.quantisation import Scheme
-from ..dialect import Dialect, by_heads
+from ..dialect import Dialect, by_heads, gelu_by_sigmoid
 
 __all__ = ["FOLDED", "PORTABLE"]
 
@@ -79,10 +79,8 @@ class Portable(Dialect):
 
     def gelu(self, x: Tensor) -> Tensor:
         """GELU in its tanh form, from a sigmoid."""
-        # XNNPACK has one GELU, with erf, and takes the tanh form for it. (1 + tanh(u)) / 2 is sigmoid(2u), in fewer
-        # passes.
-        twice = 2 * math.sqrt(2 / math.pi)
-        return x * torch.sigmoid(x * (twice + (twice * 0.044715) * (x * x)))
+        # XNNPACK has one GELU, with erf, and takes the tanh form for it.
+        return gelu_by_sigmoid(x)
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         """Attention whose scores are made in pieces where they would be large."""

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from ..external import refer
 from ..forms import Lowering, OnnxForm
 from .chips import CHIPS
 from .compile import CONTEXT
-from .names import context_file, is_on_cpu, is_shared, network_file, weights_name
+from .names import context_file, head_digest, is_on_cpu, is_shared, network_file, weights_name
 from .provider import is_emulated
 from .session import QnnEngine
 
@@ -50,27 +49,37 @@ def write_contexts(
     if is_on_cpu(forms[0].graphs[0].key.component, options):
         for form in forms:
             _save(form, folder / network_file(form.graphs[0].name))
-            yield Lowering(facts={"chips": [], "shared": False, "network": network_digest(form)})
+            yield Lowering(facts=_facts(form, options, False, {}))
         return
     specs = [form.graphs[0] for form in forms]
-    shared, seconds = is_shared(specs, options), dict[str, float]()
-    networks = folder / f"{program}.networks"
-    shutil.rmtree(networks, ignore_errors=True)
-    networks.mkdir()
-    for form in forms:
-        (networks / form.weights.name).unlink(missing_ok=True)
-        (networks / form.weights.name).hardlink_to(form.weights)
-        _save(form, networks / network_file(form.graphs[0].name))
+    names, shared = [spec.name for spec in specs], is_shared(specs, options)
+    contexts = folder / f"{program}.contexts"
+    shutil.rmtree(contexts, ignore_errors=True)
+    contexts.mkdir()
+    for form, name in zip(forms, names, strict=True):
+        _save(form, folder / network_file(name))
+    heads: dict[str, dict[str, str]] = {name: {} for name in names}
     for chip in options["soc"]:
-        start = time.perf_counter()
-        _compile(networks, [spec.name for spec in specs], chip, options["finalisation"], shared)
-        for spec in specs:
-            _take(networks, folder, spec.name, chip, weights_name(program, spec.name, chip, shared))
-        seconds[chip] = time.perf_counter() - start
-    shutil.rmtree(networks)
-    for form, spec in zip(forms, specs, strict=True):
-        facts = {"chips": list(options["soc"]), "shared": shared, "network": network_digest(form)}
-        yield Lowering(f"{spec.name}: one context for {', '.join(options['soc'])}, nothing on the CPU", facts)
+        _compile(folder, contexts, names, chip, options["finalisation"], shared)
+        for name in names:
+            weights = weights_name(program, name, chip, shared)
+            _take(contexts, folder, name, chip, weights)
+            heads[name][chip] = head_digest(folder / weights)
+    shutil.rmtree(contexts)
+    for form, name in zip(forms, names, strict=True):
+        (folder / network_file(name)).unlink()
+        facts = _facts(form, options, shared, heads[name])
+        yield Lowering(f"{name}: one context for {', '.join(options['soc'])}, nothing on the CPU", facts)
+
+
+def _facts(form: OnnxForm, options: Mapping[str, Any], shared: bool, heads: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "chips": list(heads),
+        "heads": dict(heads),
+        "shared": shared,
+        "finalisation": options["finalisation"],
+        "network": network_digest(form),
+    }
 
 
 def _save(form: OnnxForm, file: Path) -> None:
@@ -78,9 +87,10 @@ def _save(form: OnnxForm, file: Path) -> None:
     ir.save(form.model, file)
 
 
-def _compile(folder: Path, names: Sequence[str], chip: str, finalisation: str, shared: bool) -> None:
+def _compile(folder: Path, contexts: Path, names: Sequence[str], chip: str, finalisation: str, shared: bool) -> None:
     """Compile networks for a chip, in a process of its own."""
-    request = {"folder": str(folder), "chip": chip, "finalisation": finalisation, "shared": shared}
+    request: dict[str, Any] = {"folder": str(folder), "contexts": str(contexts), "chip": chip}
+    request |= {"finalisation": finalisation, "shared": shared}
     for batch in [list(names)] if shared else [[name] for name in names]:
         # -P: no module of the folder that the build happens to be called from.
         command = [sys.executable, "-P", "-m", "pyrexport.targets.qnn.compile"]
@@ -88,16 +98,18 @@ def _compile(folder: Path, names: Sequence[str], chip: str, finalisation: str, s
         done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
         if done.returncode:
             line = (done.stderr.strip().splitlines() or [f"the compiler ended with code {done.returncode}"])[-1]
+            if done.returncode < 0:
+                line = f"the compiler was ended by signal {-done.returncode}, for lack of memory perhaps"
             sold = CHIPS[chip].sold_as
             raise CheckFailed(f"{', '.join(batch)} cannot be compiled for {chip} ({sold}): {line}"[:400])
 
 
-def _take(networks: Path, folder: Path, name: str, chip: str, weights: str) -> None:
+def _take(contexts: Path, folder: Path, name: str, chip: str, weights: str) -> None:
     """Move a context to its place in the bundle, under a name of its own."""
-    compiled = networks / f"{name}{CONTEXT}"
+    compiled = contexts / f"{name}{CONTEXT}"
     model = ir.load(compiled)
     (node,) = (node for node in model.graph if node.op_type == "EPContext")
-    source = networks / node.attributes[REFERENCE].as_string()
+    source = contexts / node.attributes[REFERENCE].as_string()
     if source.exists():  # of several that share it, the first one moves it
         source.replace(folder / weights)
     node.attributes[REFERENCE] = ir.AttrString(REFERENCE, weights)

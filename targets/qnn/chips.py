@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ...runtime.bundle.engines import Table
 from ...runtime.errors import UsageError
 
-__all__ = ["CHIPS", "Chip", "find_chips"]
+__all__ = ["CHIPS", "Chip", "chip_table", "find_chips"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,12 @@ def find_chips(asked: Sequence[str]) -> tuple[Chip, ...]:
         if _plain(word) not in named:
             raise UsageError(f"unknown chip '{word:.40}': expected one of {known}")
     return tuple(dict.fromkeys(named[_plain(word)] for word in words))
+
+
+def chip_table() -> Table:
+    """All of them."""
+    rows = tuple((chip.name, chip.sold_as, str(chip.soc_model), f"v{chip.htp_arch}") for chip in CHIPS.values())
+    return Table("chips", ("name", "sold as", "number", "architecture"), rows)
 
 
 def _plain(name: str) -> str:

@@ -1,7 +1,7 @@
 """Compile networks for one chip: `python -m pyrexport.targets.qnn.compile < request`, in a process of its own.
 
-The compiler may take gigabytes, and may end the process. The request is JSON: `folder`, `networks`, `chip`,
-`finalisation`, `shared`. Contexts lie beside the networks: `NAME.ctx.onnx`, and what these refer to.
+The compiler may take gigabytes, and may end the process. The request is JSON: `folder` and the `networks` in it, the
+folder of the `contexts` (`NAME.ctx.onnx`, and what these refer to), `chip`, `finalisation`, `shared`.
 """
 
 import json
@@ -23,12 +23,12 @@ CONTEXT = ".ctx.onnx"
 
 def compile_networks(request: dict[str, Any]) -> None:
     """Compile each network; where weights are shared, the last one's session writes those of all."""
-    folder, names = Path(request["folder"]), request["networks"]
+    folder, contexts, names = Path(request["folder"]), Path(request["contexts"]), request["networks"]
     sessions = []
     for name in names:
         settings = settings_for(CHIPS[request["chip"]], request["finalisation"], request["shared"])
         settings.add_session_config_entry("ep.context_enable", "1")
-        settings.add_session_config_entry("ep.context_file_path", str(folder / f"{name}{CONTEXT}"))
+        settings.add_session_config_entry("ep.context_file_path", str(contexts / f"{name}{CONTEXT}"))
         settings.add_session_config_entry("ep.context_embed_mode", "0")
         if request["shared"] and name == names[-1]:
             settings.add_session_config_entry("ep.stop_share_ep_contexts", "1")

@@ -1,11 +1,27 @@
-"""Names of the files of a bundle."""
+"""Names of the files of a bundle, and what tells contexts apart."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ...runtime.bundle.graphs import GraphSpec
 
-__all__ = ["context_file", "is_on_cpu", "network_file", "program_files", "weights_name"]
+__all__ = [
+    "DISTRIBUTION",
+    "context_file",
+    "head_digest",
+    "is_on_cpu",
+    "is_shared",
+    "network_file",
+    "program_files",
+    "weights_name",
+]
+
+DISTRIBUTION = "onnxruntime-qnn"
+
+HEAD = 4096
+"""Bytes at the beginning of a context, which differ between chips and graphs."""
 
 
 def is_on_cpu(component: str, options: Mapping[str, Any]) -> bool:
@@ -29,6 +45,12 @@ def context_file(graph: str, chip: str) -> str:
 def weights_name(program: str, graph: str, chip: str, shared: bool) -> str:
     """What a context lies in: with those of the program's other graphs where weights are shared, else alone."""
     return f"{program if shared else graph}.{chip}.bin"
+
+
+def head_digest(file: Path) -> str:
+    """SHA-256 of the beginning of a context: enough to tell it from that of another chip or graph."""
+    with file.open("rb") as data:
+        return hashlib.sha256(data.read(HEAD)).hexdigest()
 
 
 def program_files(program: str, graphs: Sequence[GraphSpec], options: Mapping[str, Any]) -> tuple[str, ...]:

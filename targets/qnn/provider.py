@@ -10,10 +10,10 @@ import onnxruntime as ort
 from ...runtime.errors import UsageError
 from ..sessions import line_of
 from .chips import Chip
+from .names import DISTRIBUTION
 
-__all__ = ["DISTRIBUTION", "check_installed", "is_emulated", "settings_for"]
+__all__ = ["check_installed", "is_emulated", "settings_for"]
 
-DISTRIBUTION = "onnxruntime-qnn"
 PROVIDER = "QNNExecutionProvider"
 
 

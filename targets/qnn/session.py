@@ -12,9 +12,9 @@ from ...runtime.bundle.graphs import GraphSpec
 from ...runtime.errors import UsageError
 from ..quiet import silenced
 from ..sessions import Session, line_of, open_mapped
-from .chips import CHIPS, Chip
-from .names import context_file, network_file
-from .provider import DISTRIBUTION, is_emulated, settings_for
+from .chips import Chip, find_chips
+from .names import DISTRIBUTION, context_file, head_digest, network_file, weights_name
+from .provider import is_emulated, settings_for
 
 __all__ = ["QnnEngine"]
 
@@ -27,10 +27,6 @@ def _say_emulated(chip: Chip) -> None:
     logging.getLogger("pyrexport").warning(
         "pyrexport: no Snapdragon is here: the tensor processor of %s (%s) is emulated", chip.name, chip.sold_as
     )
-
-
-FINALISATION = "1"
-"""What is compiled when it is opened is only proved."""
 
 
 class QnnEngine(Session):
@@ -49,12 +45,14 @@ class QnnEngine(Session):
         if not facts["chips"]:
             opened = _load(network, _cpu_settings(options.threads), providers=["CPUExecutionProvider"])
             super().__init__(network.name, spec, opened)
+            self.engine = Session.engine
             return
         chip = _chip(facts["chips"], options.own.get("chip", ""))
         if is_emulated():
             _say_emulated(chip)
         if file == network:
-            super().__init__(file.name, spec, _load(file, settings_for(chip, FINALISATION, False, options.threads)))
+            settings = settings_for(chip, facts["finalisation"], False, options.threads)
+            super().__init__(file.name, spec, _load(file, settings))
             return
         context = file.parent / context_file(spec.name, chip.name)
         if facts["shared"] and is_emulated():
@@ -62,7 +60,8 @@ class QnnEngine(Session):
                 f"{context.name} shares its weights with other graphs, which only a chip opens: run it on a "
                 f"{chip.sold_as}, prove it with parity --graph, or build it without --share-weights"
             )
-        opened = _load(context, settings_for(chip, FINALISATION, bool(facts["shared"]), options.threads))
+        _check_head(file.parent, spec, facts, chip)
+        opened = _load(context, settings_for(chip, facts["finalisation"], bool(facts["shared"]), options.threads))
         _check_chip(context.name, opened, chip)
         super().__init__(context.name, spec, opened)
 
@@ -72,7 +71,19 @@ def _load(file: Path, settings: ort.SessionOptions, **how: Any) -> ort.Inference
         with silenced(1):
             return open_mapped(file, settings, enable_fallback=0, **how)
     except Exception as error:  # ONNX Runtime's exceptions share no base of their own
-        raise UsageError(f"{DISTRIBUTION} cannot load {file.name}: {line_of(error)}") from error
+        cure = "fetch or build the bundle again"
+        raise UsageError(f"{DISTRIBUTION} cannot load {file.name}: {line_of(error)}; {cure}") from error
+
+
+def _check_head(folder: Path, spec: GraphSpec, facts: Facts, chip: Chip) -> None:
+    """The provider opens contexts of other chips and graphs, and fails in a run at best."""
+    name = weights_name(spec.key.program, spec.name, chip.name, bool(facts["shared"]))
+    found, expected = head_digest(folder / name), facts["heads"][chip.name]
+    if found != expected:
+        raise UsageError(
+            f"{name} is not the context of {spec.name} for {chip.name}: expected one that begins with SHA-256 "
+            f"{expected[:16]}…, found {found[:16]}…; fetch or build the bundle again"
+        )
 
 
 def _check_chip(name: str, session: ort.InferenceSession, chip: Chip) -> None:
@@ -98,6 +109,7 @@ def _cpu_settings(threads: int) -> ort.SessionOptions:
 
 def _chip(built: list[str], asked: str) -> Chip:
     """The chip to run: what is asked for, or the first."""
-    if asked and asked not in built:
+    (chip,) = find_chips([asked or built[0]])[:1]
+    if chip.name not in built:
         raise UsageError(f"the bundle was not compiled for '{asked:.40}': expected one of {', '.join(built)}")
-    return CHIPS[asked or built[0]]
+    return chip

@@ -7,26 +7,27 @@ from typing import TYPE_CHECKING, Any
 from ...runtime.bundle.engines import Engine, EngineOptions, Facts, Option, Table, at_least
 from ...runtime.bundle.entries import is_digest
 from ...runtime.bundle.graphs import GraphSpec
+from ...runtime.bundle.manifest import WEIGHTS_FILE
 from ...runtime.documents import Fields
 from ...runtime.errors import UsageError
 from ..facts import BuildTarget
 from ..forms import Lowering, OnnxForm
-from .chips import CHIPS, find_chips
+from .chips import CHIPS, chip_table, find_chips
+from .names import DISTRIBUTION, is_on_cpu, program_files
 
 if TYPE_CHECKING:
     from ..dialect import Dialect
 
 __all__ = ["Qnn"]
 
-DISTRIBUTION = "onnxruntime-qnn"
-
 OPTIONS = (
     Option(
         "soc",
         "--soc",
-        f"Snapdragon: a chip to compile for, such as sm8750; may be given more than once. One of {', '.join(CHIPS)}.",
+        "Snapdragon: a chip to compile for, such as sm8750; may be given more than once; list shows them all.",
         metavar="NAME",
         many=True,
+        listing=chip_table,
     ),
     Option(
         "share_weights",
@@ -74,8 +75,6 @@ class Qnn(BuildTarget):
 
     def holds(self, component: str, options: Mapping[str, Any]) -> bool:
         """Graphs for the CPU find their weights in the bundle's file."""
-        from .names import is_on_cpu
-
         return not is_on_cpu(component, options)
 
     def takes(self, component: str) -> tuple[str, ...]:
@@ -106,8 +105,6 @@ class Qnn(BuildTarget):
 
     def files(self, program: str, graphs: Sequence[GraphSpec], options: Mapping[str, Any]) -> tuple[str, ...]:
         """For each chip the contexts, and a small graph for each that refers to its own."""
-        from .names import program_files
-
         return program_files(program, graphs, options)
 
     def write_program(
@@ -143,12 +140,22 @@ class Qnn(BuildTarget):
         if not isinstance(chips, list) or not all(chip in CHIPS for chip in chips):
             raise UsageError(f"expected chips of {', '.join(CHIPS)}, found {chips!r:.60}")
         facts.get("shared", "true or false", lambda value: isinstance(value, bool))
+        facts.get("heads", "64 hexadecimal digits for each chip", lambda value: _are_heads(value, chips))
+        facts.text("finalisation", choices=("0", "1", "2", "3"))
         facts.get("network", "64 hexadecimal digits", is_digest)
 
     def table(self, facts: Mapping[str, Facts]) -> Table:
         """Where each graph runs."""
-        rows = tuple(
-            (name, ", ".join(found["chips"]) or "CPU", "with other graphs" if found["shared"] else "alone")
-            for name, found in facts.items()
-        )
+        rows = tuple((name, ", ".join(found["chips"]) or "CPU", _where(found)) for name, found in facts.items())
         return Table("where graphs run", ("graph", "chips", "weights"), rows)
+
+
+def _where(found: Facts) -> str:
+    """In which files a graph's weights lie."""
+    if not found["chips"]:
+        return WEIGHTS_FILE
+    return "with those of other graphs" if found["shared"] else "its own"
+
+
+def _are_heads(value: Any, chips: list[str]) -> bool:
+    return isinstance(value, dict) and list(value) == chips and all(map(is_digest, value.values()))

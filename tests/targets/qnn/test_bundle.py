@@ -65,13 +65,13 @@ def test_it_holds_a_context_of_each_stage_for_each_chip(bundle):
     assert {path.name for path in bundle.iterdir()} == contexts | others
 
 
-@pytest.mark.parametrize("chip", ["", "sm8750"])
+@pytest.mark.parametrize("chip", ["", "8 Elite"])
 def test_it_computes_what_the_checkpoint_does(bundle, tiny, cli, chip, said):
     """Stages in 11 bits throughout: 2.4e-3. In float32, which the emulation falls back to without a chip: 1e-7."""
     own = ("--chip", chip) if chip else ()
     result = cli("parity", bundle, "--reference", tiny, "--json", *own, *PROOF)
     assert result.exit_code == 0, result.output
-    assert set(said) == {chip or "sm8650"}
+    assert set(said) == {"sm8750" if chip else "sm8650"}
     levels = json.loads(result.stdout)["levels"]
     assert 5e-4 < levels["stages"]["relative_l2"] <= 5e-3
     assert levels["text"]["relative_l2"] <= 1e-5
@@ -109,6 +109,12 @@ def test_weights_that_are_shared_are_opened_by_a_chip_alone(make, tiny, cli, ref
     assert "build it without --share-weights" in refused("parity", shared, "--reference", tiny, *PROOF)
     result = cli("parity", shared, "--reference", tiny, "--graph", *PROOF)
     assert result.exit_code == 0, result.output
+
+
+def test_chips_are_listed(cli):
+    result = cli("build", "nothing", "--target", "qnn", "--soc", "list")
+    assert result.exit_code == 0, result.output
+    assert "Snapdragon 8 Elite" in result.stdout
 
 
 def test_measurements_of_the_emulation_say_so(bundle, cli):
@@ -164,12 +170,26 @@ def _another_chip(folder: Path) -> None:
         (folder / f"stage{i}.sm8650.onnx").write_bytes(graph.replace(b".sm8750.", b".sm8650."))
 
 
+def _another_wrapper(folder: Path) -> None:
+    """The file that a session opens, alone."""
+    for i in (0, 1):
+        graph = (folder / f"stage{i}.sm8750.onnx").read_bytes()
+        (folder / f"stage{i}.sm8650.onnx").write_bytes(graph.replace(b".sm8750.", b".sm8650."))
+
+
+def _beyond_the_head(folder: Path) -> None:
+    file = folder / "stage1.sm8650.bin"
+    file.write_bytes(file.read_bytes()[:5000])
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_truncate, "cannot load stage1.sm8650.onnx"),
-        (_exchange, "is not the graph of its manifest"),
-        (_another_chip, "was not compiled for sm8650: expected architecture 75 and chip 57, found 79 and 69"),
+        (_truncate, "is not the context of stage1 for sm8650"),
+        (_exchange, "is not the context of stage0 for sm8650"),
+        (_another_chip, "is not the context of stage0 for sm8650"),
+        (_another_wrapper, "was not compiled for sm8650: expected architecture 75 and chip 57, found 79 and 69"),
+        (_beyond_the_head, "cannot load stage1.sm8650.onnx"),
     ],
 )
 def test_contexts_that_are_not_the_manifest_s(copy, tiny, cli, refused, damage, message):
