@@ -167,7 +167,7 @@ def plan_memory(
     plan = target.memory_plan()
     if plan is None:
         raise UsageError(
-            f"target '{target.name}' is measured when it is built, not planned: read `inspect BUNDLE` then"
+            f"target '{target.name}' has no plan of memory before it is built: what is known then, `inspect BUNDLE` says"
         )
     modules_of(checkpoint.model.family).check_components(checkpoint)
     reporter, blueprint = reporter or Reporter(), draw(checkpoint, target, options)

@@ -146,7 +146,7 @@ def test_building_says_what_is_wrong(tiny, engines, refused, tmp_path):
     line = refused("build", tiny, *with_one, "--library", "tensorrt")
     assert "tensorrt is not installed: pip install tensorrt cuda-bindings, or leave out --library" in line
     assert "caches in fp32" in refused("build", tiny, *with_one, "--vae-caches", "fp16")
-    assert "measured when it is built" in refused("build", tiny, "--target", "trt", *with_one[4:], "--plan")
+    assert "no plan of memory before it is built" in refused("build", tiny, "--target", "trt", *with_one[4:], "--plan")
     ort = ("--target", "ort", "-o", tmp_path / "out")
     assert "no option 'layout'" in refused("build", tiny, *ort, "--layout", "per-stage")
     assert "no option 'compute_capabilities'" in refused("build", tiny, *ort, "--compute-capability", "8.9")
