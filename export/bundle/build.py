@@ -167,7 +167,7 @@ def plan_memory(
     plan = target.memory_plan()
     if plan is None:
         raise UsageError(
-            f"target '{target.name}' has no plan of memory before it is built: what is known then, `inspect BUNDLE` says"
+            f"target '{target.name}' has no plan of memory before it is built: read `inspect BUNDLE` after that"
         )
     modules_of(checkpoint.model.family).check_components(checkpoint)
     reporter, blueprint = reporter or Reporter(), draw(checkpoint, target, options)
