@@ -13,7 +13,15 @@ from torch import nn
 
 from ..runtime.quantisation import Scheme
 
-__all__ = ["Dialect", "attention", "by_heads", "expand_blocks", "gelu_by_sigmoid", "rounded_input"]
+__all__ = [
+    "Dialect",
+    "attention",
+    "attention_in_pieces",
+    "by_heads",
+    "expand_blocks",
+    "gelu_by_sigmoid",
+    "rounded_input",
+]
 
 Tensor = torch.Tensor
 
@@ -176,6 +184,38 @@ def rounded_input(x: Tensor, scale: Tensor | None = None, zero: Tensor | None = 
     zero = torch.round(-low / scale).clamp(0, 255)
     integers = (torch.round(x / scale) + zero).clamp(0, 255)
     return (integers - zero) * scale
+
+
+def attention_in_pieces(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, room: int, nbytes: int, most: int | None = None
+) -> Tensor:
+    """Softmax attention, [1, N, heads·size] each, whose scores are made in pieces where they would be large.
+
+    Args:
+        query, key, value: of so many heads.
+        heads: number of heads.
+        room: bytes that scores may take at once; where all do not fit, a head at a time, its queries in pieces.
+        nbytes: bytes of a score.
+        most: pieces of a head at most, however large they become.
+    """
+    q, k, v = (by_heads(x, heads) for x in (query, key, value))
+    q, k = q * q.shape[2] ** -0.5, k.transpose(1, 2)
+    tokens, row = q.shape[1], nbytes * k.shape[2]
+    if heads * tokens * row <= room:
+        out = _attend(q, k, v)
+    else:  # engines pack keys and values again for each piece
+        least = min(-(-tokens * row // room), most or tokens)
+        count = next((count for count in range(least, 2 * least) if tokens % count == 0), least)
+        step = -(-tokens // count)
+        starts = range(0, tokens, step)
+        one = [(q[h : h + 1], k[h : h + 1], v[h : h + 1]) for h in range(heads)]
+        parts = [[_attend(q[:, start : start + step], k, v) for start in starts] for q, k, v in one]
+        out = torch.cat([torch.cat(part, dim=1) if len(part) > 1 else part[0] for part in parts], dim=0)
+    return out.transpose(0, 1).reshape(query.shape)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.bmm(torch.softmax(torch.bmm(q, k), dim=-1), v)
 
 
 def gelu_by_sigmoid(x: Tensor) -> Tensor:

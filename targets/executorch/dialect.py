@@ -1,6 +1,5 @@
 """Building blocks for XNNPACK, exact up to the order of float32 sums."""
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -8,7 +7,7 @@ from torch import nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401 (defines the operators)
 
 from ...runtime.quantisation import Scheme
-from ..dialect import Dialect, by_heads, gelu_by_sigmoid
+from ..dialect import Dialect, attention_in_pieces, gelu_by_sigmoid
 
 __all__ = ["FOLDED", "PORTABLE"]
 
@@ -84,15 +83,7 @@ class Portable(Dialect):
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         """Attention whose scores are made in pieces where they would be large."""
-        q, k, v = (by_heads(x, heads) for x in (query, key, value))
-        q, k = q * q.shape[2] ** -0.5, k.transpose(1, 2)
-        tokens, row = q.shape[1], 4 * k.shape[2]
-        if heads * tokens * row <= SCORES_BYTES:
-            out = torch.bmm(torch.softmax(torch.bmm(q, k), dim=-1), v)
-        else:  # a head at a time: the engine packs keys and values again for each piece
-            step = -(-tokens // max(1, math.ceil(tokens * row / SCORES_BYTES)))
-            out = torch.cat([_attend(q[h : h + 1], k[h : h + 1], v[h : h + 1], step) for h in range(heads)], dim=0)
-        return out.transpose(0, 1).reshape(query.shape)
+        return attention_in_pieces(query, key, value, heads, SCORES_BYTES, 4)
 
     def doubling(self) -> Callable[[Tensor], Tensor]:
         """The resize as every pixel times a square of ones."""
@@ -133,15 +124,6 @@ def _(values: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
 
 FOLDED = (torch.ops.pyrexport.zero_points.default, torch.ops.pyrexport.expanded_blocks.default)
 """What only depends on weights, and is computed when a program is lowered."""
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, step: int) -> Tensor:
-    """One head [1, N, size], `step` queries at a time."""
-    if step == q.shape[1]:
-        return torch.bmm(torch.softmax(torch.bmm(q, k), dim=-1), v)
-    return torch.cat(
-        [_attend(part, k, v, part.shape[1]) for part in (q[:, i : i + step] for i in range(0, q.shape[1], step))], dim=1
-    )
 
 
 class _Mean(nn.Module):

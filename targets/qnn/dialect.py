@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ..dialect import Dialect, by_heads, gelu_by_sigmoid
+from ..dialect import Dialect, attention_in_pieces, gelu_by_sigmoid
 from .operators import (
     channel_weight,
     expanded_weight,
@@ -68,27 +68,7 @@ class Hexagon(Dialect):
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         """Attention in blocks of queries, a head at a time where the scores of all would not stay near the units."""
-        q, k, v = (by_heads(x, heads) for x in (query, key, value))
-        q, k = q * q.shape[2] ** -0.5, k.transpose(1, 2)
-        tokens, row = q.shape[1], 2 * k.shape[2]
-        if heads * tokens * row <= SCORES_BYTES:
-            out = _attend(q, k, v)
-        else:
-            out = torch.cat([_in_blocks(q[h : h + 1], k[h : h + 1], v[h : h + 1], row) for h in range(heads)], dim=0)
-        return out.transpose(0, 1).reshape(query.shape)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return torch.bmm(torch.softmax(torch.bmm(q, k), dim=-1), v)
-
-
-def _in_blocks(q: Tensor, k: Tensor, v: Tensor, row: int) -> Tensor:
-    """One head [1, N, size], in blocks of queries that are alike where a divisor of N is near."""
-    tokens = q.shape[1]
-    least = min(-(-tokens * row // SCORES_BYTES), MOST_BLOCKS)
-    count = next((count for count in range(least, 2 * least) if tokens % count == 0), least)
-    step = -(-tokens // count)
-    return torch.cat([_attend(q[:, start : start + step], k, v) for start in range(0, tokens, step)], dim=1)
+        return attention_in_pieces(query, key, value, heads, SCORES_BYTES, 2, MOST_BLOCKS)
 
 
 class _Rotation(nn.Module):

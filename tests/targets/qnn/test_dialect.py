@@ -4,6 +4,7 @@ import pytest
 import torch
 from pyrexport.export.weights.calibrated import Bounds
 from pyrexport.runtime.model.safetensors import TensorEntry
+from pyrexport.targets import dialect as shared
 from pyrexport.targets.dialect import Dialect
 from pyrexport.targets.qnn import dialect
 from pyrexport.targets.qnn.dialect import HEXAGON
@@ -36,8 +37,8 @@ def test_no_block_holds_more_scores_than_there_is_room_for(monkeypatch):
     monkeypatch.setattr(dialect, "SCORES_BYTES", 2 * 100 * 7)
     q, k, v = (torch.zeros(1, 100, 2 * 8) for _ in range(3))
     found: list[int] = []
-    attend = dialect._attend
-    monkeypatch.setattr(dialect, "_attend", lambda q, k, v: found.append(q.shape[0] * q.shape[1]) or attend(q, k, v))
+    attend = shared._attend
+    monkeypatch.setattr(shared, "_attend", lambda q, k, v: found.append(q.shape[0] * q.shape[1]) or attend(q, k, v))
     HEXAGON.attention(q, k, v, 2)
     assert max(found) <= 7
     assert sum(found) == 200
