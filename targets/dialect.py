@@ -51,7 +51,8 @@ class Dialect:
     """Most that the feed-forward's hidden activation takes, which is made in pieces of tokens: in one, stage 0 of
     Wan2.1-1.3B at 81x448x832 would take 1.1 GB. None: in one."""
     most_inputs: int | None = None
-    """Most input channels of a product in floating-point numbers, which is a sum of several where there are more."""
+    """Most input channels of a product in floating-point numbers, which is a sum of several where there are more. Of
+    matrices that are not `transposed`."""
     most_pieces: int = 1
     """Most pieces that it is made in, however large they become."""
 

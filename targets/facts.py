@@ -45,7 +45,7 @@ class BuildTarget(Target):
     computes_as_stored: bool = False
     """Arithmetic runs in the type that the weights are stored in, in place of float32."""
     computes: str = ""
-    """Arithmetic that is its own: a name of `tolerances.ARITHMETIC`; empty: float32, or that of the stored type."""
+    """Arithmetic that is its own: a name of `quantisation.ARITHMETIC`; empty: float32, or that of the stored type."""
     packs_caches: bool = False
     """The decoder's caches are one flat tensor, and its frames and new caches another."""
     evaluator: str = ""

@@ -158,4 +158,4 @@ def _where(found: Facts) -> str:
 
 
 def _are_heads(value: Any, chips: list[str]) -> bool:
-    return isinstance(value, dict) and list(value) == chips and all(map(is_digest, value.values()))
+    return isinstance(value, dict) and sorted(value) == sorted(chips) and all(map(is_digest, value.values()))

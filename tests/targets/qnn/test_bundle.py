@@ -42,7 +42,7 @@ def make(shared, tiny):
 
 @pytest.fixture(scope="session")
 def bundle(make) -> Path:
-    return make("--soc", "sm8650,8 Elite")
+    return make("--soc", "sm8650,8 Elite", "--soc", "Snapdragon 8 Gen 3")
 
 
 @pytest.fixture(autouse=True)
