@@ -18,6 +18,7 @@ from ..runtime.bundle.manifest import Manifest
 from ..runtime.bundle.opening import open_bundle
 from ..runtime.chain.pyramid import Resolution
 from ..runtime.errors import CheckFailed, UsageError
+from ..runtime.machine import usable_cores
 from ..runtime.proof.measure import measure_bundle
 from .common import PATH, engine_options, output_options, print_json, print_table, progress, require_bundle
 from .hub import find_model
@@ -46,7 +47,7 @@ def command(
     bundle = find_model(bundle, quiet=quiet)
     require_bundle(bundle)
     reference = None if reference is None else find_model(reference, quiet=quiet)
-    threads = engine.threads or os.cpu_count() or 1
+    threads = engine.threads or usable_cores()
     manifest = open_bundle(bundle, resolution=resolution).manifest
     if not find_target(manifest.target).needs_device:
         engine = replace(engine, threads=threads)

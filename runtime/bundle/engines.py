@@ -110,7 +110,7 @@ class EngineOptions:
     """How engines are opened."""
 
     threads: int = 0
-    """Threads of one operator; 0: the engine's own choice."""
+    """Threads of one operator; 0: one for each usable core."""
     own: Mapping[str, Any] = field(default_factory=dict)
     """The target's own options that were given, by name."""
 

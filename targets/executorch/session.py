@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ...runtime.bundle.engines import EngineOptions, check_inputs
 from ...runtime.bundle.graphs import GraphSpec
 from ...runtime.errors import CheckFailed, UsageError
+from ...runtime.machine import usable_cores
 from ..quiet import silenced
 from .compile import NoCompiler, library_file
 
@@ -54,7 +55,9 @@ class ExecutorchEngine:
         self.name, self.spec, self.lock = f"{file.name}: {spec.name}", spec, threading.Lock()
         library = _library()
         self.backend: _Backend | None = (
-            _Official(file, spec.name) if library is None else _Shim(library, file, spec.name, options.threads)
+            _Official(file, spec.name)
+            if library is None
+            else _Shim(library, file, spec.name, options.threads or usable_cores())
         )
         for kind, found, specs in (
             ("inputs", self.backend.inputs, spec.inputs),

@@ -10,6 +10,7 @@ import onnxruntime as ort
 from ...runtime.bundle.engines import EngineOptions, Facts
 from ...runtime.bundle.graphs import GraphSpec
 from ...runtime.errors import UsageError
+from ...runtime.machine import usable_cores
 from ..quiet import silenced
 from ..sessions import Session, line_of, open_mapped
 from .chips import Chip, find_chips
@@ -99,8 +100,7 @@ def _check_chip(name: str, session: ort.InferenceSession, chip: Chip) -> None:
 def _cpu_settings(threads: int) -> ort.SessionOptions:
     settings = ort.SessionOptions()
     settings.log_severity_level = 4
-    if threads:
-        settings.intra_op_num_threads = threads
+    settings.intra_op_num_threads = threads or usable_cores()
     # Folding would expand mapped weights into private ones.
     settings.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantFolding")
     settings.add_session_config_entry("session.disable_prepacking", "1")
