@@ -53,6 +53,8 @@ class Dialect:
     most_inputs: int | None = None
     """Most input channels of a product in floating-point numbers, which is a sum of several where there are more. Of
     matrices that are not `transposed`."""
+    minimal_filtering: bool = False
+    """Sums of frames and kernels save convolutions; their rounding is a few times as large: for engines in float32."""
     most_pieces: int = 1
     """Most pieces that it is made in, however large they become."""
 

@@ -29,7 +29,13 @@ from ..weights.steps import (
     Transpose,
 )
 
-__all__ = ["CALIBRATION", "Linear", "WeightSpace", "linear", "run_time_zero"]
+__all__ = [
+    "CALIBRATION",
+    "Linear",
+    "WeightSpace",
+    "linear",
+    "run_time_zero",
+]
 
 
 CALIBRATION = "calibration"

@@ -110,6 +110,7 @@ class Fused(Dialect):
     }
     feed_forward_bytes = 64 * 1024 * 1024
     most_pieces = 1024
+    minimal_filtering = True
 
     def block_product(self, x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, scheme: Scheme) -> Tensor:
         """The product as one operator."""

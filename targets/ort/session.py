@@ -10,6 +10,7 @@ import onnxruntime as ort
 from ...runtime.bundle.engines import EngineOptions
 from ...runtime.bundle.graphs import GraphSpec
 from ...runtime.errors import UsageError
+from ...runtime.machine import usable_cores
 from ..sessions import Session, line_of, open_mapped
 
 __all__ = ["OrtEngine", "check_provider"]
@@ -45,18 +46,19 @@ def check_provider(provider: str) -> None:
         raise UsageError(f"onnxruntime has no '{provider}' here: expected one of {', '.join(available)}")
 
 
-def _settings(options: EngineOptions) -> ort.SessionOptions:
+def _settings(options: EngineOptions, *, decodes: bool) -> ort.SessionOptions:
     settings = ort.SessionOptions()
     settings.log_severity_level = 4  # what it says of an error is in the exception
-    if options.threads:
-        settings.intra_op_num_threads = options.threads
+    settings.intra_op_num_threads = options.threads or usable_cores()
     # An arena keeps what it once took, in pieces that fit nothing else, and a memory pattern adds one block of the
     # whole peak from the second run on. Without them a run takes what `memory.peak_bytes` says, and gives it back.
     settings.enable_cpu_mem_arena = settings.enable_mem_pattern = False
-    # Folding would expand mapped 16-bit weights into private float32 ones, and a text encoder's position biases into
-    # a table per layer.
-    unwanted = ["ConstantFolding", "FuseFp16InitializerToFp32NodeTransformer"]
-    if not options.own.get("prepack", False):
+    unwanted, prepack = ["FuseFp16InitializerToFp32NodeTransformer"], options.own.get("prepack", False)
+    if not (prepack and decodes):
+        # Folding would expand mapped 16-bit weights into private float32 ones, and a text encoder's position biases
+        # into a table per layer; of a decoder it makes the sums of kernels, which are to be packed.
+        unwanted.append("ConstantFolding")
+    if not prepack:
         # Prepacking copies every weight into private memory, once per graph; so does a convolution's blocked layout.
         settings.add_session_config_entry("session.disable_prepacking", "1")
         unwanted.append("NchwcTransformer")
@@ -76,7 +78,7 @@ class OrtEngine(Session):
         provider = options.own.get("provider", "")
         _give_buffers_back()
         check_provider(provider)
-        settings = _settings(options)
+        settings = _settings(options, decodes=bool(spec.key.decoder))
         try:
             session = open_mapped(file, settings, model, providers=[*dict.fromkeys([provider or CPU, CPU])])
         except Exception as error:  # ONNX Runtime's exceptions share no base of their own

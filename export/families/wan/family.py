@@ -19,6 +19,7 @@ from ....runtime.model.families.wan import WanConfig
 from ....runtime.model.families.wan_decoder import WanDecoderConfig
 from ....runtime.quantisation import Recipe
 from ....targets.dialect import Dialect
+from ..frames import PackedCaches
 from ..layers import WeightSpace
 from .modules import (
     check_components,
@@ -32,7 +33,7 @@ from .modules import (
 from .pipeline import follows_pipeline, run_pipeline
 from .text import TextGraph, check_supported
 from .transformer import StageGraph
-from .vae import PackedVae, VaeGraph, decoder_layer
+from .vae import VaeGraph, decoder_layer
 
 __all__ = ["WAN_MODULES", "WanModules"]
 
@@ -80,11 +81,11 @@ class WanModules:
         self, checkpoint: Checkpoint, decoder: Decoder, recipe: Recipe, dialect: Dialect, *, first: bool
     ) -> nn.Module:
         """The VAE's decoder, its caches apart or packed."""
-        config = checkpoint.model.decoder
+        config = checkpoint.model.decoders[decoder.component]
         assert isinstance(config, WanDecoderConfig)
         space = WeightSpace("vae", checkpoint.vae, recipe, dialect)
         graph = VaeGraph(space, config, decoder.caches, first=first)
-        return PackedVae(graph, config.cache_shapes(*decoder.tiles.tile)) if decoder.packed else graph
+        return PackedCaches(graph, config.cache_shapes(*decoder.tiles.tile)) if decoder.packed else graph
 
     def block_matrices(self, checkpoint: Checkpoint, component: str) -> Sequence[str]:
         """The matrices of the transformer's and of UMT5's blocks, and the decoder's convolutions between its ends.
@@ -121,8 +122,9 @@ class WanModules:
 
     def decoder_layer(self, model: Model, name: str) -> str:
         """A convolution between the ends of `VaeGraph`."""
-        assert isinstance(model.decoder, WanDecoderConfig)
-        return decoder_layer(model.decoder, name)
+        config = model.decoders["vae"]
+        assert isinstance(config, WanDecoderConfig)
+        return decoder_layer(config, name)
 
     def latent_statistics(self, checkpoint: Checkpoint) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of the latents, 0 and 1 where there is no VAE."""

@@ -1,17 +1,16 @@
 """Wan's VAE decoder as two graphs over single latent frames: `first`, and `next` with the caches of the one before."""
 
-import math
-
 import torch
 from torch import nn
 
 from ....runtime.model.families.wan_decoder import WanDecoderConfig
 from ....targets.dialect import Dialect
 from ...weights.steps import TORCH_DTYPES
+from ..frames import interleaved, pixels
 from ..layers import WeightSpace
-from .convolutions import Caches, Frames, causal_convolution, convolution
+from .convolutions import Caches, Frames, causal_convolution, convolution, doubling_convolution
 
-__all__ = ["PackedVae", "VaeGraph", "decoder_layer"]
+__all__ = ["VaeGraph", "decoder_layer"]
 
 
 class VaeGraph(nn.Module):
@@ -83,24 +82,6 @@ def decoder_layer(config: WanDecoderConfig, name: str) -> str:
     return f"up.{first + config.num_res_blocks + 1}.{own}"
 
 
-class PackedVae(nn.Module):
-    """A decoder whose caches are one flat tensor, and whose frames and new caches are another."""
-
-    def __init__(self, vae: VaeGraph, shapes: list[tuple[int, ...]]) -> None:
-        """The graph of a decoder whose caches have the given shapes."""
-        super().__init__()
-        self.vae, self.shapes = vae, shapes
-
-    def forward(self, latent: torch.Tensor, *packed: torch.Tensor) -> torch.Tensor:
-        """Frames, then the new caches, flat."""
-        caches, start = list[torch.Tensor](), 0
-        for shape in self.shapes if packed else []:
-            count = math.prod(shape)
-            caches.append(packed[0][start : start + count].reshape(shape))
-            start += count
-        return torch.cat([value.flatten() for value in self.vae(latent, *caches)])
-
-
 class ChannelNorm(nn.Module):
     """RMS norm over channels."""
 
@@ -162,8 +143,7 @@ class Upsample(nn.Module):
     def __init__(self, space: WeightSpace, name: str) -> None:
         """The weights of NAME."""
         super().__init__()
-        self.enlarge = space.dialect.doubling()
-        self.conv = convolution(space, f"{name}.resample.1")
+        self.conv = doubling_convolution(space, f"{name}.resample.1")
         time = f"{name}.time_conv"
         self.time_conv = causal_convolution(space, time) if f"{time}.weight" in space.tensors else None
 
@@ -176,7 +156,7 @@ class Upsample(nn.Module):
                 both = self.time_conv(frames, caches)
                 half = both[0].shape[1] // 2
                 frames = [part for frame in both for part in (frame[:, :half], frame[:, half:])]
-        return [self.conv(self.enlarge(frame)) for frame in frames]
+        return [self.conv(frame) for frame in frames]
 
 
 class Shortcut:
@@ -204,17 +184,3 @@ class Shortcut:
             interleaved(parts[:, index].reshape(self.made, 2, 2, height, width), height, width)
             for index in range(self.frames)
         ]
-
-
-def interleaved(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Pixels [C, p, p, H, W], rows of a patch before its columns, as [1, C, pH, pW]."""
-    channels, patch = x.shape[:2]
-    return x.permute(0, 3, 1, 4, 2).reshape(1, channels, patch * height, patch * width)
-
-
-def pixels(frame: torch.Tensor, patch: int) -> torch.Tensor:
-    """A frame [1, C·p², H, W], columns of a patch before its rows, as [1, C, pH, pW] (diffusers' `unpatchify`)."""
-    if patch == 1:
-        return frame
-    height, width = frame.shape[2:]
-    return interleaved(frame.reshape(-1, patch, patch, height, width).transpose(1, 2), height, width)
