@@ -110,7 +110,7 @@ class Observer:
 @contextmanager
 def observed_decoder(reference: Reference, observer: Observer) -> Iterator[None]:
     """Meanwhile, the reference's decoder tells an observer what its convolutions are given, and what they make."""
-    checkpoint, decoder = reference.checkpoint, reference.decoder
+    checkpoint, decoder = reference.checkpoint, reference.decoder("vae")
     with ExitStack() as undone:
         for name in modules_of(checkpoint.model.family).block_matrices(checkpoint, "vae"):
 

@@ -267,7 +267,7 @@ def _decode(reference: Reference, latent: NDArray[np.float32]) -> None:
     frame = latent.shape[2], latent.shape[3]
     (tile,) = choose_tiles(reference.checkpoint, [frame])
     for rows, columns, _ in Tiles(frame, tile or frame).places():
-        reference.decode_float(latent[:, :, rows, columns])
+        reference.decode_float(latent[:, :, rows, columns], "vae")
 
 
 def _ranges(observer: Observer, run: Trajectories) -> dict[str, Ranges]:

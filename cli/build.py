@@ -1,6 +1,6 @@
 """`pyrexport build`: a checkpoint to a bundle."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from ..runtime.bundle.engines import installed_targets, target_names
 from ..runtime.chain.pyramid import Resolution
 from ..runtime.errors import UsageError
 from ..runtime.proof.memory import predicted_peaks
-from ..runtime.quantisation import CACHE_SCHEMES, COMPONENTS, FLOAT_SCHEMES, METHODS
+from ..runtime.quantisation import CACHE_SCHEMES, COMPONENTS, DECODERS, FLOAT_SCHEMES, METHODS
 from ..targets.facts import BuildTarget, find_build_target
 from .common import (
     PATH,
@@ -61,6 +61,13 @@ AGAIN = f"COMPONENT is one of {', '.join(COMPONENTS)}, without one the transform
     show_default=True,
     help="What the decoder keeps from frame to frame.",
 )
+@click.option(
+    "--decoder",
+    "decoders",
+    type=click.Choice(list(DECODERS)),
+    multiple=True,
+    help="Only this one of the checkpoint's decoders; can be given again.",
+)
 @own_options(OWN, "own")
 @click.option(
     "--resolution",
@@ -83,6 +90,7 @@ def command(
     recipe: Path | None,
     vae_tile: str,
     vae_caches: str,
+    decoders: tuple[str, ...],
     own: Mapping[str, Any],
     resolutions: tuple[Resolution, ...],
     weights: Weights,
@@ -104,18 +112,23 @@ def command(
     from ..export.weights.lora import read_changes
 
     schemes = by_component(precision, "--precision"), by_component(quantize, "--quantize")
-    options = resolve_options(opened, target, BuildRequest(*schemes, recipe, vae_tile, vae_caches, own, resolutions))
+    request = BuildRequest(*schemes, recipe, vae_tile, vae_caches, own, decoders, resolutions)
+    options = resolve_options(opened, target, request)
     if output is None:
         return _plan(opened, target, options, as_json=as_json, quiet=quiet)
     check_replaceable(output, force)
     with progress(quiet) as bar:
         build_bundle(opened, target, output, options, force=force, run_graphs=not no_run, reporter=Bars(bar))
         changes = read_changes(opened)
+    _show(output, target_name, options, changes, as_json=as_json)
+
+
+def _show(output: Path, target: str, options: Any, changes: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
     nbytes = {path.name: path.stat().st_size for path in sorted(output.iterdir())}
     if as_json:
         quantised = {component: scheme.name for component, scheme in options.quantised.items()}
         stored = {"precision": dict(options.precision), "quantised": quantised}
-        print_json({"bundle": str(output), "target": target_name, **stored, "loras": changes, "files": nbytes})
+        print_json({"bundle": str(output), "target": target, **stored, "loras": changes, "files": nbytes})
     else:
         click.echo("".join(map(_said_of, changes)), nl=False)
         click.echo(f"{output}: {len(nbytes)} files, {sum(nbytes.values()):,} bytes")
@@ -136,10 +149,10 @@ def _plan(checkpoint: Any, target: BuildTarget, options: Any, *, as_json: bool, 
 
     with progress(quiet) as bar:
         memory = plan_memory(checkpoint, target, options, reporter=Bars(bar))
-    decoders = options.decoders(checkpoint, packed=target.packs_caches)
+    decoders = options.decoders_of(checkpoint, packed=target.packs_caches)
     peaks = {
-        size: predicted_peaks(memory[size], decoder, size.frames, target.process_bytes)
-        for size, decoder in decoders.items()
+        size: predicted_peaks(memory[size], next(iter(each), None), size.frames, target.process_bytes)
+        for size, each in decoders.items()
     }
     if as_json:
         document = {str(size): {"peak_anonymous_bytes": found} for size, found in peaks.items()}

@@ -26,12 +26,14 @@ from ..runtime.bundle.opening import is_bundle
 from ..runtime.chain.pyramid import Resolution
 from ..runtime.chain.solvers import SOLVERS
 from ..runtime.errors import UsageError
+from ..runtime.quantisation import DECODERS
 from ..runtime.reporter import Reporter
 
 __all__ = [
     "PATH",
     "Bars",
     "ResolutionType",
+    "decoder_option",
     "engine_options",
     "guidance_options",
     "output_options",
@@ -130,7 +132,16 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     every = [option for target in installed_targets() for option in target.engine_options]
     threads = click.IntRange(0, MAX_THREADS)
     with_own = own_options(every, "own")(wrapped)
-    return click.option("--threads", type=threads, default=0, help="Of one operator; 0: the engine's choice.")(with_own)
+    return click.option(
+        "--threads", type=threads, default=0, help="Of one operator; 0: a thread for each usable core."
+    )(with_own)
+
+
+def decoder_option(command: F) -> F:
+    """The option `--decoder`, of one."""
+    return click.option(
+        "--decoder", type=click.Choice(list(DECODERS)), help="What decodes frames, in place of the first that is there."
+    )(command)
 
 
 NO_GUIDANCE: Mapping[str, float | None] = {"guidance_scale": None, "guidance_scale_2": None}

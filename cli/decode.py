@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,7 +12,7 @@ from ..runtime.chain.pyramid import Resolution
 from ..runtime.errors import UsageError
 from ..runtime.pipeline.latents import Origin, origin_file, read_latents, read_origin
 from ..runtime.pipeline.pipeline import load
-from .common import PATH, engine_options, output_options, print_json, progress, require_bundle
+from .common import PATH, decoder_option, engine_options, output_options, print_json, progress, require_bundle
 from .finishing import decode_latents
 from .hub import find_model
 from .jobs import make_jobs
@@ -26,6 +27,7 @@ OUTPUT_HELP = ".mp4; without PyAV a folder for PNG, or .npz for frames."
 @click.argument("latents", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help=OUTPUT_HELP)
 @video_options
+@decoder_option
 @engine_options
 @output_options
 def command(
@@ -33,6 +35,7 @@ def command(
     latents: Path,
     output: Path,
     video: VideoOptions,
+    decoder: str | None,
     engine: EngineOptions,
     as_json: bool,
     quiet: bool,
@@ -44,9 +47,10 @@ def command(
     bundle = find_model(bundle, quiet=quiet)
     require_bundle(bundle)
     origin = read_origin(latents)
-    with load(bundle, resolution=_resolution(bundle, origin), threads=engine.threads, **engine.own) as pipeline:
+    opening: dict[str, Any] = {"resolution": _resolution(bundle, origin), "decoder": decoder}
+    with load(bundle, threads=engine.threads, **opening, **engine.own) as pipeline:
         sampler = BundleSampler(pipeline)
-        if not sampler.has_vae:
+        if not sampler.has_decoder:
             raise UsageError(f"{bundle} has no VAE: decode with a bundle of the same model that has one")
         found = read_latents(latents, pipeline.bundle.manifest)
         if origin is None:

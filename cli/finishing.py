@@ -34,6 +34,8 @@ class Finish:
     model: Path
     sampler: Sampler
     video: VideoOptions
+    decoder: str | None
+    """What decodes, where it is not the first that is there."""
 
     def check(self, job: Job, origin: Origin) -> None:
         """Refuse to write over the latents of another run, whose decoding has not ended.
@@ -53,7 +55,8 @@ class Finish:
         if not is_bundle(self.model):
             return "run the command that sampled them again, which goes on from them"
         words = ["pyrexport", "decode", f"{self.model}", f"{job.latents_file}", "-o", f"{job.output}"]
-        return f"go on with '{shlex.join(words + self.video.words)}'"
+        words += self.video.words + ([] if self.decoder is None else ["--decoder", self.decoder])
+        return f"go on with '{shlex.join(words)}'"
 
     def run(self, job: Job, origin: Origin, sample: Callable[[], Latents], bar: Progress) -> None:
         """Sample, unless a run that was stopped left these latents; decode, and remove them where nobody wants them."""

@@ -106,7 +106,7 @@ def inspect_bundle(folder: Path, resolution: Resolution | None, verify: bool, qu
         **_costs(manifest.model, manifest.resolution),
         "parameters": _parameters(manifest.model),
         "bytes": manifest.weight_bytes,
-        "vae": decoder_json(manifest.decoder),
+        "decoders": {name: decoder_json(decoder) for name, decoder in manifest.decoders.items()},
         "files": {name: entry.nbytes for name, entry in manifest.files.items()},
         "peak_anonymous_bytes": _peaks(manifest, target),
         "resolutions": [_summary(manifest.at(size), target) for size in manifest.resolutions],

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from ..runtime.bundle.engines import EngineOptions
 from ..runtime.bundle.graphs import stage_key
 from ..runtime.bundle.manifest import MANIFEST_FILE, signed
 from ..runtime.bundle.opening import Bundle, open_bundle
-from ..runtime.chain.pyramid import Resolution
 from ..runtime.documents import read_json
 from ..runtime.errors import CheckFailed, UsageError
 from ..runtime.files import write_whole
@@ -64,8 +63,8 @@ def command(
     asked = Recording(**recording)
     _check_usage(bundle, reference, trace, record, asked)
     _check_proof(bundle, reference, bisect=bisect, graph=graph, recipe=recipe)
-    bundle = None if bundle is None else find_model(bundle, quiet=quiet)
-    reference = None if reference is None else find_model(reference, asked.weights.files.variant, quiet=quiet)
+    bundle = bundle and find_model(bundle, quiet=quiet)
+    reference = reference and find_model(reference, asked.weights.files.variant, quiet=quiet)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
         path = trace or record or Path(folder) / "trace.safetensors"
         pipeline = None
@@ -73,12 +72,12 @@ def command(
             require_bundle(bundle)
             networks = (_checkpoint(reference, bundle, asked), recipe) if graph and reference else None
             size = asked.size_for([] if trace is None else [trace])
-            pipeline = opened.enter_context(_open(bundle, size, engine, networks, Path(folder), quiet))
+            chosen = {"resolution": size, "decoder": asked.decoder}
+            pipeline = opened.enter_context(_open(bundle, chosen, engine, networks, Path(folder), quiet))
         if reference is not None:
             asked.write(reference, path, bundle, quiet)
         if bundle is None or pipeline is None:
-            _show_recorded(path, as_json)
-            return
+            return _show_recorded(path, as_json)
         result = _compare(pipeline, Trace(path), None if reference is None else _ranges(pipeline), quiet)
         if bisect and reference is not None:
             result["bisect"] = _bisect(pipeline, reference, asked, Trace(path), result["levels"])
@@ -106,7 +105,7 @@ def _check_usage(
         raise UsageError("give a BUNDLE to compare, or --record FILE to record a trace")
     if record is not None and reference is None:
         raise UsageError("--record needs --reference CHECKPOINT: a trace is recorded from it")
-    if trace is not None and asked != Recording(resolution=asked.resolution):
+    if trace is not None and asked != Recording(resolution=asked.resolution, decoder=asked.decoder):
         raise UsageError("prompts, seeds, schedules and guidance belong to recording: a trace has its own")
     if record is not None:
         check_tensors_output(record, "trace")
@@ -126,16 +125,15 @@ def _check_proof(
 @contextmanager
 def _open(
     bundle: Path,
-    resolution: Resolution | None,
+    chosen: Mapping[str, Any],
     engine: EngineOptions,
     networks: tuple[Checkpoint, Path | None] | None,
     folder: Path,
     quiet: bool,
 ) -> Iterator[Pipeline]:
-    """The bundle's own engines, or its networks made again from a checkpoint."""
+    """The bundle's own engines, or its networks made again from a checkpoint, at what is chosen of `load`."""
     if networks is None:
-        opening: dict[str, Any] = {"resolution": resolution, "threads": engine.threads, **engine.own}
-        with load(bundle, resident=True, **opening) as pipeline:
+        with load(bundle, resident=True, threads=engine.threads, **chosen, **engine.own) as pipeline:
             if pipeline.target.needs_device:
                 pipeline.open(stage_key(0))
             yield pipeline
@@ -145,7 +143,7 @@ def _open(
     place = folder / "networks"
     place.mkdir()
     with progress(quiet) as bar:
-        opened, (checkpoint, recipe) = open_bundle(bundle, resolution=resolution), networks
+        opened, (checkpoint, recipe) = open_bundle(bundle, **chosen), networks
         pipeline = graph_pipeline(opened, checkpoint, place, engine, recipe, Bars(bar))
     with pipeline:
         yield pipeline
@@ -160,7 +158,8 @@ def _ranges(pipeline: Pipeline) -> dict[str, Any] | None:
 def _compare(pipeline: Pipeline, trace: Trace, ranges: dict[str, Any] | None, quiet: bool) -> dict[str, Any]:
     steps = sum(sum(run.schedule.steps) for run in trace.runs)
     texts = len({run.prompt for run in trace.runs} | {trace.negative_prompt, *trace.texts})
-    totals = {"text": texts, "stages": len(trace.probes), "chain": 2 * steps, "vae": 1, "video": len(trace.runs)}
+    totals = {"text": texts, "stages": len(trace.probes), "chain": 2 * steps}
+    totals |= dict.fromkeys(pipeline.bundle.manifest.decoders, 1) | {"video": len(trace.runs)}
     with progress(quiet) as bar:
         tasks = {name: bar.add_task(name, total=total) for name, total in totals.items()}
         return check_parity(pipeline, trace, ranges=ranges, advance=lambda level: bar.advance(tasks[level]))

@@ -64,7 +64,10 @@ def command(
     bundle = find_model(bundle, quiet=quiet)
     require_bundle(bundle)
     reference = None if reference is None else find_model(reference, asked.weights.files.variant, quiet=quiet)
-    with tempfile.TemporaryDirectory() as folder, _open(bundle, asked.size_for(traces), engine) as pipeline:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _open(bundle, asked.size_for(traces), asked.decoder, engine) as pipeline,
+    ):
         check_traces(pipeline, ())  # before the reference, which may take hours
         if reference is not None:
             _check_model(pipeline, reference, asked)
@@ -89,7 +92,7 @@ def _check_usage(reference: Path | None, traces: tuple[Path, ...], asked: Record
         raise UsageError("give either --reference CHECKPOINT or --trace FILE")
     if asked.prompts and asked.prompts_file:
         raise UsageError("give either --prompt or --prompts")
-    if traces and asked != Recording(resolution=asked.resolution):
+    if traces and asked != Recording(resolution=asked.resolution, decoder=asked.decoder):
         raise UsageError("prompts, seeds, schedules and guidance belong to --reference: a trace has its own")
 
 
@@ -100,9 +103,9 @@ def _check_limits(min_psnr: float | None, max_motion_error: float | None) -> Non
         raise UsageError(f"--max-motion-error is a ratio from 0, such as 0.05, found {max_motion_error:g}")
 
 
-def _open(bundle: Path, resolution: Resolution | None, engine: EngineOptions) -> Pipeline:
+def _open(bundle: Path, resolution: Resolution | None, decoder: str | None, engine: EngineOptions) -> Pipeline:
     """The bundle, with a device that answers where it needs one."""
-    pipeline = load(bundle, resolution=resolution, threads=engine.threads, **engine.own)
+    pipeline = load(bundle, resolution=resolution, decoder=decoder, threads=engine.threads, **engine.own)
     if pipeline.target.needs_device:
         pipeline.open(stage_key(0))
     return pipeline

@@ -12,6 +12,7 @@ from ..runtime.chain.pyramid import Resolution
 from ..runtime.errors import UsageError
 from ..runtime.model.checkpoint import Checkpoint, Files, read_checkpoint
 from ..runtime.model.identity import LORA, lora_files
+from ..runtime.model.safetensors import read_header
 from .common import PATH, ResolutionType
 
 __all__ = [
@@ -23,6 +24,9 @@ __all__ = [
     "resolve_checkpoint",
     "weights_options",
 ]
+
+FLAGS = {"tiny_decoder": "vae_decoder"}
+"""Options that are not called as the component whose file they name."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,7 +45,7 @@ class Weights:
         Raises:
             UsageError: a value is given.
         """
-        flags = {name: value for name, value in vars(self.files).items() if value is not None}
+        flags = {FLAGS.get(name, name): value for name, value in vars(self.files).items() if value is not None}
         flags |= {"lora": self.loras} if self.loras else {}
         for name in flags:
             flag = name.replace("_", "-")
@@ -68,10 +72,11 @@ def weights_options(command: Callable[..., Any]) -> Callable[..., Any]:
         transformer_2: Path | None,
         text_encoder: Path | None,
         vae: Path | None,
+        tiny_decoder: Path | None,
         loras: tuple[str, ...],
         **others: Any,
     ) -> Any:
-        weights = Weights(Files(variant, transformer, transformer_2, text_encoder, vae), loras)
+        weights = Weights(Files(variant, transformer, transformer_2, text_encoder, vae, tiny_decoder), loras)
         return command(*arguments, weights=weights, **others)
 
     decorated: Callable[..., Any] = wrapped
@@ -84,8 +89,16 @@ def weights_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Merge a LoRA into a checkpoint's transformer (or transformer_2); can be given again.",
         ),
         *(
-            click.option(f"--{part}", type=PATH, help=f"A file in place of a checkpoint's {part}: safetensors.")
+            click.option(
+                f"--{part}", type=PATH, help=f"A file in place of a checkpoint's {part}: safetensors, or .pth."
+            )
             for part in ("vae", "text-encoder", "transformer-2", "transformer")
+        ),
+        click.option(
+            "--vae-decoder",
+            "tiny_decoder",
+            type=PATH,
+            help="A tiny decoder beside a checkpoint's VAE, or without one: taew2_1.safetensors or .pth.",
         ),
         click.option("--variant", help="Of a checkpoint's files: fp16 reads STEM.fp16.safetensors."),
     ):
@@ -114,7 +127,10 @@ def resolve_checkpoint(folder: Path, resolution: Resolution | None = None, weigh
     """Read a checkpoint; diffusers is imported only if the tensors carry Wan's original names."""
     from ..export.weights.names import to_diffusers
 
-    found = read_checkpoint(folder, resolution=resolution, rename=to_diffusers, files=weights.files)
+    header = read_header
+    if any(isinstance(file, Path) for file in vars(weights.files).values()):
+        from ..export.weights.pickled import read_any_header as header
+    found = read_checkpoint(folder, resolution=resolution, rename=to_diffusers, files=weights.files, header=header)
     if not weights.loras:
         return found
     from ..export.weights.lora import merge_loras, parse_lora

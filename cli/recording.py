@@ -16,7 +16,8 @@ from ..runtime.chain.solvers import SOLVERS
 from ..runtime.documents import MAX_INTEGER
 from ..runtime.errors import UsageError
 from ..runtime.proof.trace import Trace
-from .common import NO_GUIDANCE, PATH, guidance_options, progress, read_prompts
+from ..runtime.quantisation import DECODERS
+from .common import NO_GUIDANCE, PATH, decoder_option, guidance_options, progress, read_prompts
 from .reading import Weights, require_same_loras, resolution_option, resolve_checkpoint, weights_options
 
 __all__ = ["Recording", "recording_options"]
@@ -28,7 +29,7 @@ DEFAULT_SEEDS = (0,)
 def recording_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of the runs that are recorded, by the names of `Recording`'s fields."""
     seed = click.IntRange(0, MAX_INTEGER)
-    decorated = resolution_option(weights_options(command))
+    decorated = decoder_option(resolution_option(weights_options(command)))
     for option in (
         click.option("--negative-prompt"),
         click.option("--solver", type=click.Choice(list(SOLVERS)), help="In place of the schedule's own."),
@@ -59,11 +60,16 @@ class Recording:
     resolution: Resolution | None = None
     vae_tile: str | None = None
     decode: bool = True
+    decoder: str | None = None
 
     def write(self, checkpoint: Path, trace: Path, bundle: Path | None, quiet: bool) -> None:
         """Record a checkpoint; beside a bundle, at its resolution and on a tile of its size."""
-        resolution, tile = self._sizes(bundle)
+        resolution, tile, decoder = self._decoding(bundle)
         found = resolve_checkpoint(checkpoint, resolution, self.weights)
+        if decoder is not None and decoder not in found.model.decoders:
+            raise UsageError(
+                f"{checkpoint} has no {decoder}, which is to decode: a tiny one is given with --vae-decoder"
+            )
         if bundle is not None:
             require_same_loras(bundle, open_bundle(bundle).manifest.provenance, found)
         levels = None if self.levels is None else parse_levels(self.levels)
@@ -82,6 +88,7 @@ class Recording:
                 schedule=chosen,
                 negative_prompt=found.model.negative_prompt if self.negative_prompt is None else self.negative_prompt,
                 decode=self.decode,
+                decoder=decoder,
                 vae_tile=tile,
                 advance=lambda: bar.advance(task),
             )
@@ -94,8 +101,12 @@ class Recording:
             return Resolution.parse(str(Trace(traces[0]).model.get("resolution")))
         return None
 
-    def _sizes(self, bundle: Path | None) -> tuple[Resolution | None, tuple[int, int] | None]:
+    def _decoding(self, bundle: Path | None) -> tuple[Resolution | None, tuple[int, int] | None, str | None]:
+        """The resolution, the tile of a decoder that has some, and the component that decodes."""
         if bundle is None:
-            return self.resolution, None if self.vae_tile is None else parse_tile(self.vae_tile)
-        manifest = open_bundle(bundle, resolution=self.resolution).manifest
-        return manifest.resolution, manifest.decoder.tiles.tile if manifest.decoder else None
+            tile = None if self.vae_tile is None else parse_tile(self.vae_tile)
+            return self.resolution, tile, None if self.decoder is None else DECODERS[self.decoder]
+        manifest = open_bundle(bundle, resolution=self.resolution, decoder=self.decoder).manifest
+        cut = [decoder for name, decoder in manifest.decoders.items() if manifest.model.decoders[name].cut]
+        tile = cut[0].tiles.tile if cut else None
+        return manifest.resolution, tile, manifest.decoder.component if manifest.decoder else None

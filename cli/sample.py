@@ -17,7 +17,17 @@ from ..runtime.chain.sampler import Step
 from ..runtime.chain.schedules import Schedule, parse_levels
 from ..runtime.errors import UsageError
 from ..runtime.pipeline.latents import Origin
-from .common import PATH, engine_options, output_options, print_json, progress, read_prompts, sampling_options
+from ..runtime.quantisation import DECODERS
+from .common import (
+    PATH,
+    decoder_option,
+    engine_options,
+    output_options,
+    print_json,
+    progress,
+    read_prompts,
+    sampling_options,
+)
 from .finishing import Finish
 from .hub import find_model
 from .jobs import Job, claim_folder, make_jobs
@@ -37,8 +47,15 @@ OUTPUT_HELP = ".mp4; .npy for latents; without PyAV a folder for PNG, or .npz fo
 @video_options
 @click.option("--save-latents", type=PATH, help="Also the latents, as .npy, before they are decoded.")
 @click.option("--preview", type=PATH, help="A small .png or .gif of what is coming, after each step.")
+@click.option(
+    "--preview-decoder",
+    type=click.Choice(list(DECODERS)),
+    help="Previews are the first frame, decoded after each stage's last step.",
+)
 @reading_options
 @click.option("--resident", is_flag=True, help="Keep all engines of a bundle open.")
+@click.option("--no-cache", is_flag=True, help="Neither keep a bundle's embeddings of prompts nor take kept ones.")
+@decoder_option
 @engine_options
 @sampling_options
 @output_options
@@ -50,9 +67,12 @@ def command(
     video: VideoOptions,
     save_latents: Path | None,
     preview: Path | None,
+    preview_decoder: str | None,
     reading: Reading,
     engine: EngineOptions,
     resident: bool,
+    no_cache: bool,
+    decoder: str | None,
     negative_prompt: str | None,
     guidance: Mapping[str, float | None],
     solver: str | None,
@@ -64,28 +84,33 @@ def command(
 ) -> None:
     """Sample a video from MODEL, a bundle or a checkpoint."""
     words = _words(prompt, prompts)
-    if seed < 0:
-        raise UsageError(f"a seed is a whole number from 0, found {seed}")
+    _check_usage(preview, preview_decoder, seed)
     jobs = make_jobs(words, output, video, save_latents, many=prompts is not None)
-    explicit = None if levels is None else parse_levels(levels)
     model = find_model(model, reading.weights.files.variant, quiet=quiet)
-    with open_sampler(model, reading, engine, resident=resident) as sampler:
+    with open_sampler(model, reading, engine, resident=resident, decoder=decoder, cache=not no_cache) as sampler:
         _check_components(model, sampler, jobs)
-        chosen = sampler.model.schedule(schedule, levels=explicit, solver=solver, **guidance)
+        chosen = sampler.model.schedule(
+            schedule, levels=parse_levels(levels) if levels else None, solver=solver, **guidance
+        )
         negative = sampler.model.negative_prompt if negative_prompt is None else negative_prompt
-        show = None if preview is None else PreviewFile(preview, model, sampler)
-        run = Run(Finish(model, sampler, video), chosen, negative, seed, show)
+        show = None if preview is None else PreviewFile(preview, model, sampler, preview_decoder)
+        run = Run(Finish(model, sampler, video, decoder), chosen, negative, seed, show)
         if prompts is not None:
             claim_folder(output, run.settings(words))
         for job in jobs:
             run.finish.check(job, run.origin(job.prompt))
         warned = _warn(jobs, sampler, chosen, negative_prompt)
-        results = [
-            _run(job, run, keep=prompts is not None, quiet=quiet, say=not as_json) | {"warnings": warned[job.output]}
-            for job in jobs
-        ]
+        how = {"keep": prompts is not None, "quiet": quiet, "say": not as_json}
+        results = [_run(job, run, **how) | {"warnings": warned[job.output]} for job in jobs]
     if as_json:
         print_json({"samples": results} if prompts is not None else results[0])
+
+
+def _check_usage(preview: Path | None, preview_decoder: str | None, seed: int) -> None:
+    if preview is None and preview_decoder is not None:
+        raise UsageError("--preview-decoder is for --preview FILE")
+    if seed < 0:
+        raise UsageError(f"a seed is a whole number from 0, found {seed}")
 
 
 def _words(prompt: str | None, prompts: Path | None) -> list[str]:
@@ -123,7 +148,7 @@ class Run:
 
     def settings(self, prompts: list[str]) -> dict[str, Any]:
         """What tells it from other runs over many prompts."""
-        video = {"fps": self.finish.video.fps, "crf": self.finish.video.crf}
+        video = {"fps": self.finish.video.fps, "crf": self.finish.video.crf, "decoder": self.finish.decoder}
         return {**self.facts, "resolution": str(self.finish.sampler.resolution), "prompts": prompts, **video}
 
     def origin(self, prompt: str) -> Origin:
@@ -157,11 +182,12 @@ def _run(job: Job, run: Run, *, keep: bool, quiet: bool, say: bool) -> dict[str,
     with progress(quiet) as bar:
         callback = _stage_bars(bar, schedule)
         run.finish.run(job, run.origin(job.prompt), lambda: run.latents(job.prompt, callback), bar)
-    seconds = time.perf_counter() - start
+    seconds, spent = time.perf_counter() - start, run.finish.sampler.preview_seconds
     if say:
         files = ", ".join(map(str, job.files))
-        click.echo(f"{files}: schedule {schedule.name}, seed {run.seed}, {seconds:.1f} s")
-    return {**result, "seconds": seconds}
+        previews = f", {spent:.1f} s of it for previews" if spent else ""
+        click.echo(f"{files}: schedule {schedule.name}, seed {run.seed}, {seconds:.1f} s{previews}")
+    return {**result, "seconds": seconds, "preview_seconds": spent}
 
 
 def _warn(jobs: list[Job], sampler: Sampler, schedule: Schedule, negative: str | None) -> dict[Path, tuple[str, ...]]:
@@ -177,7 +203,7 @@ def _warn(jobs: list[Job], sampler: Sampler, schedule: Schedule, negative: str |
 def _check_components(model: Path, sampler: Sampler, jobs: list[Job]) -> None:
     if not sampler.has_text_encoder:
         raise UsageError(f"{model} has no text encoder: sample it from Python, with prompt_embeds")
-    if not sampler.has_vae and not all(job.latent_only for job in jobs):
+    if not sampler.has_decoder and not all(job.latent_only for job in jobs):
         raise UsageError(f"{model} has no VAE: only latents can be written; give an output that ends in .npy")
 
 

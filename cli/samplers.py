@@ -1,12 +1,14 @@
 """What samples and decodes: a bundle's pipeline, or a checkpoint's PyTorch reference."""
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import click
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,8 +26,9 @@ from ..runtime.model.preview import Preview, PreviewMap
 from ..runtime.pipeline.decoder import frames_from, require_finite
 from ..runtime.pipeline.latents import checkpoint_of
 from ..runtime.pipeline.pipeline import Pipeline, load
-from ..runtime.pipeline.preview import showing
+from ..runtime.pipeline.preview import decoded_preview, mapped_preview, preview_map, showing
 from ..runtime.pipeline.text import Tokenizer, prompt_warnings
+from ..runtime.quantisation import DECODERS
 from .reading import Reading, resolve_checkpoint
 
 __all__ = ["BundleSampler", "Sampler", "open_sampler"]
@@ -42,11 +45,15 @@ class Sampler(Protocol):
     model: Model
     resolution: Resolution
     has_text_encoder: bool
-    has_vae: bool
+    has_decoder: bool
     frame_rate: int
     """Frames a second."""
     preview: PreviewMap | None
     """The map of previews."""
+    preview_decoder: str | None
+    """What decodes previews in place of the map: a name of `DECODERS`."""
+    preview_seconds: float
+    """What decoding the previews of the last sample took."""
 
     @property
     def weights(self) -> str:
@@ -74,22 +81,27 @@ class Sampler(Protocol):
 
 
 @contextmanager
-def open_sampler(model: Path, reading: Reading, engine: EngineOptions, *, resident: bool) -> Iterator[Sampler]:
-    """The sampler of a bundle or of a checkpoint.
+def open_sampler(
+    model: Path, reading: Reading, engine: EngineOptions, *, resident: bool, decoder: str | None, cache: bool
+) -> Iterator[Sampler]:
+    """The sampler of a bundle or of a checkpoint, which decodes by one of its decoders.
+
+    A bundle's prompts may be kept in the user's cache folder.
 
     Raises:
-        UsageError: an option is for the other one.
+        UsageError: an option is for the other one, or there is no such decoder.
     """
     if is_bundle(model):
         reading.weights.refuse_for_bundle(model)
-        opening: dict[str, Any] = {"resolution": reading.resolution, "threads": engine.threads, **engine.own}
+        opening: dict[str, Any] = {"resolution": reading.resolution, "decoder": decoder, "threads": engine.threads}
+        opening |= {"cache_prompts": cache, **engine.own}
         with load(model, resident=resident, **opening) as pipeline:
             yield BundleSampler(pipeline)
         return
     if engine.own or resident:
         given = [f"--{name.replace('_', '-')}" for name in engine.own] + (["--resident"] if resident else [])
         raise UsageError(f"{model} is a checkpoint, which PyTorch runs: leave out {', '.join(given)} (for bundles)")
-    yield ReferenceSampler(resolve_checkpoint(model, reading.resolution, reading.weights), engine.threads)
+    yield ReferenceSampler(resolve_checkpoint(model, reading.resolution, reading.weights), engine.threads, decoder)
 
 
 class BundleSampler:
@@ -98,25 +110,34 @@ class BundleSampler:
     def __init__(self, pipeline: Pipeline) -> None:
         manifest = pipeline.bundle.manifest
         self.pipeline, self.model, self.resolution = pipeline, pipeline.model, manifest.resolution
-        self.has_text_encoder, self.has_vae = manifest.text is not None, manifest.decoder is not None
+        self.has_text_encoder, self.has_decoder = manifest.text is not None, manifest.decoder is not None
         hashes = "\n".join(f"{name} {entry.sha256}" for name, entry in sorted(manifest.files.items()))
         self.weights = hashlib.sha256(hashes.encode()).hexdigest()
         self.checkpoint_hash, self.frame_rate = checkpoint_of(manifest), manifest.frame_rate
-        self.preview = manifest.preview
+        self.preview, self.preview_seconds = manifest.preview, 0.0
+        self.preview_decoder: str | None = None
+        self._said: set[str] = set()
         self.warnings = pipeline.warnings
 
     def latents(
         self, prompt: str, schedule: Schedule, negative: str, seed: int, callback: Callback, show: Show | None
     ) -> Latents:
-        return self.pipeline(
+        sample = self.pipeline(
             prompt,
             negative_prompt=negative,
             schedule=schedule,
             seed=seed,
             callback=callback,
             preview=show,
+            preview_decoder=self.preview_decoder,
             output_type="latent",
-        ).latents
+        )
+        self.preview_seconds = sample.timings.preview
+        for line in self.pipeline.encoder.cache_warnings:
+            if line not in self._said:
+                click.echo(f"Warning: {line}", err=True)
+                self._said.add(line)
+        return sample.latents
 
     def decode(self, latents: Latents) -> Iterator[Frames]:
         return map(frames_from, self.pipeline.decode(latents))
@@ -125,11 +146,18 @@ class BundleSampler:
 class ReferenceSampler:
     """A checkpoint's PyTorch reference, loaded when the first job is done."""
 
-    def __init__(self, checkpoint: Checkpoint, threads: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, threads: int, decoder: str | None) -> None:
         self.checkpoint, self.threads = checkpoint, threads
+        self.decoder = None if decoder is None else DECODERS[decoder]
+        if self.decoder is not None and self.decoder not in checkpoint.model.decoders:
+            raise UsageError(
+                f"{checkpoint.folder} has no {decoder} decoder: a tiny one is given with --vae-decoder FILE"
+            )
         self.model, self.resolution = checkpoint.model, checkpoint.resolution
-        self.has_text_encoder, self.has_vae = bool(checkpoint.text_encoder), bool(checkpoint.vae)
+        self.has_text_encoder, self.has_decoder = bool(checkpoint.text_encoder), bool(checkpoint.model.decoders)
         self.frame_rate, self.preview = checkpoint.model.family.frame_rate, checkpoint.model.preview
+        self.preview_decoder: str | None = None
+        self.preview_seconds = 0.0
         self._reference: Any = None
         self._tokenizer: Tokenizer | None = None
 
@@ -149,15 +177,28 @@ class ReferenceSampler:
     def latents(
         self, prompt: str, schedule: Schedule, negative: str, seed: int, callback: Callback, show: Show | None
     ) -> Latents:
-        told = showing(show, self.preview, self.checkpoint.folder, callback) or callback
+        told, self.preview_seconds = showing(show, self._previewer, callback) or callback, 0.0
         reference, steps = self._loaded(), plan(self.model.pyramid, self.resolution, schedule)
         text = reference.encode([prompt, negative] if schedule.guided else [prompt])
         latents: Latents = reference.sample(steps, text[0], text[-1], seed, told)
         require_finite(latents, "the latents of this run")
         return latents
 
+    def _previewer(self) -> Callable[[Step], Preview | None]:
+        if self.preview_decoder is None:
+            return mapped_preview(preview_map(self.preview, self.checkpoint.folder))
+        component = DECODERS[self.preview_decoder]
+        _, _, *finest = self.model.stages(self.resolution)[0].latent
+
+        def decoded(latent: Latents) -> Iterator[Latents]:
+            start = time.perf_counter()
+            yield self._loaded().decode_float(latent, component)
+            self.preview_seconds += time.perf_counter() - start
+
+        return decoded_preview(decoded, (finest[0], finest[1]))
+
     def decode(self, latents: Latents) -> Iterator[Frames]:
-        yield self._loaded().decode(latents)
+        yield self._loaded().decode(latents, self.decoder)
 
     def _loaded(self) -> Any:
         if self._reference is None:

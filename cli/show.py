@@ -1,10 +1,11 @@
 """What `inspect` found, as tables for people."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import click
 
+from ..runtime.quantisation import DECODERS
 from .common import print_memory, print_table
 
 __all__ = ["show_model"]
@@ -105,9 +106,10 @@ def _proof(name: str, result: Mapping[str, Any] | None, where: str = "") -> str:
     return f"{name} {state}"
 
 
-def _storage(precision: Mapping[str, str], quantised: Mapping[str, str]) -> str:
-    """What the transformer is stored in, and where other components differ."""
-    stored = {name: quantised.get(name, scheme) for name, scheme in precision.items() if name != "compute"}
+def _storage(precision: Mapping[str, str], quantised: Mapping[str, str], missing: Container[str]) -> str:
+    """What the transformer is stored in, and where other components that are there differ."""
+    there = {name: scheme for name, scheme in precision.items() if name != "compute" and name not in missing}
+    stored = {name: quantised.get(name, scheme) for name, scheme in there.items()}
     main = stored.pop("transformer")
     others = [f"{name} in {scheme}" for name, scheme in stored.items() if scheme != main]
     return main + (f" ({', '.join(others)})" if others else "")
@@ -120,12 +122,24 @@ def _state_of(document: Mapping[str, Any]) -> str:
         proof = f"{_proof('graph parity', graph)}, {_proof('engine parity', engine, ' on a device')}"
     else:
         proof = _proof("parity", document["parity"])
-    vae, tiles = document["vae"], ""
-    if vae is not None and vae["tiles"] > 1:
-        size = "x".join(map(str, vae["tile"]))
-        tiles = f"frames decoded in {vae['tiles']} tiles of {size} latent pixels, {vae['overhead']:.2f} x the frame; "
+    decoders = document["decoders"]
+    missing = DECODERS.values() - decoders.keys()
+    how = " or ".join(
+        _decoded(name, decoders[component]) for name, component in DECODERS.items() if component in decoders
+    )
     verified = "; every file hashed again" if document["verified"] else ""
     return (
-        f"built for {document['engine']}; stored in {_storage(precision, document['quantised'])}"
-        f", computed in {precision['compute']}; {tiles}{proof}{verified}"
+        f"built for {document['engine']}; stored in {_storage(precision, document['quantised'], missing)}"
+        f", computed in {precision['compute']}; {f'frames decoded {how}; ' if how else ''}{proof}{verified}"
+    )
+
+
+def _decoded(name: str, decoder: Mapping[str, Any]) -> str:
+    """How one of the decoders does it."""
+    if decoder["tiles"] == 1:
+        return f"by the {name} decoder"
+    size = "x".join(map(str, decoder["tile"]))
+    return (
+        f"by the {name} decoder in {decoder['tiles']} tiles of {size} latent pixels, "
+        f"{decoder['overhead']:.2f} x the frame"
     )

@@ -8,9 +8,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["ARITHMETIC", "CACHE_SCHEMES", "COMPONENTS", "FLOAT_SCHEMES", "METHODS", "SCHEMES", "Recipe", "Scheme"]
+__all__ = [
+    "ARITHMETIC",
+    "CACHE_SCHEMES",
+    "COMPONENTS",
+    "DECODERS",
+    "FLOAT_SCHEMES",
+    "METHODS",
+    "SCHEMES",
+    "Recipe",
+    "Scheme",
+]
 
-COMPONENTS = ("transformer", "text_encoder", "vae")
+DECODERS: Mapping[str, str] = {"full": "vae", "tiny": "tiny_decoder"}
+"""Components that decode latents, by what users call them: a model's first one decodes unless another is asked for."""
+
+COMPONENTS = ("transformer", "text_encoder", *DECODERS.values())
 """What a bundle stores weights of."""
 
 

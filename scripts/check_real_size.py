@@ -134,7 +134,7 @@ def _evaluate(pipeline: Pipeline, part: str, inputs: Arrays) -> tuple[GraphKey, 
         key = text_key(inputs["mask"].shape[1])
         return key, pipeline.run(key, inputs)
     if part == "vae":
-        return decoder_key(first=False), {"frames": np.concatenate(list(pipeline.decode_tile(inputs["latent"])))}
+        return decoder_key("vae", first=False), {"frames": np.concatenate(list(pipeline.decode_tile(inputs["latent"])))}
     step = step_of(pipeline, part)
     velocity = pipeline.velocity(step, inputs["latent"], {"text": inputs["text"]})
     return stage_key(step.stage.index, step.expert), {"velocity": velocity}

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ...runtime.bundle.graphs import TEXT, VAE_FIRST, Decoder, GraphKey, GraphSpec, graph_specs, stage_key
+from ...runtime.bundle.graphs import FIRST, TEXT, Decoder, GraphKey, GraphSpec, graph_specs, stage_key
 from ...runtime.bundle.manifest import WEIGHTS_FILE
 from ...runtime.chain.pyramid import Resolution, Stage
 from ...runtime.model.checkpoint import Checkpoint
@@ -14,7 +14,7 @@ from ...runtime.model.safetensors import TensorEntry
 from ...runtime.quantisation import SCHEMES
 from ...targets.dialect import Dialect
 from ...targets.facts import BuildTarget
-from ..families import modules_of
+from ..families import decoder_modules, modules_of
 from ..families.layers import CALIBRATION
 from ..lowering.graphs import GraphModule
 from ..weights.places import Places, place_weights
@@ -42,8 +42,8 @@ class Blueprint:
     options: BuildOptions
     dialect: Dialect
     lengths: tuple[int, ...]
-    decoders: Mapping[Resolution, Decoder | None]
-    """How frames of each resolution are decoded, where they are."""
+    decoders: Mapping[Resolution, Sequence[Decoder]]
+    """How frames of each resolution are decoded."""
     specs: Mapping[Resolution, Mapping[GraphKey, GraphSpec]]
     """The graphs of each resolution: see `graph_specs`."""
     programs: Mapping[str, tuple[GraphModule, ...]]
@@ -84,8 +84,8 @@ def draw(checkpoint: Checkpoint, target: BuildTarget, options: BuildOptions) -> 
     """Plan a bundle; nothing is read but headers, and nothing is written."""
     dialect = target.dialect()
     lengths = text_lengths(checkpoint) if checkpoint.text_encoder else ()
-    decoders = options.decoders(checkpoint, packed=target.packs_caches)
-    specs = graph_specs(checkpoint.model, decoders, lengths)
+    decoders = options.decoders_of(checkpoint, packed=target.packs_caches)
+    specs = graph_specs(options.model(checkpoint), decoders, lengths)
     graphs = list(_graph_modules(checkpoint, target, options, dialect, decoders, specs))
     table = _table(checkpoint, options)
     own, mapped = list[Source](), list[Source]()
@@ -120,7 +120,7 @@ def _graph_modules(
     target: BuildTarget,
     options: BuildOptions,
     dialect: Dialect,
-    decoders: Mapping[Resolution, Decoder | None],
+    decoders: Mapping[Resolution, Sequence[Decoder]],
     specs: Mapping[Resolution, Mapping[GraphKey, GraphSpec]],
 ) -> Iterator[GraphModule]:
     """A module for each graph; where the target takes symbolic shapes, one for all that differ in these alone."""
@@ -142,7 +142,7 @@ def _graph_modules(
             recipe = options.recipe(checkpoint, spec.key.component, stage.index)
             module, layers = family.stage_graph(checkpoint, spec.key.weights, stage, recipe, dialect)
             yield GraphModule(spec, module, layers=layers)
-    every = {spec.name: (spec, decoders[resolution]) for resolution in specs for spec in specs[resolution].values()}
+    every = {spec.name: (spec, resolution) for resolution in specs for spec in specs[resolution].values()}
     texts = [spec for spec, _ in every.values() if spec.key.role == TEXT]
     if target.symbolic and texts:
         yield from _symbolic_texts(checkpoint, options, dialect, texts)
@@ -150,10 +150,12 @@ def _graph_modules(
         for spec in texts:
             recipe = options.recipe(checkpoint, spec.key.component)
             yield GraphModule(spec, family.text_graph(checkpoint, spec.key.length, recipe, dialect))
-    for spec, decoder in every.values():
-        if decoder is not None and spec.key.component == "vae":
-            recipe, first = options.recipe(checkpoint, spec.key.component), spec.key.role == VAE_FIRST
-            yield GraphModule(spec, family.decoder_graph(checkpoint, decoder, recipe, dialect, first=first))
+    for spec, resolution in every.values():
+        for decoder in decoders[resolution]:
+            if spec.key.decoder == decoder.component:
+                recipe, first = options.recipe(checkpoint, decoder.component), spec.key.role == FIRST
+                modules = decoder_modules(model.family, decoder.component)
+                yield GraphModule(spec, modules.decoder_graph(checkpoint, decoder, recipe, dialect, first=first))
 
 
 def _symbolic_stages(

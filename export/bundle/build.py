@@ -19,6 +19,7 @@ from ..families import modules_of
 from ..lowering.forms import make_forms
 from ..weights.lora import merge_loras, parse_lora
 from ..weights.names import to_diffusers
+from ..weights.pickled import read_any_header
 from .blueprint import LOWERING_FILE, Blueprint, draw
 from .journal import Journal
 from .manifest import make_manifest
@@ -39,6 +40,7 @@ def build(
     recipe: str | Path | None = None,
     vae_tile: str = "auto",
     vae_caches: str = "fp32",
+    decoder: str | Sequence[str] | None = None,
     resolution: str | Sequence[str] | None = None,
     variant: str | None = None,
     files: Mapping[str, str | Path] = {},
@@ -58,9 +60,10 @@ def build(
         recipe: a file of `pyrexport calibrate`, for "w8a8".
         vae_tile: "auto", "none" or "HEIGHTxWIDTH" in latent pixels; see `choose_tiles`.
         vae_caches: "fp32" or "fp16".
+        decoder: "full" or "tiny": the only one of the checkpoint's decoders that it is to hold; None: all.
         resolution: "FRAMESxHEIGHTxWIDTH", in place of the checkpoint's own; or several, the default first.
         variant: of the checkpoint's files, such as "fp16"; see `Files`.
-        files: safetensors files in place of components' own: {"vae": "vae.safetensors"}.
+        files: safetensors files in place of components' own: {"vae": "vae.safetensors"}; a "tiny_decoder" too.
         lora: files to be merged into the transformer, each as "FILE" or "FILE:SCALE"; see `merge_loras`.
         force: replace a bundle that is there.
         run_graphs: let a target that lowers graphs run each one before it is called done.
@@ -68,8 +71,8 @@ def build(
     """
     sizes, found = tuple(map(Resolution.parse, _each(resolution))), find_build_target(target)
     opened = _open(Path(checkpoint), sizes, Files(variant, **{part: Path(file) for part, file in files.items()}), lora)
-    by = Path(recipe) if recipe else None
-    request = BuildRequest(precision, quantize, by, vae_tile, vae_caches, target_options, sizes)
+    by, only = Path(recipe) if recipe else None, tuple(_each(decoder))
+    request = BuildRequest(precision, quantize, by, vae_tile, vae_caches, target_options, only, sizes)
     options = resolve_options(opened, found, request)
     return build_bundle(opened, found, Path(output), options, force=force, run_graphs=run_graphs)
 
@@ -80,7 +83,8 @@ def _each(values: str | Sequence[str] | None) -> Sequence[str]:
 
 
 def _open(folder: Path, sizes: Sequence[Resolution], files: Files, lora: str | Sequence[str]) -> Checkpoint:
-    found = read_checkpoint(folder, resolution=next(iter(sizes), None), rename=to_diffusers, files=files)
+    size, header = next(iter(sizes), None), read_any_header
+    found = read_checkpoint(folder, resolution=size, rename=to_diffusers, files=files, header=header)
     return merge_loras(found, [parse_lora(text) for text in _each(lora)])
 
 
@@ -134,8 +138,8 @@ def build_bundle(
 def _write(folder: Path, blueprint: Blueprint, reporter: Reporter, *, run_graphs: bool) -> None:
     """Write all files of a bundle, the manifest last."""
     clean(folder, blueprint)
+    journal = Journal(folder, blueprint)  # before any file: it is what tells the folder from somebody else's
     write_tokenizer(folder, blueprint)
-    journal = Journal(folder, blueprint)
     files = {program: [folder / name for name in blueprint.files_of(program)] for program in blueprint.programs}
     kept = {program for program, written in files.items() if journal.keeps_program(program, written)}
     lowers = len(kept) < len(blueprint.programs)

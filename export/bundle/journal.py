@@ -10,7 +10,8 @@ from typing import Any
 
 from ...runtime.errors import UsageError
 from ...runtime.files import file_digest, write_whole
-from ...runtime.model.safetensors import TensorEntry, read_header
+from ...runtime.model.safetensors import TensorEntry
+from ..weights.pickled import read_any_header
 from .blueprint import Blueprint
 from .output import STATE_FILE
 
@@ -70,9 +71,10 @@ class Identities:
         edited = [entry for tensors in self.tensors.values() for entry in tensors.values()]
         entries = [replace(entry, edits=()) for entry in edited]
         entries += [tensor for entry in edited for edit in entry.edits for tensor in edit.tensors]
-        headers = {file: read_header(file) for file in dict.fromkeys(entry.file for entry in entries)}
+        headers = {file: read_any_header(file) for file in dict.fromkeys(entry.file for entry in entries)}
         for entry in entries:
-            if headers[entry.file].get(entry.name) != entry:
+            found = headers[entry.file].get(entry.name)
+            if found is None or entry not in (found, found.last_rows(*entry.shape[:1])):
                 raise UsageError(f"{entry.file} was changed since it was opened: run the build again")
 
 

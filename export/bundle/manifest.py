@@ -36,7 +36,7 @@ def make_manifest(
         target_options=options.target,
         engine=engine,
         engine_version=engine_version,
-        model=checkpoint.model,
+        model=options.model(checkpoint),
         sizes=_sizes(blueprint, graphs),
         frame_rate=checkpoint.model.family.frame_rate,
         precision=options.precision,
@@ -58,7 +58,11 @@ def make_manifest(
 
 def _sizes(blueprint: Blueprint, graphs: Mapping[GraphKey, GraphEntry]) -> tuple[Size, ...]:
     return tuple(
-        Size(resolution, blueprint.decoders[resolution], {key: graphs[spec.key] for key, spec in specs.items()})
+        Size(
+            resolution,
+            {decoder.component: decoder for decoder in blueprint.decoders[resolution]},
+            {key: graphs[spec.key] for key, spec in specs.items()},
+        )
         for resolution, specs in blueprint.specs.items()
     )
 

@@ -1,7 +1,7 @@
 """How a checkpoint is to be stored and cut: what a user asks for, and what follows from it for a target."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from ...runtime.bundle.tiles import Tiles, parse_tile
 from ...runtime.chain.pyramid import Resolution
 from ...runtime.errors import UsageError
 from ...runtime.model.checkpoint import Checkpoint
-from ...runtime.quantisation import CACHE_SCHEMES, COMPONENTS, FLOAT_SCHEMES, METHODS, SCHEMES, Recipe, Scheme
+from ...runtime.model.description import Model
+from ...runtime.quantisation import CACHE_SCHEMES, COMPONENTS, DECODERS, FLOAT_SCHEMES, METHODS, SCHEMES, Recipe, Scheme
 from ...targets.facts import BuildTarget
 from ..families import modules_of
 from .recipes import RecipeFile, open_recipe
@@ -39,6 +40,8 @@ class BuildRequest:
     """Scheme of the decoder's caches: a name of `CACHE_SCHEMES`."""
     target: Mapping[str, Any] = field(default_factory=dict)
     """The target's own options that were given, by name."""
+    decoders: tuple[str, ...] = ()
+    """Which of the checkpoint's decoders the bundle is to hold, names of `DECODERS`; none: all."""
     resolutions: tuple[Resolution, ...] = ()
     """That the bundle is to sample at, the default first; none: the checkpoint's own."""
 
@@ -56,6 +59,8 @@ class BuildOptions:
     vae_tiles: tuple[Tile, ...]
     """Of each resolution: height and width of a tile in latent pixels; None: frames are decoded whole."""
     vae_caches: str
+    decoders: tuple[str, ...]
+    """Components that decode."""
     target: Mapping[str, Any]
     """A value for each of the target's own options, as JSON."""
     calibration: RecipeFile | None = None
@@ -76,13 +81,21 @@ class BuildOptions:
         calibrated = {} if found is None else found.tensors
         return Recipe(SCHEMES[self.precision[component]], schemes, calibrated, stage)
 
-    def decoders(self, checkpoint: Checkpoint, *, packed: bool) -> dict[Resolution, Decoder | None]:
-        """How frames of each resolution are decoded, where there is a VAE."""
-        found: dict[Resolution, Decoder | None] = {}
+    def model(self, checkpoint: Checkpoint) -> Model:
+        """The checkpoint's model, with the decoders that the bundle holds."""
+        own = checkpoint.model.decoders
+        return replace(checkpoint.model, decoders={component: own[component] for component in self.decoders})
+
+    def decoders_of(self, checkpoint: Checkpoint, *, packed: bool) -> dict[Resolution, list[Decoder]]:
+        """How frames of each resolution are decoded."""
+        found, dtype = dict[Resolution, list[Decoder]](), SCHEMES[self.vae_caches].dtype
+        spatial = checkpoint.model.pyramid.geometry.spatial
         for resolution, tile in zip(self.resolutions, self.vae_tiles, strict=True):
-            frame, spatial = frame_of(checkpoint, resolution), checkpoint.model.pyramid.geometry.spatial
-            tiles = Tiles(frame, tile or frame, spatial)
-            found[resolution] = Decoder(tiles, SCHEMES[self.vae_caches].dtype, packed) if checkpoint.vae else None
+            frame = frame_of(checkpoint, resolution)
+            found[resolution] = [
+                Decoder(component, Tiles(frame, (tile if config.cut else None) or frame, spatial), dtype, packed)
+                for component, config in self.model(checkpoint).decoders.items()
+            ]
         return found
 
 
@@ -116,9 +129,23 @@ def resolve_options(checkpoint: Checkpoint, target: BuildTarget, request: BuildR
         quantised={component: target.adapted(SCHEMES[name], own) for component, name in methods.items()},
         vae_tiles=_tiles(checkpoint, request, resolutions),
         vae_caches=request.vae_caches,
+        decoders=_decoders(checkpoint, request.decoders),
         target=own,
         calibration=open_recipe(checkpoint, methods, request.recipe),
     )
+
+
+def _decoders(checkpoint: Checkpoint, asked: Sequence[str]) -> tuple[str, ...]:
+    """Components that are to decode, in the order of `DECODERS`."""
+    there = [name for name, component in DECODERS.items() if component in checkpoint.model.decoders]
+    for name in asked:
+        if name not in there:
+            found = f"has {' and '.join(there)}" if there else "has none"
+            raise UsageError(
+                f"{checkpoint.folder} {found}: there is no {name} decoder to be built; "
+                "a tiny one is given with --vae-decoder FILE"
+            )
+    return tuple(DECODERS[name] for name in asked or there if name in DECODERS)
 
 
 def _first(takes: Sequence[str]) -> str:
@@ -161,7 +188,7 @@ def _resolutions(checkpoint: Checkpoint, request: BuildRequest) -> tuple[Resolut
 
 def _tiles(checkpoint: Checkpoint, request: BuildRequest, resolutions: Sequence[Resolution]) -> tuple[Tile, ...]:
     frames = [frame_of(checkpoint, resolution) for resolution in resolutions]
-    if not checkpoint.vae:
+    if not any(config.cut for config in checkpoint.model.decoders.values()):
         if request.vae_tile not in ("auto", "none") or request.vae_caches != "fp32":
             raise UsageError(f"{checkpoint.folder} has no VAE: a tile or caches of it say nothing")
         return (None,) * len(frames)
@@ -185,7 +212,12 @@ def options_of(
         UsageError: the recipe is missing, or not the one.
     """
     caches = {SCHEMES[name].dtype: name for name in CACHE_SCHEMES}
-    decoders = [size.decoder for size in manifest.sizes]
+    cut = [name for name, config in manifest.model.decoders.items() if config.cut]
+    missing = sorted(manifest.decoders.keys() - checkpoint.model.decoders.keys())
+    if missing:
+        raise UsageError(
+            f"the bundle has a {missing[0]}, and {checkpoint.folder} has none: give it as when it was built"
+        )
     return BuildOptions(
         resolutions=manifest.resolutions,
         precision=manifest.precision,
@@ -193,8 +225,9 @@ def options_of(
             component: target.adapted(SCHEMES[name], manifest.target_options)
             for component, name in manifest.quantised.items()
         },
-        vae_tiles=tuple(None if decoder is None else decoder.tiles.tile for decoder in decoders),
-        vae_caches="fp32" if decoders[0] is None else caches[decoders[0].caches],
+        vae_tiles=tuple(next((size.decoders[name].tiles.tile for name in cut), None) for size in manifest.sizes),
+        vae_caches=next((caches[decoder.caches] for decoder in manifest.decoders.values()), "fp32"),
+        decoders=tuple(manifest.decoders),
         target=manifest.target_options,
         calibration=_same_recipe(manifest, checkpoint, recipe),
     )

@@ -49,8 +49,8 @@ def choose_tiles(checkpoint: Checkpoint, frames: Sequence[Frame], caches: str = 
 
 def _estimate(checkpoint: Checkpoint, caches: str) -> Callable[[int, int], float]:
     """Bytes that decoding a tile takes, of its height and width."""
-    assert checkpoint.model.decoder is not None
-    shapes = checkpoint.model.decoder.cache_shapes(LEAST_CHOSEN, LEAST_CHOSEN)
+    (decoder,) = (config for config in checkpoint.model.decoders.values() if config.cut)
+    shapes = decoder.cache_shapes(LEAST_CHOSEN, LEAST_CHOSEN)
     per_pixel = 4 * sum(math.prod(shape) for shape in shapes) / LEAST_CHOSEN**2
     kept = 0.5 if caches == "fp16" else 1.0
 

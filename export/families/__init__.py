@@ -15,15 +15,34 @@ from ...runtime.chain.sampler import Step
 from ...runtime.model.checkpoint import Checkpoint
 from ...runtime.model.description import Model
 from ...runtime.model.families import Family
-from ...runtime.quantisation import Recipe
+from ...runtime.quantisation import DECODERS, Recipe
 from ...targets.dialect import Dialect
+from .tiny_decoder import TINY_MODULES
 from .wan import WAN_MODULES
 
-__all__ = ["FamilyModules", "modules_of"]
+__all__ = ["DecoderModules", "FamilyModules", "decoder_modules", "modules_of"]
 
 
-class FamilyModules(Protocol):
-    """What a family adds in PyTorch to its data in `runtime.model.families`."""
+class DecoderModules(Protocol):
+    """What decodes latents, in PyTorch."""
+
+    def decoder_graph(
+        self, checkpoint: Checkpoint, decoder: Decoder, recipe: Recipe, dialect: Dialect, *, first: bool
+    ) -> nn.Module:
+        """The module of a decoder's graph for the first latent frame, or for a later one."""
+        ...
+
+    def load_decoder(self, checkpoint: Checkpoint) -> Any:
+        """The reference of the decoder, in float32."""
+        ...
+
+    def decode(self, decoder: Any, latent: torch.Tensor) -> torch.Tensor:
+        """Video [C, T, H, W] in -1 … 1 of a latent [C, T, H, W], by `load_decoder`'s module."""
+        ...
+
+
+class FamilyModules(DecoderModules, Protocol):
+    """What a family adds in PyTorch to its data in `runtime.model.families`; its decoder is its VAE's."""
 
     def check_components(self, checkpoint: Checkpoint) -> None:
         """Compare the tensors of all components with the classes that hold them.
@@ -41,12 +60,6 @@ class FamilyModules(Protocol):
 
     def text_graph(self, checkpoint: Checkpoint, length: int, recipe: Recipe, dialect: Dialect) -> nn.Module:
         """The module of the text encoder's graph at a length."""
-        ...
-
-    def decoder_graph(
-        self, checkpoint: Checkpoint, decoder: Decoder, recipe: Recipe, dialect: Dialect, *, first: bool
-    ) -> nn.Module:
-        """The module of the decoder's graph for the first latent frame, or for a later one."""
         ...
 
     def block_matrices(self, checkpoint: Checkpoint, component: str) -> Sequence[str]:
@@ -91,16 +104,8 @@ class FamilyModules(Protocol):
         """The VAE's encoder: a frame [3, H, W] in -1 … 1 to its latent [C, h, w], as the transformer sees it."""
         ...
 
-    def load_decoder(self, checkpoint: Checkpoint) -> Any:
-        """The reference of the decoder, in float32."""
-        ...
-
     def encode(self, checkpoint: Checkpoint, prompts: list[str]) -> NDArray[np.float32]:
         """Prompt embeddings [prompts, text length, text width], as the family's pipeline makes them."""
-        ...
-
-    def decode(self, decoder: Any, latent: torch.Tensor) -> torch.Tensor:
-        """Video [C, T, H, W] in -1 … 1 of a latent [C, T, H, W], by `load_decoder`'s module."""
         ...
 
     def follows_pipeline(self, checkpoint: Checkpoint, steps: Sequence[StepPlan]) -> bool:
@@ -134,3 +139,8 @@ _MODULES: Mapping[str, FamilyModules] = {"wan": WAN_MODULES, "wan2.2-ti2v": WAN_
 def modules_of(family: Family) -> FamilyModules:
     """The PyTorch half of a family."""
     return _MODULES[family.name]
+
+
+def decoder_modules(family: Family, component: str) -> DecoderModules:
+    """What decodes in PyTorch: a family's VAE, or the tiny decoder, which is the same for all."""
+    return TINY_MODULES if component == DECODERS["tiny"] else modules_of(family)

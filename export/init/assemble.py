@@ -18,13 +18,13 @@ from ...runtime.reporter import Reporter
 from ..families import modules_of
 from ..weights.lora import TRANSFORMERS, merge_loras
 from ..weights.names import prefix_of, to_diffusers
+from ..weights.pickled import is_pickle, open_tensors
 from .configs import Shapes, text_encoder_config, transformer_config, vae_config, wan_config
 from .described import Description, describe, index_fields, scheduler_of
 from .documents import model_index, write_json
 from .extras import FIRST_FRAME, as_safetensors, first_frame_entry, with_patch_layers
 from .folder import check_apart, check_new_checkpoint, new_checkpoint
 from .parts import Part, Parts, find_parts
-from .pickled import is_pickle, open_tensors
 from .tensors import of_entry, of_tensor, write_index, write_tensors
 
 __all__ = ["Assembly", "Made", "assemble"]

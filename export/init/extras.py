@@ -8,7 +8,7 @@ from pathlib import Path
 from ...runtime.errors import UsageError
 from ...runtime.model.safetensors import TensorEntry, read_header
 from ..weights.edits import read_tensor
-from .pickled import is_pickle, open_tensors
+from ..weights.pickled import is_pickle, open_tensors
 from .tensors import of_tensor, write_tensors
 
 __all__ = ["FIRST_FRAME", "PATCH_LAYERS", "as_safetensors", "first_frame_entry", "with_patch_layers"]

@@ -13,7 +13,7 @@ from ...runtime.model.safetensors import read_header, shards_of
 from ...runtime.model.siblings import COMPONENT_FOLDERS, component_folders
 from ...runtime.model.variants import STEMS, choose_weights
 from ..weights.names import PREFIXES, prefix_of
-from .pickled import PICKLES, is_pickle, open_tensors
+from ..weights.pickled import PICKLES, is_pickle, open_tensors
 
 __all__ = ["Part", "Parts", "find_parts", "tensor_names"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ...runtime.bundle.graphs import STAGE, VAE_FIRST, GraphKey
+from ...runtime.bundle.graphs import FIRST, STAGE, GraphKey
 from ...runtime.bundle.opening import Bundle
 from ...runtime.proof.metrics import finite
 from ...runtime.ranges import output_of
@@ -66,7 +66,7 @@ def _decoder_errors(bundle: Bundle, key: GraphKey, names: set[str]) -> Iterator[
         place = f"{family.decoder_layer(bundle.manifest.model, layer)}.{kind}"
         places.add(f"{place}scale")
         scale, zero = (constants.get(f"{place}{which}") for which in ("scale", "zero"))
-        if scale is None and key.role == VAE_FIRST:
+        if scale is None and key.role == FIRST:
             continue  # what doubles frames has nothing to do in the first one
         found = None if scale is None or zero is None else _held(scale, zero)
         yield _deviation(found, bundle.manifest.ranges[name][0]), 0, name

@@ -45,6 +45,7 @@ def record_trace(
     schedule: Schedule,
     negative_prompt: str,
     decode: bool = True,
+    decoder: str | None = None,
     vae_tile: tuple[int, int] | None = None,
     advance: Advance = lambda: None,
 ) -> None:
@@ -57,7 +58,8 @@ def record_trace(
         seeds: the seeds of the runs.
         schedule: the schedule of the runs.
         negative_prompt: what a guided schedule leads away from.
-        decode: also decode the runs to frames, where the checkpoint has a VAE.
+        decode: also decode the runs to frames, where the checkpoint has a decoder.
+        decoder: the component that decodes them; None: the checkpoint's first decoder.
         vae_tile: height and width in latent pixels of the corner that the VAE is recorded on; None: all of the frame.
         advance: called after each evaluation of the reference.
 
@@ -65,19 +67,20 @@ def record_trace(
         UsageError: the tile is larger than the frame.
     """
     tile = _tile(checkpoint, vae_tile)
-    reference, decode = Reference(checkpoint), decode and bool(checkpoint.vae)
+    reference, used = Reference(checkpoint), decoder or next(iter(checkpoint.model.decoders), None)
     text = _embeddings(reference, [*prompts, negative_prompt])
     tensors: Tensors = {"text.negative": text[-1]}
     probes = _record_probes(tensors, reference, text[0], advance)
     texts = _record_texts(tensors, reference)
     runs, latents = _record_runs(tensors, reference, list(prompts), text, seeds, schedule, advance)
+    decode = decode and used is not None
     for index, latent in enumerate(latents if decode else ()):
-        tensors[f"run.{index}.frames"] = reference.decode(latent)
-    if checkpoint.vae:
-        tensors["vae.latent"] = np.ascontiguousarray(latents[0][:, :VAE_FRAMES, : tile[0], : tile[1]])
-        tensors["vae.frames"] = reference.decode_float(tensors["vae.latent"])
-    described = {"negative_prompt": negative_prompt, "texts": texts, "probes": [probe.to_json() for probe in probes]}
-    _save(path, checkpoint, tensors, {**described, "runs": [replace(run, decoded=decode).to_json() for run in runs]})
+        tensors[f"run.{index}.frames"] = reference.decode(latent, used)
+    _record_decoders(tensors, reference, latents[0], tile)
+    described = {"negative_prompt": negative_prompt, "texts": texts, "decoder": used}
+    listed = {"probes": [probe.to_json() for probe in probes]}
+    listed["runs"] = [replace(run, decoded=decode).to_json() for run in runs]
+    _save(path, checkpoint, tensors, {**described, **listed})
 
 
 def _save(path: Path, checkpoint: Checkpoint, tensors: Tensors, described: dict[str, Any]) -> None:
@@ -114,6 +117,16 @@ def _record_runs(
             latents.append(_record_run(tensors, name, reference, steps, (embeddings, text[-1]), seed, advance))
             runs.append(Run(prompt, seed, schedule, decoded=False))
     return runs, latents
+
+
+def _record_decoders(
+    tensors: Tensors, reference: Reference, latent: NDArray[np.float32], tile: tuple[int, int]
+) -> None:
+    """Each decoder on a few frames, of a tile where it has some."""
+    for component, config in reference.checkpoint.model.decoders.items():
+        height, width = tile if config.cut else latent.shape[2:]
+        tensors[f"{component}.latent"] = np.ascontiguousarray(latent[:, :VAE_FRAMES, :height, :width])
+        tensors[f"{component}.frames"] = reference.decode_float(tensors[f"{component}.latent"], component)
 
 
 def _record_probes(tensors: Tensors, reference: Reference, text: NDArray[np.float32], advance: Advance) -> list[Probe]:

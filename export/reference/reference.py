@@ -12,7 +12,7 @@ from ...runtime.chain.noise import generator
 from ...runtime.chain.plan import StepPlan
 from ...runtime.chain.sampler import Conditions, Step, initial_latent, sample
 from ...runtime.model.checkpoint import Checkpoint
-from ..families import modules_of
+from ..families import DecoderModules, decoder_modules, modules_of
 
 __all__ = ["Reference"]
 
@@ -29,7 +29,7 @@ class Reference:
         self.checkpoint, self.modules = checkpoint, modules_of(checkpoint.model.family)
         self.modules.check_components(checkpoint)
         self._stages: dict[int, Sequence[Any]] = {}
-        self._decoder: Any = None
+        self._decoders: dict[str, Any] = {}
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> NDArray[np.float32]:
@@ -83,12 +83,12 @@ class Reference:
             self._stages[expert] = self.modules.load_transformer(self.checkpoint, expert)
         return self._stages[expert]
 
-    @property
-    def decoder(self) -> Any:
-        """The module of the decoder."""
-        if self._decoder is None:
-            self._decoder = self.modules.load_decoder(self.checkpoint)
-        return self._decoder
+    def decoder(self, component: str | None = None) -> Any:
+        """The module of a decoder: of the checkpoint's first one, unless another is named."""
+        name = component or self._first_decoder
+        if name not in self._decoders:
+            self._decoders[name] = self._decoder_modules(name).load_decoder(self.checkpoint)
+        return self._decoders[name]
 
     @torch.no_grad()
     def velocity(self, step: StepPlan, latent: NDArray[np.float32], conditions: Conditions) -> NDArray[np.float32]:
@@ -100,15 +100,23 @@ class Reference:
         )
         return velocity[0].numpy()
 
-    def decode(self, latent: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Frames [T, H, W, 3] of a latent [C, T, H, W], by diffusers' post-processing."""
-        video = torch.from_numpy(self.decode_float(latent)).transpose(0, 1)[None]
+    def decode(self, latent: NDArray[np.float32], decoder: str | None = None) -> NDArray[np.uint8]:
+        """Frames [T, H, W, 3] of a latent [C, T, H, W], by diffusers' post-processing; see `decoder`."""
+        video = torch.from_numpy(self.decode_float(latent, decoder)).transpose(0, 1)[None]
         scale = self.checkpoint.model.pyramid.geometry.spatial
         frames = VideoProcessor(vae_scale_factor=scale).postprocess_video(video, output_type="np")[0]
         return np.asarray((frames * 255).round(), np.uint8)
 
     @torch.no_grad()
-    def decode_float(self, latent: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Frames [T, 3, H, W] in -1 … 1 of a latent [C, T, H, W]."""
-        video = self.modules.decode(self.decoder, torch.from_numpy(latent))
+    def decode_float(self, latent: NDArray[np.float32], decoder: str | None = None) -> NDArray[np.float32]:
+        """Frames [T, 3, H, W] in -1 … 1 of a latent [C, T, H, W]; see `decoder`."""
+        name = decoder or self._first_decoder
+        video = self._decoder_modules(name).decode(self.decoder(name), torch.from_numpy(latent))
         return np.ascontiguousarray(video.transpose(0, 1).numpy())
+
+    @property
+    def _first_decoder(self) -> str:
+        return next(iter(self.checkpoint.model.decoders))
+
+    def _decoder_modules(self, component: str) -> DecoderModules:
+        return decoder_modules(self.checkpoint.model.family, component)

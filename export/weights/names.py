@@ -96,4 +96,10 @@ def _converted(convert: Callable[[dict[str, str]], Mapping[str, str]], bare: Map
     return {name: next(iter(convert({new: name}))) for name, new in bare.items()}
 
 
-_CONVERSIONS = {"transformer": _transformer, "transformer_2": _transformer, "vae": _vae, "text_encoder": _text_encoder}
+_CONVERSIONS: Mapping[str, Callable[[list[str]], Mapping[str, str]]] = {
+    "transformer": _transformer,
+    "transformer_2": _transformer,
+    "vae": _vae,
+    "text_encoder": _text_encoder,
+    "tiny_decoder": lambda names: {name: name for name in names},
+}

@@ -3,20 +3,20 @@
 import pickletools
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ...runtime.errors import UsageError
 from ...runtime.files import refuse_pointer
-from ..weights.steps import TORCH_DTYPES
+from ...runtime.model.safetensors import TensorEntry, is_archive, read_header
+from .steps import TORCH_DTYPES
 
-__all__ = ["PICKLES", "is_pickle", "open_tensors"]
+__all__ = ["PICKLES", "is_pickle", "open_tensors", "read_any_header"]
 
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")
 """How the names of such files end."""
-
-ARCHIVE = b"PK"
-"""How a file of `torch.save` begins."""
 
 LARGEST = 256 * 1024 * 1024
 """Bytes of a pickle beside its tensors above which it is no list of tensors."""
@@ -43,8 +43,7 @@ def is_pickle(path: Path) -> bool:
     """Whether a file is one, by its name or by how it begins."""
     if path.suffix.lower() in PICKLES:
         return True
-    with path.open("rb") as file:
-        return file.read(len(ARCHIVE)) == ARCHIVE
+    return is_archive(path)
 
 
 def open_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -54,10 +53,37 @@ def open_tensors(path: Path) -> dict[str, torch.Tensor]:
         UsageError: it is no such file, is of the format before PyTorch 1.6, names anything but tensors, or holds
             something else beside them.
     """
+    return _load(path, mmap=True)
+
+
+def read_any_header(path: Path) -> dict[str, TensorEntry]:
+    """Where the tensors of a file lie: one of safetensors, or of `torch.save`, which holds them as they are too.
+
+    Raises:
+        UsageError: it is neither, is damaged, or a tensor's values do not lie one after the other.
+    """
+    if not is_pickle(path):
+        return read_header(path)
+    with FakeTensorMode():
+        found, size = _load(path), path.stat().st_size
+    names, entries = {dtype: name for name, dtype in TORCH_DTYPES.items()}, dict[str, TensorEntry]()
+    for name, value in found.items():
+        if not value.is_contiguous():
+            raise UsageError(f"{path}: the values of tensor '{name}' lie scattered: save it again as contiguous()")
+        storage: Any = value.untyped_storage()
+        offset = storage._checkpoint_offset + value.storage_offset() * value.dtype.itemsize
+        entry = TensorEntry(path, name, names[value.dtype], tuple(value.shape), offset)
+        if offset + entry.nbytes > size:
+            raise UsageError(f"{path} is truncated: tensor '{name}' ends behind it; fetch it again")
+        entries[name] = entry
+    return entries
+
+
+def _load(path: Path, **options: Any) -> dict[str, torch.Tensor]:
     refuse_pointer(path)
     _check_calls(path)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        found = torch.load(path, map_location="cpu", weights_only=True, **options)
     except Exception as error:  # whatever PyTorch raises on a file that it cannot read
         raise UsageError(
             f"{path}: PyTorch cannot read it ({str(error).splitlines()[0]:.200}); fetch it again"
@@ -84,6 +110,12 @@ def _check_calls(path: Path) -> None:
             (name,) = (name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl")
             if archive.getinfo(name).file_size > LARGEST:
                 raise ValueError("its list of tensors is too long")
+            compressed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
+            if compressed:
+                raise ValueError(f"{compressed[0]:.60} is compressed, which torch.save does not do")
+            order = {entry.rpartition("/")[2]: entry for entry in archive.namelist()}.get("byteorder")
+            if order is not None and archive.read(order) != b"little":
+                raise ValueError("its numbers have their largest byte first")
             opcodes = [(opcode.name, argument) for opcode, argument, _ in pickletools.genops(archive.read(name))]
     except zipfile.BadZipFile:
         raise UsageError(

@@ -2,15 +2,15 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..documents import Fields, is_number
 from ..dtypes import DTYPES, WEIGHT_DTYPES
 from ..errors import UsageError
-from ..model.description import Model
-from ..model.families import TransformerConfig
-from ..quantisation import ARITHMETIC, COMPONENTS, FLOAT_SCHEMES, METHODS, SCHEMES
+from ..model.description import Model, parse_model
+from ..model.families import DecoderConfig, TinyDecoderConfig, TransformerConfig, find_family
+from ..quantisation import ARITHMETIC, COMPONENTS, DECODERS, FLOAT_SCHEMES, METHODS, SCHEMES
 from .engines import Facts
 from .graphs import GraphSpec, TensorSpec
 
@@ -23,6 +23,7 @@ __all__ = [
     "is_digest",
     "read_frame_rate",
     "read_frequencies",
+    "read_model",
     "read_parity",
     "read_ranges",
     "read_schemes",
@@ -176,6 +177,26 @@ class TextEntry:
 def _are_lengths(value: Any) -> bool:
     numbers = isinstance(value, list) and all(type(n) is int and 0 < n <= 4096 for n in value)
     return numbers and bool(value) and value == sorted(set(value))
+
+
+def read_model(fields: Fields) -> Model:
+    """The model of a bundle, with the decoders that it holds."""
+    source = f"{fields.source}: transformer"
+    document = fields.object("transformer").document
+    decoders = fields.object("decoders")
+    decoders.only(DECODERS.values())
+    written = {name: decoders.object(name).object("config") for name in DECODERS.values() if name in decoders.document}
+    vae = written.get(DECODERS["full"])
+    family = find_family(document, None if vae is None else vae.document, source)
+    config = family.read_transformer(document, source)
+    model = parse_model(fields.object("model").document, family, config, f"{fields.source}: model")
+    return replace(model, decoders={name: _decoder(name, own, model) for name, own in written.items()})
+
+
+def _decoder(component: str, written: Fields, model: Model) -> DecoderConfig:
+    if component == DECODERS["tiny"]:
+        return TinyDecoderConfig.from_json(written, model.pyramid.geometry)
+    return model.family.read_decoder(written.document, model.transformer, written.source)
 
 
 def read_parity(fields: Fields, name: str) -> Mapping[str, Any]:

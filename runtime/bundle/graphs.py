@@ -14,13 +14,13 @@ from ..model.description import Model
 from .tiles import Tiles
 
 __all__ = [
+    "FIRST",
     "FRAMES",
     "LATENT",
+    "NEXT",
     "PACKED",
     "STAGE",
     "TEXT",
-    "VAE_FIRST",
-    "VAE_NEXT",
     "Decoder",
     "GraphKey",
     "GraphSpec",
@@ -32,18 +32,19 @@ __all__ = [
     "text_key",
 ]
 
-STAGE, TEXT, VAE_FIRST, VAE_NEXT = "stage", "text", "vae_first", "vae_next"
-"""Roles of graphs: a stage of the transformer, the text encoder, and the decoder's first and later latent frames."""
+STAGE, TEXT, FIRST, NEXT = "stage", "text", "first", "next"
+"""Roles of graphs: a stage of the transformer, the text encoder, and a decoder's first and later latent frames."""
 
 LATENT, FRAMES = "latent", "frames"
 PACKED = "packed"
 """Output of a decoder whose frames and new caches are one flat tensor, in this order."""
 
-_COMPONENTS = {STAGE: "transformer", TEXT: "text_encoder", VAE_FIRST: "vae", VAE_NEXT: "vae"}
+_COMPONENTS = {STAGE: "transformer", TEXT: "text_encoder"}
 _EXPERTS = ("transformer", "transformer_2")
 """The components of a model of several networks."""
 
-_PROGRAMS = {STAGE: "stages", TEXT: "text", VAE_FIRST: "vae", VAE_NEXT: "vae"}
+_PROGRAMS = {"transformer": "stages", "text_encoder": "text", "vae": "vae", "tiny_decoder": "tiny"}
+"""Name of a component's program; those of decoders' graphs begin with it."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,14 @@ class GraphKey:
     """What it is made for; None: the first resolution of the bundle."""
     length: int = 0
     """Tokens that a text encoder's graph takes."""
+    decoder: str = ""
+    """Component that a decoder's graph is of."""
 
     @property
     def name(self) -> str:
         """Its name in files, manifests and tables."""
-        own = {STAGE: f"stage{self.stage}", TEXT: f"text_{self.length}"}.get(self.role, self.role)
+        own = {STAGE: f"stage{self.stage}", TEXT: f"text_{self.length}"}.get(self.role)
+        own = own or f"{_PROGRAMS[self.decoder]}_{self.role}"
         return (
             own + (f"_expert{self.expert}" if self.expert else "") + (f"_{self.resolution}" if self.resolution else "")
         )
@@ -84,7 +88,7 @@ class GraphKey:
     @property
     def component(self) -> str:
         """The component that it is of: what its precision is chosen for."""
-        return _COMPONENTS[self.role]
+        return self.decoder or _COMPONENTS[self.role]
 
     @property
     def weights(self) -> str:
@@ -94,7 +98,7 @@ class GraphKey:
     @property
     def program(self) -> str:
         """Name of the file that it shares with others like it, where graphs share files."""
-        return _PROGRAMS[self.role] + (f"_expert{self.expert}" if self.expert else "")
+        return _PROGRAMS[self.component] + (f"_expert{self.expert}" if self.expert else "")
 
 
 def stage_key(stage: int, expert: int = 0, resolution: Resolution | None = None) -> GraphKey:
@@ -107,9 +111,9 @@ def text_key(length: int) -> GraphKey:
     return GraphKey(TEXT, length=length)
 
 
-def decoder_key(first: bool, resolution: Resolution | None = None) -> GraphKey:
-    """The graph of the decoder for the first latent frame, or for a later one."""
-    return GraphKey(VAE_FIRST if first else VAE_NEXT, resolution=resolution)
+def decoder_key(component: str, *, first: bool, resolution: Resolution | None = None) -> GraphKey:
+    """The graph of a decoder for the first latent frame, or for a later one."""
+    return GraphKey(FIRST if first else NEXT, resolution=resolution, decoder=component)
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,8 @@ class GraphSpec:
 class Decoder:
     """How frames are decoded."""
 
+    component: str
+    """What decodes them, of `DECODERS`."""
     tiles: Tiles
     """How a frame is cut: into one tile as large as itself where it is decoded whole."""
     caches: str
@@ -144,7 +150,7 @@ def cache_names(count: int, *, new: bool = False) -> list[str]:
 
 
 def graph_specs(
-    model: Model, decoders: Mapping[Resolution, Decoder | None], lengths: Sequence[int] = ()
+    model: Model, decoders: Mapping[Resolution, Sequence[Decoder]], lengths: Sequence[int] = ()
 ) -> dict[Resolution, dict[GraphKey, GraphSpec]]:
     """Every graph of a model at each of its resolutions, stages from the finest on.
 
@@ -152,20 +158,21 @@ def graph_specs(
 
     Args:
         model: the model that the graphs are of.
-        decoders: what the stages sample at, and how frames are decoded, where they are; the first is the default.
+        decoders: what the stages sample at, and how frames are decoded; the first resolution is the default.
         lengths: static lengths of the text encoder's graphs; none where there is no text encoder.
 
     Returns:
         Specifications by the key that a run at the resolution knows them by, which says no resolution.
     """
-    texts, tiles = _text_specs(model, lengths), dict[tuple[int, int], Resolution | None]()
+    texts, tiles = _text_specs(model, lengths), dict[tuple[str, tuple[int, int]], Resolution | None]()
     found = {}
-    for index, (resolution, decoder) in enumerate(decoders.items()):
+    for index, (resolution, each) in enumerate(decoders.items()):
         own = resolution if index else None
         specs = _stage_specs(model, resolution, own) + texts
-        if decoder is not None:
-            owner = tiles.setdefault(decoder.tiles.tile, own)
-            specs += [_decoder_spec(model, decoder, decoder_key(first, owner)) for first in (True, False)]
+        for decoder in each:
+            owner = tiles.setdefault((decoder.component, decoder.tiles.tile), own)
+            keys = (decoder_key(decoder.component, first=first, resolution=owner) for first in (True, False))
+            specs += [_decoder_spec(model, decoder, key) for key in keys]
         found[resolution] = {replace(spec.key, resolution=None): spec for spec in specs}
     return found
 
@@ -193,12 +200,11 @@ def _specs(shapes: dict[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
 
 
 def _decoder_spec(model: Model, decoder: Decoder, key: GraphKey) -> GraphSpec:
-    assert model.decoder is not None
-    first = key.role == VAE_FIRST
+    first = key.role == FIRST
     (height, width), geometry = decoder.tiles.tile, model.pyramid.geometry
     latent = TensorSpec(LATENT, (1, geometry.channels, height, width))
     frames = (1 if first else geometry.temporal, 3, geometry.spatial * height, geometry.spatial * width)
-    shapes = model.decoder.cache_shapes(height, width)
+    shapes = model.decoders[decoder.component].cache_shapes(height, width)
     if decoder.packed:
         kept = sum(map(math.prod, shapes))
         outputs: tuple[TensorSpec, ...] = (TensorSpec(PACKED, (math.prod(frames) + kept,), decoder.caches),)

@@ -10,16 +10,16 @@ from typing import Any
 from ..chain.pyramid import Resolution, Stage
 from ..documents import Fields
 from ..errors import UsageError
-from ..model.description import Model, parse_model
-from ..model.families import find_family
+from ..model.description import Model
 from ..model.preview import PreviewMap
-from ..quantisation import SCHEMES, Scheme
+from ..quantisation import DECODERS, SCHEMES, Scheme
 from .entries import (
     FileEntry,
     GraphEntry,
     TextEntry,
     read_frame_rate,
     read_frequencies,
+    read_model,
     read_parity,
     read_ranges,
     read_schemes,
@@ -30,7 +30,7 @@ from .sizes import Size, decoders_json, entries_of, read_sizes
 
 __all__ = ["MANIFEST_FILE", "TOKENIZER_FILE", "WEIGHTS_FILE", "Manifest", "digest", "parse_manifest", "signed"]
 
-FORMAT = 5
+FORMAT = 6
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "weights.bin"
 TOKENIZER_FILE = "tokenizer.json"
@@ -52,7 +52,7 @@ FIELDS = (
     "latents",
     "preview",
     "text",
-    "vae",
+    "decoders",
     "graphs",
     "weights",
     "files",
@@ -101,6 +101,8 @@ class Manifest:
     """Parity of the networks that engines were built from, evaluated without their device."""
     chosen: int = 0
     """Index of the size that is sampled at: of no consequence to what is written."""
+    decodes_with: str | None = None
+    """Component that decodes, in place of the model's first decoder: likewise."""
 
     def scheme(self, component: str) -> Scheme:
         """What a component's matrices are stored in."""
@@ -117,9 +119,14 @@ class Manifest:
         return self.sizes[self.chosen].resolution
 
     @property
+    def decoders(self) -> Mapping[str, Decoder]:
+        """How frames of its resolution can be decoded, by component."""
+        return self.sizes[self.chosen].decoders
+
+    @property
     def decoder(self) -> Decoder | None:
-        """How frames of its resolution are decoded."""
-        return self.sizes[self.chosen].decoder
+        """How frames of its resolution are decoded, where they are."""
+        return self.decoders.get(self.decodes_with or next(iter(self.decoders), ""))
 
     @property
     def graphs(self) -> Mapping[GraphKey, GraphEntry]:
@@ -149,9 +156,20 @@ class Manifest:
             )
         return replace(self, chosen=0 if resolution is None else self.resolutions.index(resolution))
 
+    def decoding(self, name: str | None) -> "Manifest":
+        """The same manifest, decoding with one of its decoders: a name of `DECODERS`; None: its first.
+
+        Raises:
+            UsageError: it has no such decoder.
+        """
+        known = [each for each, component in DECODERS.items() if component in self.decoders]
+        if name is not None and name not in known:
+            found = f"decodes by {' or '.join(known)}" if known else "has none"
+            raise UsageError(f"the bundle {found}, found decoder '{name}': take another, or build with that too")
+        return replace(self, decodes_with=None if name is None else DECODERS[name])
+
     def to_json(self) -> dict[str, Any]:
         """The signed document that `parse_manifest` reads."""
-        decoder = None if self.model.decoder is None else self.model.decoder.to_json()
         return signed(
             {
                 "format": FORMAT,
@@ -169,7 +187,7 @@ class Manifest:
                 "latents": {"mean": list(self.latents_mean), "std": list(self.latents_std)},
                 "preview": None if self.preview is None else self.preview.to_json(),
                 "text": None if self.text is None else self.text.to_json(),
-                "vae": decoders_json(self.sizes, decoder),
+                "decoders": decoders_json(self.sizes, self.model),
                 "graphs": {name: entry.to_json() for name, entry in self.entries.items()},
                 "weights": {"bytes": self.weight_bytes},
                 "files": {name: entry.to_json() for name, entry in self.files.items()},
@@ -206,7 +224,7 @@ def parse_manifest(document: Any, source: str) -> Manifest:
         raise UsageError(
             f"{source} was changed after the bundle was built: it is not what its hash says; fetch or build it again"
         )
-    model, files = _model(fields), _files(fields)
+    model, files = read_model(fields), _files(fields)
     engine = _only(fields.object("engine"), "name", "version")
     precision, quantised, compute = read_schemes(fields)
     text = _text(fields, model, files)
@@ -239,16 +257,6 @@ def parse_manifest(document: Any, source: str) -> Manifest:
 def _only(fields: Fields, *names: str) -> Fields:
     fields.only(names)
     return fields
-
-
-def _model(fields: Fields) -> Model:
-    source = f"{fields.source}: transformer"
-    document = fields.object("transformer").document
-    vae = None if fields.document.get("vae") is None else fields.object("vae").object("config")
-    family = find_family(document, None if vae is None else vae.document, source)
-    config = family.read_transformer(document, source)
-    model = parse_model(fields.object("model").document, family, config, f"{fields.source}: model")
-    return model if vae is None else replace(model, decoder=family.read_decoder(vae.document, config, vae.source))
 
 
 def _files(fields: Fields) -> dict[str, FileEntry]:

@@ -40,6 +40,7 @@ def open_bundle(
     folder: Path,
     *,
     resolution: Resolution | None = None,
+    decoder: str | None = None,
     verify: bool = False,
     advance: Callable[[int], None] | None = None,
 ) -> Bundle:
@@ -50,18 +51,19 @@ def open_bundle(
     Args:
         folder: the bundle's folder.
         resolution: that it is to sample at; None: its first.
+        decoder: that it is to decode with, a name of `DECODERS`; None: its first.
         verify: hash every file again.
         advance: told the bytes as they are hashed.
 
     Raises:
-        UsageError: it is not a bundle, its manifest is malformed, it has no such resolution, or a file is a Git-LFS
-            pointer.
+        UsageError: it is not a bundle, its manifest is malformed, it has no such resolution or decoder, or a file is a
+            Git-LFS pointer.
         CheckFailed: a file is missing, extra, no plain file, or not what the manifest says.
     """
     if not is_bundle(folder):
         raise UsageError(f"{folder} is not a bundle: expected a folder with {MANIFEST_FILE}")
     source = folder / MANIFEST_FILE
-    manifest = parse_manifest(read_json(source), str(source)).at(resolution)
+    manifest = parse_manifest(read_json(source), str(source)).at(resolution).decoding(decoder)
     present = {entry.name for entry in folder.iterdir()} - {MANIFEST_FILE}
     missing, others = sorted(manifest.files.keys() - present), sorted(present - manifest.files.keys())
     extra = [name for name in others if not is_left_behind(name)]

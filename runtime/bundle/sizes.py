@@ -23,7 +23,8 @@ class Size:
     """What is sampled at one resolution."""
 
     resolution: Resolution
-    decoder: Decoder | None
+    decoders: Mapping[str, Decoder]
+    """By component, those of `DECODERS` that the model has."""
     graphs: Mapping[GraphKey, GraphEntry]
     """By keys that say no resolution; an entry's own key does. Graphs of text, and of decoders with the same tile, are
     also other sizes'."""
@@ -32,7 +33,7 @@ class Size:
 def read_sizes(
     fields: Fields, model: Model, lengths: Sequence[int], files: Mapping[str, FileEntry]
 ) -> tuple[Size, ...]:
-    """Read the fields `resolutions`, `vae` and `graphs`.
+    """Read the fields `resolutions`, `decoders` and `graphs`.
 
     Args:
         fields: the manifest.
@@ -44,9 +45,9 @@ def read_sizes(
         UsageError: a resolution is not the model's, tiles don't fit a frame, or the graphs are not exactly those that
             the model has, with their inputs and outputs.
     """
-    decoders = {resolution: _decoder(fields, model, resolution) for resolution in _resolutions(fields)}
-    if model.decoder is not None:
-        fields.object("vae").object("frames").only([str(resolution) for resolution in decoders])
+    decoders = {resolution: _decoders(fields, model, resolution) for resolution in _resolutions(fields)}
+    for component in model.decoders:
+        fields.object("decoders").object(component).object("frames").only([str(resolution) for resolution in decoders])
     written, seen, sizes = fields.object("graphs").document, set(), []
     for resolution, specs in graph_specs(model, decoders, lengths).items():
         graphs = {}
@@ -55,7 +56,8 @@ def read_sizes(
                 raise UsageError(f"{fields.source}: graph '{spec.name}' is missing")
             graphs[key] = GraphEntry.from_json(written[spec.name], spec, files, fields.source)
             seen.add(spec.name)
-        sizes.append(Size(resolution, decoders[resolution], graphs))
+        own = {decoder.component: decoder for decoder in decoders[resolution]}
+        sizes.append(Size(resolution, own, graphs))
     extra = sorted(written.keys() - seen)
     if extra:
         raise UsageError(f"{fields.source}: unexpected graph '{extra[0]:.40}'")
@@ -72,19 +74,20 @@ def _resolutions(fields: Fields) -> list[Resolution]:
     return found
 
 
-def _decoder(fields: Fields, model: Model, resolution: Resolution) -> Decoder | None:
+def _decoders(fields: Fields, model: Model, resolution: Resolution) -> list[Decoder]:
     """How frames of a resolution, which must be one of the model's, are decoded."""
     try:
         _, _, *frame = model.stages(resolution)[0].latent
     except UsageError as error:
         raise UsageError(f"{fields.source}: {error}") from None
-    if model.decoder is None:
-        return None
-    vae = fields.object("vae")
-    vae.only(("config", "frames", "caches", "packed"))
-    packed = vae.get("packed", "true or false", lambda v: isinstance(v, bool))
-    tiles = _tiles(vae.object("frames").object(str(resolution)), (frame[0], frame[1]), model.pyramid.geometry.spatial)
-    return Decoder(tiles, vae.text("caches", choices=CACHES), packed)
+    found, spatial = [], model.pyramid.geometry.spatial
+    for component in model.decoders:
+        written = fields.object("decoders").object(component)
+        written.only(("config", "frames", "caches", "packed"))
+        packed = written.get("packed", "true or false", lambda v: isinstance(v, bool))
+        tiles = _tiles(written.object("frames").object(str(resolution)), (frame[0], frame[1]), spatial)
+        found.append(Decoder(component, tiles, written.text("caches", choices=CACHES), packed))
+    return found
 
 
 def _tiles(fields: Fields, frame: tuple[int, int], spatial: int) -> Tiles:
@@ -107,24 +110,24 @@ def _tiles_json(tiles: Tiles) -> dict[str, Any]:
     return {"tile": list(tiles.tile), "tiles": tiles.count, "overhead": round(tiles.overhead, 4)}
 
 
-def decoder_json(decoder: Decoder | None) -> dict[str, Any] | None:
+def decoder_json(decoder: Decoder) -> dict[str, Any]:
     """How frames are decoded, for people."""
-    return None if decoder is None else {**_tiles_json(decoder.tiles), "caches": decoder.caches}
+    return {**_tiles_json(decoder.tiles), "caches": decoder.caches}
 
 
-def decoders_json(sizes: Sequence[Size], config: Any) -> dict[str, Any] | None:
-    """The field `vae`; None where nothing decodes.
-
-    Args:
-        sizes: of the bundle.
-        config: the decoder's own configuration, as JSON.
-    """
-    decoders = {str(size.resolution): size.decoder for size in sizes if size.decoder is not None}
-    if not decoders:
-        return None
-    first = next(iter(decoders.values()))
-    frames = {resolution: _tiles_json(decoder.tiles) for resolution, decoder in decoders.items()}
-    return {"config": config, "frames": frames, "caches": first.caches, "packed": first.packed}
+def decoders_json(sizes: Sequence[Size], model: Model) -> dict[str, Any]:
+    """The field `decoders` of a model's bundle, by component."""
+    found = {}
+    for component, config in model.decoders.items():
+        first = sizes[0].decoders[component]
+        frames = {str(size.resolution): _tiles_json(size.decoders[component].tiles) for size in sizes}
+        found[component] = {
+            "config": config.to_json(),
+            "frames": frames,
+            "caches": first.caches,
+            "packed": first.packed,
+        }
+    return found
 
 
 def entries_of(sizes: Sequence[Size]) -> dict[str, GraphEntry]:

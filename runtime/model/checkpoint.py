@@ -11,13 +11,13 @@ from ..chain.pyramid import Resolution
 from ..documents import Fields, read_json
 from ..dtypes import DTYPES, WEIGHT_DTYPES
 from ..errors import UsageError
-from ..files import refuse_pointer
 from .description import Model, parse_model, parse_resolution, plain_document
-from .families import Family, TransformerConfig, find_family
+from .families import DecoderConfig, Family, TinyDecoderConfig, TransformerConfig, find_family
 from .safetensors import TensorEntry, read_header, read_tensors
 from .scales import fold_scales
 from .scheduler import read_boundary, read_scheduler
 from .siblings import component_folders
+from .text_encoder import text_encoder_config, with_table
 from .variants import STEMS, require_variant
 
 __all__ = ["Checkpoint", "Files", "Lora", "check_tensors", "read_checkpoint", "read_family"]
@@ -25,6 +25,8 @@ __all__ = ["Checkpoint", "Files", "Lora", "check_tensors", "read_checkpoint", "r
 Rename = Callable[[str, list[str]], Mapping[str, str]]
 """Maps names that were found in a component to diffusers' and transformers' names, those that stand for nothing left
 out: diffusers converts original Wan names, and is not imported here."""
+
+Header = Callable[[Path], dict[str, TensorEntry]]
 
 Tensors = Mapping[str, TensorEntry]
 
@@ -36,10 +38,11 @@ class Files:
     variant: str | None = None
     """Of the weights' files, such as "fp16"; None: the plain ones, or the only ones there."""
     transformer: Path | None = None
-    """A safetensors file in place of those in the component's folder."""
+    """A file in place of those in the component's folder."""
     transformer_2: Path | None = None
     text_encoder: Path | None = None
     vae: Path | None = None
+    tiny_decoder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -75,12 +78,13 @@ class Checkpoint:
     loras: tuple[Lora, ...] = ()
     transformer_2: Tensors = field(default_factory=dict)
     """Of a model of two networks: those of the second."""
+    tiny_decoder: Tensors = field(default_factory=dict)
 
     @property
     def components(self) -> dict[str, Tensors]:
         """Tensors of each component that is there."""
         named = {"transformer": self.transformer, "transformer_2": self.transformer_2}
-        named |= {"text_encoder": self.text_encoder, "vae": self.vae}
+        named |= {"text_encoder": self.text_encoder, "vae": self.vae, "tiny_decoder": self.tiny_decoder}
         return {name: tensors for name, tensors in named.items() if tensors}
 
     @property
@@ -95,6 +99,7 @@ def read_checkpoint(
     resolution: Resolution | None = None,
     rename: Rename | None = None,
     files: Files = Files(),
+    header: Header = read_header,
 ) -> Checkpoint:
     """Read and check a checkpoint folder.
 
@@ -103,6 +108,7 @@ def read_checkpoint(
         resolution: replaces the checkpoint's own.
         rename: converts names of tensors to diffusers'.
         files: which files hold the weights.
+        header: reads where the tensors of a single one of them lie: more than safetensors is the export's to read.
 
     Raises:
         UsageError: anything is missing, malformed, extra or of another shape; the message names it.
@@ -125,36 +131,50 @@ def read_checkpoint(
     if files.variant is not None:
         names = (f"{name}/{path.name}" for name, own in folders.items() for path in own.glob("*"))
         require_variant(names, files.variant, folder)
-    read = partial(_tensors, folders, files, rename)
-    components = _transformers(folders, model, files, read) | _components(folders, model, files, read)
-    decoder = components.pop("decoder", None)
-    return Checkpoint(folder, folders, replace(model, decoder=decoder), resolution, **components)
+    read = partial(_tensors, folders, files, rename, header)
+    components, decoders = _components(folders, model, files, read)
+    components |= _transformers(folders, model, files, read)
+    return Checkpoint(folder, folders, replace(model, decoders=decoders), resolution, **components)
 
 
 def _components(
     folders: Mapping[str, Path], model: Model, files: Files, read: Callable[[str], dict[str, TensorEntry]]
-) -> dict[str, Any]:
-    """Tensors and configurations of the components that may be left out, and the VAE's decoder."""
-    components: dict[str, Any] = {}
+) -> tuple[dict[str, Any], dict[str, DecoderConfig]]:
+    """Tensors and configurations of the components that may be left out, and those of decoders by component."""
+    components, decoders = dict[str, Any](), dict[str, DecoderConfig]()
     if folders["vae"].is_dir() or files.vae is not None:
         source = folders["vae"] / "config.json"
         document = components["vae_config"] = read_json(source)
-        components["decoder"] = model.family.read_decoder(document, model.transformer, str(source))
+        decoders["vae"] = model.family.read_decoder(document, model.transformer, str(source))
         components["vae"] = read("vae")
+    if folders["tiny_decoder"].is_dir() or files.tiny_decoder is not None:
+        source = files.tiny_decoder or folders["tiny_decoder"]
+        components["tiny_decoder"], decoders["tiny_decoder"] = _tiny_decoder(read("tiny_decoder"), source, model)
     if folders["text_encoder"].is_dir() or files.text_encoder is not None:
-        components["text_encoder_config"] = _text_encoder_config(folders, model)
-        components["text_encoder"] = _with_table(read("text_encoder"))
-    return components
+        components["text_encoder_config"] = text_encoder_config(folders, model)
+        components["text_encoder"] = with_table(read("text_encoder"))
+    return components, decoders
+
+
+def _tiny_decoder(found: Tensors, source: Path, model: Model) -> tuple[Tensors, TinyDecoderConfig]:
+    """The tensors of a tiny decoder, without those of the encoder that its file may hold, and what they say of it."""
+    tensors = {name: entry for name, entry in found.items() if not name.startswith("encoder.")}
+    shapes = {name: entry.shape for name, entry in tensors.items()}
+    config = TinyDecoderConfig.from_shapes(shapes, model.pyramid.geometry, str(source))
+    expected, growths = config.tensors(), [f"{level.growth}.weight" for level in config.levels]
+    tensors |= {name: tensors[name].last_rows(expected[name][0]) for name in growths if name in tensors}
+    check_tensors(source, tensors, expected, "a tiny decoder")
+    return {name: tensors[name] for name in expected}, config
 
 
 def _tensors(
-    folders: Mapping[str, Path], files: Files, rename: Rename | None, component: str
+    folders: Mapping[str, Path], files: Files, rename: Rename | None, header: Header, component: str
 ) -> dict[str, TensorEntry]:
     """A component's tensors, by diffusers' names."""
     single, folder = getattr(files, component), folders[component]
     if single is not None and not single.is_file():
         raise UsageError(f"{single} does not exist: expected a safetensors file with the {component}")
-    found = read_tensors(folder, STEMS[component], files.variant) if single is None else read_header(single)
+    found = read_tensors(folder, STEMS[component], files.variant) if single is None else header(single)
     folded = fold_scales(found)
     if rename is None:
         return folded
@@ -256,35 +276,3 @@ def check_tensors(
     extra = sorted(found.keys() - expected.keys())
     if extra:
         raise UsageError(f"{folder}: unexpected tensor '{extra[0]}' of shape {list(found[extra[0]].shape)} in {what}")
-
-
-def _with_table(found: dict[str, TensorEntry]) -> dict[str, TensorEntry]:
-    """A text encoder's tensors; transformers 5 keeps the table under the name of its other owner."""
-    if "shared.weight" not in found and "encoder.embed_tokens.weight" in found:
-        found["shared.weight"] = found.pop("encoder.embed_tokens.weight")
-    return found
-
-
-def _text_encoder_config(folders: Mapping[str, Path], model: Model) -> dict[str, Any]:
-    source = folders["text_encoder"] / "config.json"
-    document = read_json(source)
-    fields = Fields(document, str(source))
-    fields.text("model_type", choices=("umt5",))
-    if fields.integer("d_model") != model.transformer.text_dim:
-        raise fields.wrong("d_model", f"{model.transformer.text_dim}, the transformer's text_dim")
-    _check_tokenizer(folders["tokenizer"])
-    return document
-
-
-def _check_tokenizer(folder: Path) -> None:
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        slow = ""
-        if (folder / "spiece.model").is_file():
-            place = f"'{folder}'"
-            slow = (
-                ", found spiece.model, the slow one; transformers, with sentencepiece, makes the one of the other: "
-                f"AutoTokenizer.from_pretrained({place}).save_pretrained({place})"
-            )
-        raise UsageError(f"{file} is missing: expected the fast tokenizer of the text encoder{slow}")
-    refuse_pointer(file)

@@ -1,7 +1,7 @@
 """A model as data: what `pyramid.json` says of it, and the configurations that go with that."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..chain.kinds import KINDS, Kind
@@ -35,8 +35,8 @@ class Model:
     negative_prompt: str
     preview: PreviewMap | None = None
     """The map of previews that `pyramid.json` gives, in place of one that is fitted to the VAE."""
-    decoder: DecoderConfig | None = None
-    """Configuration of the VAE's decoder, where there is one."""
+    decoders: Mapping[str, DecoderConfig] = field(default_factory=dict)
+    """Configurations of what decodes its latents, by component, in the order of `DECODERS`."""
 
     def stages(self, resolution: Resolution) -> tuple[Stage, ...]:
         """The stages at a resolution, finest first.

@@ -6,7 +6,7 @@ need. Only the header is read here, with `pread`-sized reads, so that inspecting
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from .variants import choose_weights
 __all__ = ["Edit", "TensorEntry", "check_tensors_output", "read_header", "read_metadata", "read_tensors", "shards_of"]
 
 _HEADER_LIMIT = 100_000_000
+_ARCHIVE = b"PK"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -54,6 +55,15 @@ class TensorEntry:
     def files(self) -> frozenset[Path]:
         """All files that its values come from."""
         return frozenset((self.file, *(tensor.file for edit in self.edits for tensor in edit.tensors)))
+
+    def last_rows(self, count: int = 0) -> "TensorEntry":
+        """The last rows along the first axis, or all where there are no more; a scalar as it is."""
+        if not self.shape:
+            return self
+        rows, *rest = self.shape
+        skipped = max(0, rows - count)
+        start = self.offset + skipped * math.prod(rest) * DTYPES[self.dtype].nbytes
+        return replace(self, shape=(rows - skipped, *rest), offset=start)
 
     @property
     def elements(self) -> int:
@@ -121,13 +131,19 @@ def check_tensors_output(path: Path, kind: str) -> None:
         raise UsageError(f"{path} exists and is no {kind}: choose another output, or remove it")
 
 
+def is_archive(path: Path) -> bool:
+    """Whether a file is one of `torch.save` by how it begins, which the export reads, and nothing in the runtime."""
+    with path.open("rb") as file:
+        return file.read(len(_ARCHIVE)) == _ARCHIVE
+
+
 def _header_text(path: Path, size: int) -> bytes:
     refuse_pointer(path)
     with path.open("rb") as file:
         start = file.read(8)
         length = int.from_bytes(start, "little")
-        if start.startswith(b"PK"):
-            raise UsageError(f"{path} is a pickle of PyTorch, which `pyrexport init` alone reads: expected safetensors")
+        if start.startswith(_ARCHIVE):
+            raise UsageError(f"{path} is a pickle of PyTorch: expected safetensors, which `pyrexport init` makes of it")
         if len(start) < 8 or length > _HEADER_LIMIT or 8 + length > size:
             raise UsageError(
                 f"{path} is not a whole safetensors file: the header does not fit in its {size} bytes; fetch it again"

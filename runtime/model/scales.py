@@ -13,7 +13,7 @@ from typing import Any
 
 from ..dtypes import SCALED_DTYPES, WEIGHT_DTYPES
 from ..errors import UsageError
-from .safetensors import TensorEntry, read_metadata
+from .safetensors import TensorEntry, is_archive, read_metadata
 
 __all__ = ["Scaled", "fold_scales"]
 
@@ -96,7 +96,7 @@ def _check_scale(scale: TensorEntry, name: str, weight: TensorEntry | None) -> N
 def _check_formats(files: Iterable[Path]) -> None:
     """Refuse files whose headers speak of other formats."""
     for file in sorted(files):
-        text = read_metadata(file).get(_METADATA)
+        text = None if is_archive(file) else read_metadata(file).get(_METADATA)
         if text is None:
             continue
         try:

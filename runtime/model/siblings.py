@@ -16,7 +16,7 @@ from ..seen import Seen
 
 __all__ = ["COMPONENT_FOLDERS", "component_folders", "folder_digest"]
 
-COMPONENT_FOLDERS = ("transformer", "transformer_2", "text_encoder", "tokenizer", "vae")
+COMPONENT_FOLDERS = ("transformer", "transformer_2", "text_encoder", "tokenizer", "vae", "tiny_decoder")
 
 
 def folder_digest(folder: Path, digest_of: Callable[[Path], str]) -> str:

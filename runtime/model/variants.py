@@ -16,6 +16,7 @@ STEMS = {
     "transformer": "diffusion_pytorch_model",
     "transformer_2": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
+    "tiny_decoder": "diffusion_pytorch_model",
     "text_encoder": "model",
 }
 """How each component's weights are called, without suffix."""

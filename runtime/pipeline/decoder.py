@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle.graphs import FRAMES, LATENT, PACKED, cache_names, decoder_key
+from ..bundle.graphs import FRAMES, LATENT, PACKED, Decoder, cache_names, decoder_key
+from ..bundle.manifest import Manifest
 from ..bundle.tiles import decode_tiled
 from ..errors import CheckFailed, UsageError
 from .graphs import OpenGraphs
@@ -33,37 +34,43 @@ def require_finite(values: Array, what: str) -> None:
         raise CheckFailed(f"{what} are not finite: the weights or the embeddings are damaged; run parity")
 
 
-def decode(graphs: OpenGraphs, latent: Array) -> Iterator[Array]:
-    """Frames [n, 3, H, W] in -1 … 1 of a latent [C, T, H, W]: one frame, then four by four.
+def decode(graphs: OpenGraphs, latent: Array, decoder: Decoder | None) -> Iterator[Array]:
+    """Frames [n, 3, H, W] in -1 … 1 of a latent [C, T, H, W], by one of the bundle's decoders: one, then four by four.
 
     A frame that is decoded in tiles comes when its last tile does.
 
     Raises:
-        UsageError: the bundle has no VAE.
+        UsageError: the bundle has no decoder.
     """
-    decoder = graphs.bundle.manifest.decoder
     if decoder is None:
         raise UsageError(f"{graphs.bundle.folder} has no VAE: take latents")
     if decoder.tiles.count == 1:
-        return decode_tile(graphs, latent)
-    return decode_tiled(decoder.tiles, latent, lambda tile: decode_tile(graphs, tile))
+        return decode_tile(graphs, latent, decoder)
+    return decode_tiled(decoder.tiles, latent, lambda tile: decode_tile(graphs, tile, decoder))
 
 
-def decode_tile(graphs: OpenGraphs, latent: Array) -> Iterator[Array]:
+def decode_tile(graphs: OpenGraphs, latent: Array, decoder: Decoder) -> Iterator[Array]:
     """A latent [C, T, h, w] of a tile's size to frames [n, 3, 8h, 8w] in -1 … 1, one latent frame at a time."""
-    manifest = graphs.bundle.manifest
-    mean, std = (
-        np.array(values, np.float32)[:, None, None] for values in (manifest.latents_mean, manifest.latents_std)
-    )
+    manifest, component = graphs.bundle.manifest, decoder.component
     geometry = manifest.model.pyramid.geometry
     size = [geometry.spatial * n for n in latent.shape[2:]]
     caches: dict[str, NDArray[Any]] = {}
     for index in range(latent.shape[1]):
-        frame = {LATENT: (latent[:, index] * std + mean)[None]}
-        outputs = graphs.run(decoder_key(first=index == 0), frame | caches)
+        frame = {LATENT: _taken(manifest, component, latent[:, index])[None]}
+        outputs = graphs.run(decoder_key(component, first=index == 0), frame | caches)
         frames, caches = _decoded(outputs, [geometry.temporal if index else 1, 3, *size])
         require_finite(frames, "the decoded frames")
         yield frames
+
+
+def _taken(manifest: Manifest, component: str, frame: Array) -> Array:
+    """A latent frame [C, h, w] as a decoder takes it."""
+    if manifest.model.decoders[component].normalised:
+        return frame
+    mean, std = (
+        np.array(values, np.float32)[:, None, None] for values in (manifest.latents_mean, manifest.latents_std)
+    )
+    return np.asarray(frame * std + mean)
 
 
 def _decoded(outputs: dict[str, NDArray[Any]], shape: list[int]) -> tuple[Array, dict[str, NDArray[Any]]]:

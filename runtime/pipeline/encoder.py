@@ -1,5 +1,6 @@
 """Prompts to embeddings: tokens, their rows of the table, and the text encoder's shortest graph that holds them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from ..chain.sampler import Conditions, floats
 from ..dtypes import DTYPES, stored_values
 from ..errors import UsageError
 from .graphs import OpenGraphs
+from .prompts import PromptCache
 from .text import Tokenizer, Tokens
 
 __all__ = ["TextEncoder"]
@@ -22,9 +24,9 @@ Array = NDArray[np.float32]
 class TextEncoder:
     """The text encoder of a bundle; its tokenizer is read when it is first needed."""
 
-    def __init__(self, graphs: OpenGraphs) -> None:
-        """Take the graphs of a bundle; nothing is read yet."""
-        self.graphs = graphs
+    def __init__(self, graphs: OpenGraphs, cache: PromptCache | None = None) -> None:
+        """Take the graphs of a bundle, and what keeps embeddings, if anything does; nothing is read yet."""
+        self.graphs, self.cache = graphs, cache
         self._tokenizer: Tokenizer | None = None
 
     def encode(self, prompt: str) -> Array:
@@ -33,11 +35,16 @@ class TextEncoder:
         Raises:
             UsageError: the bundle has no text encoder.
         """
-        embeddings, mask = self.embed(prompt)
-        length = mask.shape[1]
-        text = self.graphs.run(text_key(length), {"embeddings": embeddings, "mask": mask})["text"][0]
-        out = np.zeros((self.graphs.bundle.manifest.model.text_length, text.shape[1]), np.float32)
-        out[:length] = text
+        width, ids = self._entry().table.width, self.tokens(prompt).ids
+        text = None if self.cache is None else self.cache.get(ids, (self._length(ids), width))
+        if text is None:
+            embeddings, mask = self.embed(prompt)
+            graph = text_key(self._length(ids))
+            text = self.graphs.run(graph, {"embeddings": embeddings, "mask": mask})["text"][0]
+            if self.cache is not None:
+                self.cache.put(ids, text)
+        out = np.zeros((self.graphs.bundle.manifest.model.text_length, width), np.float32)
+        out[: len(text)] = text
         return out
 
     def embed(self, prompt: str) -> tuple[Array, Array]:
@@ -47,12 +54,16 @@ class TextEncoder:
             UsageError: the bundle has no text encoder.
         """
         bundle, text, ids = self.graphs.bundle, self._entry(), self.tokens(prompt).ids
-        length = next(n for n in text.lengths if n >= len(ids))
+        length = self._length(ids)
         mask = np.zeros((1, length), np.float32)
         mask[0, : len(ids)] = 1
         embeddings = np.zeros((1, length, text.table.width), np.float32)
         embeddings[0, : len(ids)] = _rows(bundle.file(WEIGHTS_FILE), text.table, ids)
         return embeddings, mask
+
+    def _length(self, ids: Sequence[int]) -> int:
+        """Of the shortest graph that holds some tokens."""
+        return next(n for n in self._entry().lengths if n >= len(ids))
 
     def tokens(self, prompt: str) -> Tokens:
         """A prompt cleaned and tokenised.
@@ -85,6 +96,11 @@ class TextEncoder:
         """Those of a negative prompt or its embeddings: of the model's own, where neither is given."""
         own = self.graphs.bundle.manifest.model.negative_prompt if prompt is None and embeds is None else prompt
         return self.conditions(own, embeds, "negative_prompt")
+
+    @property
+    def cache_warnings(self) -> tuple[str, ...]:
+        """See `PromptCache.warnings`."""
+        return () if self.cache is None else tuple(dict.fromkeys(self.cache.warnings))
 
     def _entry(self) -> TextEntry:
         text = self.graphs.bundle.manifest.text

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle.engines import MAX_THREADS, Engine, EngineOptions, Target, find_target
-from ..bundle.graphs import LATENT, GraphKey, stage_key
+from ..bundle.graphs import LATENT, Decoder, GraphKey, stage_key
 from ..bundle.opening import Bundle, open_bundle
 from ..chain.plan import StepPlan, plan
 from ..chain.pyramid import Resolution
@@ -24,7 +24,8 @@ from .decoder import decode, decode_tile, frames_from, require_finite
 from .encoder import TextEncoder
 from .features import timestep_features
 from .graphs import OpenGraphs
-from .preview import showing
+from .preview import previewer, showing
+from .prompts import PromptCache, encoder_hash
 from .text import check_cleaning, prompt_warnings
 from .timings import Timings
 
@@ -50,12 +51,18 @@ class Pipeline:
     """An open bundle. Use it as a context manager, or call `close`."""
 
     def __init__(
-        self, bundle: Bundle, target: Target, *, options: EngineOptions | None = None, resident: bool = False
+        self,
+        bundle: Bundle,
+        target: Target,
+        *,
+        options: EngineOptions | None = None,
+        resident: bool = False,
+        cache: PromptCache | None = None,
     ) -> None:
         """Take an open bundle; engines are opened when first needed, and kept all open if `resident`."""
         self.bundle, self.target = bundle, target
         self.graphs = OpenGraphs(bundle, target, options or EngineOptions(), resident=resident)
-        self._encoder = TextEncoder(self.graphs)
+        self.encoder = TextEncoder(self.graphs, cache)
 
     @property
     def model(self) -> Model:
@@ -89,16 +96,16 @@ class Pipeline:
 
     def encode(self, prompt: str) -> Array:
         """See `TextEncoder.encode`."""
-        return self._encoder.encode(prompt)
+        return self.encoder.encode(prompt)
 
     def embed(self, prompt: str) -> tuple[Array, Array]:
         """See `TextEncoder.embed`."""
-        return self._encoder.embed(prompt)
+        return self.encoder.embed(prompt)
 
     def warnings(self, schedule: Schedule, prompt: str | None, negative: str | Array | None = None) -> tuple[str, ...]:
         """What the user should know of a prompt and of a negative one, or its embeddings: see `prompt_warnings`."""
         own = self.model.negative_prompt
-        return prompt_warnings(self._encoder.tokens, prompt, negative, own, guided=schedule.guided)
+        return prompt_warnings(self.encoder.tokens, prompt, negative, own, guided=schedule.guided)
 
     def stage_inputs(self, step: StepPlan, latent: Array, conditions: Conditions) -> dict[str, NDArray[Any]]:
         """What the graph of a step's stage is given."""
@@ -113,12 +120,12 @@ class Pipeline:
         return velocity
 
     def decode(self, latent: Array) -> Iterator[Array]:
-        """See `decoder.decode`."""
-        return decode(self.graphs, latent)
+        """See `decoder.decode`; by the decoder that the bundle was opened with."""
+        return decode(self.graphs, latent, self.bundle.manifest.decoder)
 
-    def decode_tile(self, latent: Array) -> Iterator[Array]:
+    def decode_tile(self, latent: Array, decoder: Decoder) -> Iterator[Array]:
         """See `decoder.decode_tile`."""
-        return decode_tile(self.graphs, latent)
+        return decode_tile(self.graphs, latent, decoder)
 
     def __call__(
         self,
@@ -137,6 +144,7 @@ class Pipeline:
         output_type: str = "np",
         callback: Callable[[Step], None] | None = None,
         preview: Callable[[NDArray[np.uint8]], None] | None = None,
+        preview_decoder: str | None = None,
         on_frames: Callable[[NDArray[np.uint8]], None] | None = None,
     ) -> Sample:
         """Sample a video; a UsageError says which arguments don't fit the bundle.
@@ -147,24 +155,23 @@ class Pipeline:
             schedule: a schedule or its name, or steps per stage such as "10-10-10".
             levels: explicit natural levels per stage, coarsest first.
             solver, guidance_scale: in place of the schedule's own; the second scale is of the second of two networks.
-            seed: the seed of all noise in the run.
             prompt_embeds, negative_prompt_embeds: [text length, text width], float32, in place of the prompts.
-            latents: initial latent at the coarsest stage's shape.
+            seed, latents: of all noise in the run, and the initial latent, of the coarsest stage's shape, in its place.
             output_type: "np" for frames, "latent" for latents alone.
             callback, preview: called after each step; a preview gets small frames [T, h, w, 3], uint8.
+            preview_decoder: "tiny" or "full": previews are the first frame [1, H, W, 3], after a stage's last step.
             on_frames: given frames [n, H, W, 3], uint8, as they are decoded; they are not kept then.
         """
-        _check_output_type(output_type)
-        start, self.graphs.timings = time.perf_counter(), Timings()
+        start, self.graphs.timings = _started(output_type), Timings()
         chosen = self.model.schedule(schedule, guidance_scale, guidance_scale_2, levels=levels, solver=solver)
-        told = showing(preview, self.bundle.manifest.preview, self.bundle.folder, callback)
-        conditions = self._encoder.conditions(prompt, prompt_embeds, "prompt")
-        negative = self._encoder.negative(negative_prompt, negative_prompt_embeds) if chosen.guided else None
+        told = showing(preview, lambda: previewer(self.graphs, preview_decoder), callback)
+        conditions = self.encoder.conditions(prompt, prompt_embeds, "prompt")
+        negative = self.encoder.negative(negative_prompt, negative_prompt_embeds) if chosen.guided else None
         x = self._denoise(chosen, conditions, negative, seed, latents, told)
         frames = _frames(self.decode(x), on_frames) if output_type == "np" else None
         self.timings.total = time.perf_counter() - start
-        given = negative_prompt if negative_prompt_embeds is None else negative_prompt_embeds
-        return Sample(x, frames, self.timings, self.warnings(chosen, prompt, given))
+        warned = self.warnings(chosen, prompt, _given(negative_prompt_embeds, negative_prompt))
+        return Sample(x, frames, self.timings, (*warned, *self.encoder.cache_warnings))
 
     def _denoise(
         self,
@@ -189,9 +196,16 @@ class Pipeline:
         return x
 
 
-def _check_output_type(output_type: str) -> None:
+def _given(*values: Any) -> Any:
+    """The first that is one."""
+    return next((value for value in values if value is not None), None)
+
+
+def _started(output_type: str) -> float:
+    """The time, once the type of output is known to be one."""
     if output_type not in ("np", "latent"):
         raise UsageError(f"output_type is 'np' or 'latent', found {output_type!r}")
+    return time.perf_counter()
 
 
 def _frames(video: Iterator[Array], on_frames: Callable[[NDArray[np.uint8]], None] | None) -> NDArray[np.uint8] | None:
@@ -208,9 +222,11 @@ def load(
     bundle: str | Path,
     *,
     resolution: str | Resolution | None = None,
+    decoder: str | None = None,
     resident: bool = False,
     threads: int = 0,
     verify: bool = False,
+    cache_prompts: bool = False,
     **target_options: Any,
 ) -> Pipeline:
     """Open a bundle as a pipeline.
@@ -222,28 +238,38 @@ def load(
         bundle: its folder.
         resolution: one of the bundle's, such as "81x832x448"; None: its first. Pipelines of one bundle share its
             mapped weights.
+        decoder: "full" or "tiny", what decodes frames, where it has both; None: its VAE's decoder.
         resident: keep all engines open, in place of one at a time.
-        threads: threads of one operator; 0: the engine's choice.
+        threads: threads of one operator; 0: as many as there are cores that the process may use.
         verify: hash every file again.
+        cache_prompts: keep embeddings of prompts in the user's cache folder, and take them from there.
         target_options: the options of the bundle's target, such as `prepack=True`: see `Target.engine_options`.
 
     Raises:
-        UsageError: it is not a bundle, it has no such resolution, its engine is not installed or too old, or does not
-            have such an option, or its prompts were cleaned by another major version of ftfy than the installed one.
+        UsageError: it is not a bundle, it has no such resolution or decoder, its engine is not installed or too old,
+            or does not have such an option, or its prompts were cleaned by another major version of ftfy than the
+            installed one.
         CheckFailed: a file is missing, extra or damaged.
     """
     if type(threads) is not int or not 0 <= threads <= MAX_THREADS:
         raise UsageError(f"threads is a whole number from 0 to {MAX_THREADS}, found {threads!r}")
     size = Resolution.parse(resolution) if isinstance(resolution, str) else resolution
-    opened = open_bundle(Path(bundle), resolution=size, verify=verify)
+    opened = open_bundle(Path(bundle), resolution=size, decoder=decoder, verify=verify)
     target, options = find_target(opened.manifest.target), EngineOptions(threads, target_options)
+    _check(opened, target)
+    target.check_engine_options(options)
+    cache = PromptCache(encoder_hash(opened.manifest)) if cache_prompts else None
+    return Pipeline(opened, target, options=options, resident=resident, cache=cache)
+
+
+def _check(opened: Bundle, target: Target) -> None:
+    """Refuse a bundle of another engine, other cleaning of prompts, or facts that are none of its target's."""
+    manifest = opened.manifest
     try:
-        target.check_version(opened.manifest.engine, opened.manifest.engine_version)
-        if opened.manifest.text is not None:
-            check_cleaning(opened.manifest.text.ftfy)
+        target.check_version(manifest.engine, manifest.engine_version)
+        if manifest.text is not None:
+            check_cleaning(manifest.text.ftfy)
     except UsageError as error:
         raise UsageError(f"{opened.folder} was {error}") from error
-    for name, entry in opened.manifest.entries.items():
+    for name, entry in manifest.entries.items():
         target.check_facts(Fields(entry.facts, f"{opened.folder}: graph '{name}': facts"))
-    target.check_engine_options(options)
-    return Pipeline(opened, target, options=options, resident=resident)

@@ -15,6 +15,8 @@ class Timings:
     """Spent inside each graph, by its name."""
     denoise: float = 0.0
     """From the first to the last step of the chain, engines and opening included."""
+    preview: float = 0.0
+    """Spent on decoding previews, engines and opening included: a part of `denoise`."""
     total: float = 0.0
     """Spent on the whole call."""
     chain_engines: float = 0.0

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..bundle.engines import EngineOptions
-from ..bundle.graphs import decoder_key, stage_key
+from ..bundle.graphs import Decoder, decoder_key, stage_key
 from ..chain.plan import plan
 from ..chain.pyramid import Resolution
 from ..pipeline.pipeline import Pipeline, load
@@ -98,18 +98,22 @@ def _calls(pipeline: Pipeline, schedule: str | None) -> Counter[str]:
 
 
 def _time_decode(pipeline: Pipeline) -> dict[str, tuple[list[float], int]]:
-    """Seconds of the decoder's graphs over three latent frames of a tile, and how often a video evaluates each."""
-    decoder = pipeline.bundle.manifest.decoder
-    if decoder is None:
-        return {}
+    """Seconds of all decoders' graphs over three latent frames of a tile, and how often a video evaluates each."""
+    times: dict[str, tuple[list[float], int]] = {}
+    for decoder in pipeline.bundle.manifest.decoders.values():
+        times |= _time_decoder(pipeline, decoder)
+    return times
+
+
+def _time_decoder(pipeline: Pipeline, decoder: Decoder) -> dict[str, tuple[list[float], int]]:
     channels, frames, *_ = pipeline.bundle.manifest.stages[0].latent
-    first, later = decoder_key(first=True).name, decoder_key(first=False).name
+    first, later = (decoder_key(decoder.component, first=first).name for first in (True, False))
     times: dict[str, tuple[list[float], int]] = {first: ([], decoder.tiles.count)}
     if frames > 1:
         times[later] = ([], decoder.tiles.count * (frames - 1))
     start = time.perf_counter()
     latent = np.zeros((channels, min(frames, 3), *decoder.tiles.tile), np.float32)
-    for index, _ in enumerate(pipeline.decode_tile(latent)):
+    for index, _ in enumerate(pipeline.decode_tile(latent, decoder)):
         now = time.perf_counter()
         times[later if index else first][0].append(now - start)
         start = now

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..bundle.graphs import VAE_FIRST, VAE_NEXT, Decoder, GraphKey
+from ..bundle.graphs import Decoder, GraphKey
 
 __all__ = ["MemoryWatch", "predicted_peaks"]
 
@@ -28,11 +28,13 @@ def predicted_peaks(
         tiles = decoder.tiles
         canvas = frames * 3 * tiles.spatial**2 * tiles.frame[0] * tiles.frame[1] * 4
     peaks = {
-        key.name: process_bytes + nbytes + (canvas if key.role in (VAE_FIRST, VAE_NEXT) else 0)
+        key.name: process_bytes + nbytes + (canvas if decoder is not None and key.decoder == decoder.component else 0)
         for key, nbytes in memory.items()
         if nbytes is not None
     }
-    return peaks | ({"sample": max(peaks.values())} if len(peaks) == len(memory) else {})
+    idle = {key.name for key in memory if key.decoder and decoder is not None and key.decoder != decoder.component}
+    known = len(peaks) == len(memory)
+    return peaks | ({"sample": max(nbytes for name, nbytes in peaks.items() if name not in idle)} if known else {})
 
 
 class MemoryWatch:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bundle.graphs import Decoder
 from ..bundle.manifest import Manifest
 from ..chain.noise import generator
 from ..chain.plan import StepPlan, plan, single_step
@@ -54,11 +55,11 @@ def check_parity(
         levels["text"] = _text(pipeline, trace, advance)
     levels["stages"] = _stages(pipeline, trace, advance)
     levels["chain"], finals = _chain(pipeline, trace, advance)
-    if manifest.decoder is not None:
-        advance("vae")
-        levels["vae"] = _vae(pipeline, trace, manifest.decoder.tiles.tile)
-        if all(run.decoded for run in trace.runs):
-            levels["video"] = _video(pipeline, trace, finals, advance)
+    for component, decoder in manifest.decoders.items():
+        advance(component)
+        levels[component] = _decoded(pipeline, trace, decoder)
+    if manifest.decoder is not None and all(run.decoded for run in trace.runs):
+        levels["video"] = _video(pipeline, trace, finals, advance)
     tolerances = tolerances_of(manifest)
     for name, level in levels.items():
         level["tolerance"] = tolerances[name]
@@ -102,8 +103,15 @@ def check_trace(trace: Trace, manifest: Manifest) -> None:
     unprobed = set(range(depth)) - {probe.stage for probe in trace.probes}
     if unprobed:
         raise UsageError(f"{trace.path} holds no probe of stage {min(unprobed)}; record it again")
-    if manifest.decoder is not None and "vae.latent" not in trace:
-        raise UsageError(f"{trace.path} holds nothing of the VAE that the bundle has; record it again")
+    for component in manifest.decoders:
+        if f"{component}.latent" not in trace:
+            raise UsageError(f"{trace.path} holds nothing of the {component} that the bundle has; record it again")
+    decodes = manifest.decoder and manifest.decoder.component
+    if trace.decoder != decodes and any(run.decoded for run in trace.runs):
+        raise UsageError(
+            f"{trace.path} holds videos decoded with the {trace.decoder}, and the bundle decodes with {decodes}: "
+            "take another --decoder, or record it again"
+        )
     for run in trace.runs:
         levels = explicit_levels(manifest.model.pyramid, run.schedule.levels, scaled_start=run.schedule.scaled_start)
         if levels != run.schedule.levels:
@@ -219,18 +227,20 @@ def free_running(
     return latents
 
 
-def _vae(pipeline: Pipeline, trace: Trace, tile: tuple[int, int]) -> dict[str, float]:
-    """The decoder's graphs alone: on one tile, where frames are decoded in tiles."""
-    latent = trace.tensor("vae.latent")
+def _decoded(pipeline: Pipeline, trace: Trace, decoder: Decoder) -> dict[str, float]:
+    """A decoder's graphs alone: on one tile, where frames are decoded in tiles."""
+    name, tile = f"{decoder.component}.latent", decoder.tiles.tile
+    latent = trace.tensor(name)
     if latent.ndim != 4 or not latent.size:
-        raise UsageError(f"{trace.path}: vae.latent: expected [channels, frames, h, w], found {list(latent.shape)}")
+        raise UsageError(f"{trace.path}: {name}: expected [channels, frames, h, w], found {list(latent.shape)}")
     if latent.shape[2:] != tile:
         size = "x".join(map(str, tile))
         raise UsageError(
             f"{trace.path} was recorded for another decoder: its latent is {list(latent.shape[2:])}, the bundle's tile "
             f"{list(tile)}; record it with --vae-tile {size}"
         )
-    return distance(np.concatenate(list(pipeline.decode_tile(latent))), trace.tensor("vae.frames")).to_json()
+    frames = np.concatenate(list(pipeline.decode_tile(latent, decoder)))
+    return distance(frames, trace.tensor(f"{decoder.component}.frames")).to_json()
 
 
 def _video(pipeline: Pipeline, trace: Trace, finals: list[Array], advance: Advance) -> dict[str, Any]:

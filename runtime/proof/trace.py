@@ -15,10 +15,11 @@ from ..dtypes import DTYPES
 from ..errors import UsageError
 from ..model.safetensors import read_header, read_metadata
 from ..model.schedules import read_guidance
+from ..quantisation import DECODERS
 
 __all__ = ["FORMAT", "Probe", "Run", "Trace"]
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Trace:
 
     Tensors: `text.R`, `text.negative` and `text.probe.K` (prompts of every length that has a graph) [L, D];
     `probe.K.latent`, `probe.K.velocity`; and per step `run.R.step.K.before`, `.velocity` (after guidance) and `.after`,
-    all [C, T, H, W]; `vae.latent`, `vae.frames` [n, 3, H, W]; `run.R.frames` [T, H, W, 3], uint8.
+    all [C, T, H, W]; of each decoder `vae.latent`, `vae.frames` [n, 3, H, W]; `run.R.frames` [T, H, W, 3], uint8.
     """
 
     def __init__(self, path: Path) -> None:
@@ -116,6 +117,9 @@ class Trace:
             raise fields.wrong("format", f"{FORMAT} (another format needs another version of pyrexport)")
         self.model: dict[str, Any] = dict(fields.object("model").document)
         self.negative_prompt = fields.text("negative_prompt")
+        self.decoder: str | None = fields.get(
+            "decoder", "a component that decodes, or null", lambda v: v is None or v in DECODERS.values()
+        )
         self.texts: list[str] = fields.get(
             "texts", "a list of strings", lambda v: isinstance(v, list) and all(isinstance(text, str) for text in v)
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.bundle.graphs import GraphSpec
+from ...runtime.quantisation import DECODERS
 
 __all__ = [
     "DISTRIBUTION",
@@ -29,7 +30,7 @@ def is_on_cpu(component: str, options: Mapping[str, Any]) -> bool:
 
     Text encoders always do: UMT5 leaves the range of 16-bit numbers, which is all that the processor has.
     """
-    return component == "text_encoder" or (component == "vae" and options["decoder_on"] == "cpu")
+    return component == "text_encoder" or (component in DECODERS.values() and options["decoder_on"] == "cpu")
 
 
 def network_file(graph: str) -> str:

@@ -10,6 +10,7 @@ from ...runtime.bundle.graphs import GraphSpec
 from ...runtime.bundle.manifest import WEIGHTS_FILE
 from ...runtime.documents import Fields
 from ...runtime.errors import UsageError
+from ...runtime.quantisation import DECODERS
 from ..facts import BuildTarget
 from ..forms import Lowering, OnnxForm
 from .chips import CHIPS, chip_table, find_chips
@@ -79,8 +80,9 @@ class Qnn(BuildTarget):
 
     def takes(self, component: str) -> tuple[str, ...]:
         """The text encoder is computed in float32 whatever it is stored in."""
-        takes = {"transformer": self.schemes, "text_encoder": ("fp32", "bf16"), "vae": ("fp16",)}
-        return takes[component]
+        if component in DECODERS.values():
+            return ("fp16",)
+        return ("fp32", "bf16") if component == "text_encoder" else self.schemes
 
     def resolve_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The chips by their part numbers."""

@@ -10,7 +10,7 @@ from ...runtime.bundle.entries import is_digest
 from ...runtime.bundle.graphs import GraphSpec
 from ...runtime.documents import Fields
 from ...runtime.errors import UsageError
-from ...runtime.quantisation import FLOAT_SCHEMES, Scheme
+from ...runtime.quantisation import DECODERS, FLOAT_SCHEMES, Scheme
 from ..facts import BuildTarget
 from ..forms import Lowering, OnnxForm
 
@@ -128,7 +128,7 @@ class Trt(BuildTarget):
 
     def takes(self, component: str) -> tuple[str, ...]:
         """Decoders compute in floating-point numbers."""
-        return FLOAT_SCHEMES if component == "vae" else self.schemes
+        return FLOAT_SCHEMES if component in DECODERS.values() else self.schemes
 
     def adapted(self, scheme: Scheme, options: Mapping[str, Any]) -> Scheme:
         """The scheme, on GPUs that have arithmetic for it.

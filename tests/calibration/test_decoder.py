@@ -70,7 +70,7 @@ def test_ranges_are_those_of_activations_that_were_kept(recipe, make_checkpoint)
     def keep(name: str, values: torch.Tensor) -> None:
         seen.setdefault(name, []).append(values.clone())
 
-    for name, layer in convolutions(reference.decoder).items():
+    for name, layer in convolutions(reference.decoder()).items():
         layer.register_forward_hook(lambda _, inputs, output, name=name: keep(name, inputs[0]))
         layer.register_forward_hook(lambda _, inputs, output, name=name: keep(output_of(name), output))
     *texts, negative = _embeddings(reference, [*PROMPTS, ""], 0)
@@ -98,7 +98,7 @@ def test_an_interrupted_calibration_goes_on_to_the_same_file(recipe, make_checkp
 
 def test_convolutions_are_integers_on_disk_and_in_products(rounded, make_checkpoint, cli):
     """All but the decoder's ends; parity within what the scheme promises, which is not that of float32."""
-    layers = len(convolutions(Reference(small_checkpoint(make_checkpoint(*SPARE))).decoder))
+    layers = len(convolutions(Reference(small_checkpoint(make_checkpoint(*SPARE))).decoder()))
     for name in ("vae_first", "vae_next"):
         model = onnx.load(str(rounded / f"{name}.onnx"), load_external_data=False)
         stored = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
@@ -128,7 +128,7 @@ def test_ranges_have_a_tolerance_whatever_is_rounded_by_them(rounded):
 def test_a_scale_that_is_off_by_two_is_named(rounded, tmp_path, field, place, factor):
     """Past the hash; the one that is too large cuts nothing, and moves no frame out of tolerance."""
     shutil.copytree(rounded, tmp_path / "bundle")
-    layer = decoder_layer(open_bundle(rounded).manifest.model.decoder, LAYER)
+    layer = decoder_layer(open_bundle(rounded).manifest.model.decoders["vae"], LAYER)
     change_weight(tmp_path / "bundle", [f"{layer}.{place}"], lambda v: [v[0] * np.float32(factor)], "vae_next")
     found = range_errors(open_bundle(tmp_path / "bundle"))
     assert found["worst"]["layer"] == LAYER + field

@@ -5,9 +5,18 @@ from typing import Any
 
 from ...errors import UsageError
 from .family import DecoderConfig, Family, Shapes, TransformerConfig
+from .tiny_decoder import TinyDecoderConfig
 from .wan import WAN, WAN_TI2V
 
-__all__ = ["FAMILIES", "DecoderConfig", "Family", "Shapes", "TransformerConfig", "find_family"]
+__all__ = [
+    "FAMILIES",
+    "DecoderConfig",
+    "Family",
+    "Shapes",
+    "TinyDecoderConfig",
+    "TransformerConfig",
+    "find_family",
+]
 
 FAMILIES: Sequence[Family] = (WAN, WAN_TI2V)
 """Every family."""

@@ -1,7 +1,7 @@
 """What a family of models states about itself, for all who only need its data."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from ...chain.kinds import Kind
 from ...chain.pyramid import Geometry, Resolution, Stage
@@ -54,6 +54,11 @@ class TransformerConfig(Protocol):
 
 class DecoderConfig(Protocol):
     """A decoder's configuration, as far as others than its family read it."""
+
+    normalised: ClassVar[bool]
+    """Whether it takes latents as the transformer leaves them, not at their own mean and deviation."""
+    cut: ClassVar[bool]
+    """Whether large frames are cut into tiles for it."""
 
     def cache_shapes(self, height: int, width: int) -> list[tuple[int, ...]]:
         """What the decoder keeps from frame to frame, for latents of a size, in order."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ...documents import Fields
 from ...errors import UsageError
@@ -38,6 +38,8 @@ class WanDecoderConfig:
     """Wan2.2's: its levels keep their width, and have a shortcut around each."""
     patch_size: int = 1
     """Pixels of a side that the last convolution makes at once."""
+    normalised: ClassVar[bool] = False
+    cut: ClassVar[bool] = True
 
     @classmethod
     def from_json(

@@ -13,11 +13,17 @@ def test_a_bundle_holds_what_its_manifest_lists(bundle, tiny):
     assert document["model"]["schedules"].keys() == json.loads((tiny / "pyramid.json").read_text())["schedules"].keys()
     assert document["target"] == "ort"
     assert document["target_options"] == {"kernel": "avx2"}
-    assert document["precision"] == {"transformer": "fp32", "text_encoder": "fp32", "vae": "fp32", "compute": "fp32"}
+    assert document["precision"] == {
+        "transformer": "fp32",
+        "text_encoder": "fp32",
+        "vae": "fp32",
+        "tiny_decoder": "fp32",
+        "compute": "fp32",
+    }
     assert document["resolutions"] == ["17x64x64"]
-    assert document["vae"].pop("config")["z_dim"] == 16
+    assert document["decoders"]["vae"].pop("config")["z_dim"] == 16
     frames = {"17x64x64": {"tile": [8, 8], "tiles": 1, "overhead": 1.0}}
-    assert document["vae"] == {"frames": frames, "caches": "float32", "packed": False}
+    assert document["decoders"] == {"vae": {"frames": frames, "caches": "float32", "packed": False}}
 
 
 def test_graphs_hold_no_weights_no_scatter_and_no_transposed_weight(bundle):

@@ -97,11 +97,11 @@ def test_what_a_bundle_does_not_sample_at_is_refused(several, tiny, refused, tmp
 def test_frames_that_are_cut_alike_share_a_decoder(tiny):
     checkpoint, sizes = small_checkpoint(tiny), (Resolution.parse(SQUARE), Resolution.parse(WIDE))
     request = BuildRequest(vae_tile="6x8", resolutions=sizes)
-    decoders = resolve_options(checkpoint, find_build_target("ort"), request).decoders(checkpoint, packed=False)
-    assert [decoder.tiles.count for decoder in decoders.values()] == [2, 2 * 3]
+    decoders = resolve_options(checkpoint, find_build_target("ort"), request).decoders_of(checkpoint, packed=False)
+    assert [decoder.tiles.count for (decoder,) in decoders.values()] == [2, 2 * 3]
     square, wide = graph_specs(checkpoint.model, decoders).values()
     for first in (True, False):
-        assert square[decoder_key(first)] == wide[decoder_key(first)]
+        assert square[decoder_key("vae", first=first)] == wide[decoder_key("vae", first=first)]
     assert wide[stage_key(0)].name == f"stage0_{WIDE}"
 
 
@@ -127,7 +127,7 @@ def test_frames_that_are_too_large_share_the_tile_that_costs_least(make_checkpoi
         (lambda d: d["resolutions"].remove(LONG), f"unknown field '{LONG}'"),
         (lambda d: d["graphs"].pop(f"stage1_{WIDE}"), f"graph 'stage1_{WIDE}' is missing"),
         (lambda d: d["parity"].update({"17x128x128": {"passed": True, "levels": {}}}), "unknown field '17x128x128'"),
-        (lambda d: d["vae"]["frames"][WIDE].update(tile=[8, 17]), "at most 8 and 16"),
+        (lambda d: d["decoders"]["vae"]["frames"][WIDE].update(tile=[8, 17]), "at most 8 and 16"),
     ],
 )
 def test_a_manifest_that_cannot_be_is_refused(several, refused, tmp_path, change, line):

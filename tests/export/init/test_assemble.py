@@ -133,7 +133,7 @@ def test_configurations_are_read_off_the_shapes(plain: Path, single: Path, tmp_p
     assert {"scheduler UniPC, shift 5", "prompts of 512 tokens", "resolution 81x480x832"} <= set(said["assumed"])
     ours, theirs = opened(tmp_path / "made"), opened(plain)
     assert ours.model.transformer == theirs.model.transformer
-    assert ours.model.decoder == theirs.model.decoder
+    assert ours.model.decoders == theirs.model.decoders
     for name in ("latents_mean", "latents_std"):
         assert ours.vae_config is not None
         assert theirs.vae_config is not None
@@ -354,7 +354,7 @@ def test_wan22s_residual_vae_and_its_names(make_checkpoint: Make, tmp_path: Path
     assert json.loads(result.stdout)["missing"] == ["text_encoder"]
     made, expected = opened(tmp_path / "made"), opened(whole)
     assert (made.model.family.name, made.resolution) == ("wan2.2-ti2v", expected.resolution)
-    assert (made.model.transformer, made.model.decoder) == (expected.model.transformer, expected.model.decoder)
+    assert (made.model.transformer, made.model.decoders) == (expected.model.transformer, expected.model.decoders)
     theirs = {name: tensor for name, tensor in values(expected).items() if not name.startswith("text_encoder")}
     assert same(values(made), theirs)
     index = json.loads((tmp_path / "made" / "model_index.json").read_text())

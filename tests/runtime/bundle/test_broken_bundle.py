@@ -70,7 +70,7 @@ def test_verify_finds_what_size_and_time_do_not_show(copy, cli, monkeypatch):
     [
         (lambda folder: (folder / "stage1.onnx").unlink(), 1, "stage1.onnx is missing"),
         (lambda folder: (folder / "notes.txt").write_text("x"), 1, "notes.txt is not part of the bundle"),
-        (lambda folder: resign(folder, format=6), 2, "expected 5"),
+        (lambda folder: resign(folder, format=7), 2, "expected 6"),
         (lambda folder: resign(folder, extra=1), 2, "unknown field 'extra'"),
         (lambda folder: (folder / "manifest.json").write_text("{"), 2, "malformed"),
         (lambda folder: (folder / "manifest.json").unlink(), 2, "not a checkpoint|not a bundle|does not exist"),

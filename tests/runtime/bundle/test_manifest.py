@@ -41,12 +41,14 @@ def manifest(request: pytest.FixtureRequest, make_bundle: Make) -> Manifest:
 
 def with_parts(manifest: Manifest, *, text: bool, decoder: Decoder | None) -> Manifest:
     """A manifest with the text encoder or not, and with frames decoded in a given way or not at all."""
-    entry, config = manifest.text if text else None, manifest.model.decoder if decoder else None
-    model = replace(manifest.model, decoder=config)
+    entry, decoders = manifest.text if text else None, {} if decoder is None else {decoder.component: decoder}
+    model = replace(manifest.model, decoders={name: manifest.model.decoders[name] for name in decoders})
     (size,) = manifest.sizes
-    specs = graph_specs(model, {size.resolution: decoder}, entry.lengths if entry else ())[size.resolution]
+    specs = graph_specs(model, {size.resolution: list(decoders.values())}, entry.lengths if entry else ())[
+        size.resolution
+    ]
     graphs = {key: replace(size.graphs[key], spec=spec) for key, spec in specs.items()}
-    return replace(manifest, model=model, text=entry, sizes=(replace(size, decoder=decoder, graphs=graphs),))
+    return replace(manifest, model=model, text=entry, sizes=(replace(size, decoders=decoders, graphs=graphs),))
 
 
 def test_a_bundles_manifest_is_read_again_as_it_was(manifest: Manifest) -> None:
@@ -65,9 +67,9 @@ def test_a_manifest_that_was_read_is_written_as_its_file(make_bundle: Make, kind
     "decoder",
     [
         None,
-        Decoder(Tiles((8, 8), (8, 8)), "float32"),
-        Decoder(Tiles((8, 8), (4, 6)), "float16"),
-        Decoder(Tiles((8, 8), (5, 5)), "float32", packed=True),
+        Decoder("vae", Tiles((8, 8), (8, 8)), "float32"),
+        Decoder("vae", Tiles((8, 8), (4, 6)), "float16"),
+        Decoder("vae", Tiles((8, 8), (5, 5)), "float32", packed=True),
     ],
 )
 def test_every_shape_of_a_manifest_is_read_again(manifest: Manifest, text: bool, decoder: Decoder | None) -> None:
@@ -137,7 +139,7 @@ def test_a_model_is_read_again_as_it_was(name: str) -> None:
 
 
 def test_the_demonstrations_model_is_read_again_as_it_was() -> None:
-    model = replace(read_checkpoint(DATA / "moving-shapes").model, decoder=None)
+    model = replace(read_checkpoint(DATA / "moving-shapes").model, decoders={})
     assert parse_model(through_text(model.to_json()), WAN, model.transformer, "again") == model
 
 

@@ -63,7 +63,7 @@ def test_a_tiled_bundle_samples_and_passes_parity(
     checkpoint, out = make_checkpoint("--stages", "1"), tmp_path / "tiled"
     options = ("--resolution", "17x64x128", "--vae-tile", "6x8", "--vae-caches", "fp16", "--quiet")
     assert cli("build", checkpoint, "--target", "ort", "-o", out, *options).exit_code == 0
-    vae = json.loads(cli("inspect", out, "--json").output)["vae"]
+    vae = json.loads(cli("inspect", out, "--json").output)["decoders"]["vae"]
     assert vae == {"tile": [6, 8], "tiles": 6, "overhead": 2.25, "caches": "float16"}
     assert "6 tiles of 6x8" in cli("inspect", out).output
     result = cli("parity", out, "--reference", checkpoint, "--json", "--quiet", "--prompt", "x")

@@ -107,8 +107,8 @@ def test_parts_that_are_absent(make_bundle, cli, refused, tmp_path):
     document = json.loads((folder / "manifest.json").read_text())
     bare = tmp_path / "bare"
     shutil.copytree(folder, bare)
-    (bare / "manifest.json").write_text(json.dumps(signed({k: v for k, v in document.items() if k != "vae"})))
-    assert json.loads(cli("inspect", bare, "--json", "--quiet").stdout)["vae"] is None
+    (bare / "manifest.json").write_text(json.dumps(signed(document | {"decoders": {}})))
+    assert json.loads(cli("inspect", bare, "--json", "--quiet").stdout)["decoders"] == {}
     with pyrexport.load(folder) as pipeline, pytest.raises(PyrexportError, match="no VAE"):
         pipeline(prompt_embeds=embeds)
 

@@ -164,12 +164,14 @@ def test_bench_runs_on_a_device(device, engines, cli):
 
 def test_an_output_of_another_size_is_refused_before_it_is_written(device, engines, tmp_path):
     """A manifest whose caches are smaller than the engine's: the engine would write past its buffer."""
-    broken, manifest, first = tmp_path / "bundle", open_bundle(engines).manifest, decoder_key(first=True)
+    broken, manifest, first = tmp_path / "bundle", open_bundle(engines).manifest, decoder_key("vae", first=True)
     assert manifest.text is not None
     shutil.copytree(engines, broken)
-    decoder: Any = manifest.model.decoder
-    model = replace(manifest.model, decoder=replace(decoder, base_dim=decoder.base_dim // 2))
-    specs = graph_specs(model, {manifest.resolution: manifest.decoder}, manifest.text.lengths)[manifest.resolution]
+    decoder: Any = manifest.model.decoders["vae"]
+    model = replace(manifest.model, decoders={"vae": replace(decoder, base_dim=decoder.base_dim // 2)})
+    specs = graph_specs(model, {manifest.resolution: list(manifest.decoders.values())}, manifest.text.lengths)[
+        manifest.resolution
+    ]
     graphs = {key: replace(manifest.graphs[key], spec=spec) for key, spec in specs.items()}
     assert graphs[first].spec.outputs[0].shape < manifest.graphs[first].spec.outputs[0].shape
     document = replace(manifest, model=model, sizes=(replace(manifest.sizes[0], graphs=graphs),)).to_json()
