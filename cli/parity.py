@@ -20,11 +20,24 @@ from ..runtime.model.checkpoint import Checkpoint
 from ..runtime.model.safetensors import check_tensors_output
 from ..runtime.pipeline.pipeline import Pipeline, load
 from ..runtime.proof.parity import check_parity
-from ..runtime.proof.trace import Trace
+from ..runtime.proof.trace import Trace, Watch
 from .common import PATH, Bars, engine_options, output_options, print_json, print_table, progress, require_bundle
 from .hub import find_model
 from .reading import require_same_loras, resolve_checkpoint
 from .recording import Recording, recording_options
+from .reports import (
+    LEVEL_COLUMNS,
+    FramePairs,
+    Subject,
+    check_page,
+    level_rows,
+    parity_page,
+    parity_verdict,
+    write_page,
+)
+
+TITLES = {"parity": "parity", "graph_parity": "parity of the networks that engines were built from"}
+"""Of the page, by the field of the manifest that keeps the result."""
 
 
 @click.command()
@@ -43,6 +56,7 @@ from .recording import Recording, recording_options
 )
 @click.option("--recipe", type=PATH, help="With --graph: the recipe that BUNDLE was built by.")
 @click.option("--store", is_flag=True, help="Keep the result in the bundle's manifest.")
+@click.option("--html", type=PATH, help="A page to look at: levels, curves and frames side by side.")
 @engine_options
 @output_options
 def command(
@@ -54,6 +68,7 @@ def command(
     graph: bool,
     recipe: Path | None,
     store: bool,
+    html: Path | None,
     engine: EngineOptions,
     as_json: bool,
     quiet: bool,
@@ -61,7 +76,7 @@ def command(
 ) -> None:
     """Compare BUNDLE with a reference. Exit code 1 if any level is out of tolerance."""
     asked = Recording(**recording)
-    _check_usage(bundle, reference, trace, record, asked)
+    _check_usage(bundle, reference, trace, record, html, asked)
     _check_proof(bundle, reference, bisect=bisect, graph=graph, recipe=recipe)
     bundle = bundle and find_model(bundle, quiet=quiet)
     reference = reference and find_model(reference, asked.weights.files.variant, quiet=quiet)
@@ -78,22 +93,26 @@ def command(
             asked.write(reference, path, bundle, quiet)
         if bundle is None or pipeline is None:
             return _show_recorded(path, as_json)
-        result = _compare(pipeline, Trace(path), None if reference is None else _ranges(pipeline), quiet)
+        recorded, pairs = Trace(path), FramePairs(pipeline.bundle.manifest.resolution.frames)
+        result = _compare(pipeline, recorded, None if reference is None else _ranges(pipeline), pairs, quiet)
         if bisect and reference is not None:
-            result["bisect"] = _bisect(pipeline, reference, asked, Trace(path), result["levels"])
+            result["bisect"] = _bisect(pipeline, reference, asked, recorded, result["levels"])
+    kind = "graph_parity" if graph else "parity"
     if store:
-        _store(pipeline.bundle, result, "graph_parity" if graph else "parity")
-    if as_json:
-        print_json(result)
-    else:
-        _show(result)
-    if not result["passed"]:
-        failed = [_named(name, level) for name, level in result["levels"].items() if not level["passed"]]
-        raise CheckFailed(f"parity failed: {', '.join(failed)} out of tolerance for {result['precision']}")
+        _store(pipeline.bundle, result, kind)
+    if html is not None:
+        subject = Subject(bundle, pipeline.bundle.manifest, str(reference or trace), tuple(recorded.runs), engine)
+        write_page(html, parity_page(subject, result, TITLES[kind], pairs))
+    _tell(result, as_json)
 
 
 def _check_usage(
-    bundle: Path | None, reference: Path | None, trace: Path | None, record: Path | None, asked: Recording
+    bundle: Path | None,
+    reference: Path | None,
+    trace: Path | None,
+    record: Path | None,
+    html: Path | None,
+    asked: Recording,
 ) -> None:
     if asked.prompts and asked.prompts_file:
         raise UsageError("give either --prompt or --prompts")
@@ -109,6 +128,10 @@ def _check_usage(
         raise UsageError("prompts, seeds, schedules and guidance belong to recording: a trace has its own")
     if record is not None:
         check_tensors_output(record, "trace")
+    if html is not None:
+        if bundle is None:
+            raise UsageError("--html shows a comparison: give a BUNDLE")
+        check_page(html)
 
 
 def _check_proof(
@@ -155,14 +178,18 @@ def _ranges(pipeline: Pipeline) -> dict[str, Any] | None:
     return range_errors(pipeline.bundle)
 
 
-def _compare(pipeline: Pipeline, trace: Trace, ranges: dict[str, Any] | None, quiet: bool) -> dict[str, Any]:
+def _compare(
+    pipeline: Pipeline, trace: Trace, ranges: dict[str, Any] | None, watch: Watch, quiet: bool
+) -> dict[str, Any]:
     steps = sum(sum(run.schedule.steps) for run in trace.runs)
     texts = len({run.prompt for run in trace.runs} | {trace.negative_prompt, *trace.texts})
     totals = {"text": texts, "stages": len(trace.probes), "chain": 2 * steps}
     totals |= dict.fromkeys(pipeline.bundle.manifest.decoders, 1) | {"video": len(trace.runs)}
     with progress(quiet) as bar:
         tasks = {name: bar.add_task(name, total=total) for name, total in totals.items()}
-        return check_parity(pipeline, trace, ranges=ranges, advance=lambda level: bar.advance(tasks[level]))
+        return check_parity(
+            pipeline, trace, ranges=ranges, advance=lambda level: bar.advance(tasks[level]), watch=watch
+        )
 
 
 def _checkpoint(reference: Path, bundle: Path, asked: Recording) -> Checkpoint:
@@ -211,13 +238,22 @@ def _show_recorded(path: Path, as_json: bool) -> None:
         click.echo(f"{path}: {path.stat().st_size:,} bytes")
 
 
+def _tell(result: dict[str, Any], as_json: bool) -> None:
+    """Print the result.
+
+    Raises:
+        CheckFailed: it is a failure.
+    """
+    if as_json:
+        print_json(result)
+    else:
+        _show(result)
+    if not result["passed"]:
+        raise CheckFailed(f"parity failed: {parity_verdict(result)} for {result['precision']}")
+
+
 def _show(result: dict[str, Any]) -> None:
-    rows = [row for name, level in result["levels"].items() for row in _rows(name, level)]
-    print_table(
-        f"parity at {result['resolution']}, {result['precision']}",
-        ["level", "relative L2", "max abs", "cosine", "tolerance", ""],
-        rows,
-    )
+    print_table(f"parity at {result['resolution']}, {result['precision']}", LEVEL_COLUMNS, level_rows(result))
     growth = result["levels"]["chain"]["growth"]
     if growth:
         click.echo("free-running error after each step: " + " ".join(f"{value:.1e}" for value in growth[0]))
@@ -227,24 +263,3 @@ def _show(result: dict[str, Any]) -> None:
         found = result["bisect"]
         places = [place for place in (found["first"], found["layer"]) if place]
         click.echo(f"stage {found['stage']}: first divergence at {', '.join(places) or 'no block of this probe'}")
-
-
-def _named(name: str, level: dict[str, Any]) -> str:
-    """A level that failed, with the layer that it blames."""
-    return name if name != "ranges" else f"{name} (stage {level['worst']['stage']}, {level['worst']['layer']})"
-
-
-def _rows(name: str, level: dict[str, Any]) -> list[list[str]]:
-    verdict, tolerance = "pass" if level["passed"] else "FAIL", f"{level['tolerance']:g}"
-    if name == "video":
-        return [[name, f"PSNR {level['psnr']:.1f} dB", f"SSIM {level['ssim']:.6f}", "", f">= {tolerance} dB", verdict]]
-    if name == "ranges":
-        return [[name, f"{level['relative_error']:.2e}", "", "", f"<= {tolerance}", verdict]]
-
-    def numbers(found: dict[str, Any]) -> list[str]:
-        return [f"{found['relative_l2']:.2e}", f"{found['max_abs']:.2e}", f"{found['cosine']:.9f}"]
-
-    rows = [[name, *numbers(level), f"<= {tolerance}", verdict]]
-    if name == "chain":
-        rows.append(["  teacher-forced", *numbers(level["teacher_forced"]), "", ""])
-    return rows

@@ -14,15 +14,23 @@ from ..runtime.chain.pyramid import Resolution
 from ..runtime.errors import CheckFailed, UsageError
 from ..runtime.pipeline.pipeline import Pipeline, load
 from ..runtime.proof.quality import QualityLimits, check_quality, check_traces, limits_of
-from ..runtime.proof.trace import Trace
+from ..runtime.proof.trace import Trace, Watch
 from ..runtime.quantisation import COMPONENTS
 from .common import PATH, engine_options, output_options, print_json, print_table, progress, require_bundle
 from .hub import find_model
 from .plots import check_plot, write_plot
 from .reading import resolve_checkpoint
 from .recording import Recording, recording_options
-
-COLUMNS = ("run", "latent L2", "cosine", "PSNR dB", "SSIM", "motion error", "differences", "sharpness")
+from .reports import (
+    RUN_COLUMNS,
+    FramePairs,
+    Subject,
+    check_page,
+    quality_page,
+    quality_verdict,
+    run_rows,
+    write_page,
+)
 
 
 @click.command()
@@ -41,6 +49,7 @@ COLUMNS = ("run", "latent L2", "cosine", "PSNR dB", "SSIM", "motion error", "dif
     "--max-motion-error", type=float, help="Largest median error of motion, in place of the scheme's own: 0.05 is 5 %."
 )
 @click.option("--plot", type=PATH, help="A .png of the errors along the chain and along the videos.")
+@click.option("--html", type=PATH, help="A page to look at: limits, curves and frames side by side.")
 @engine_options
 @output_options
 def command(
@@ -50,6 +59,7 @@ def command(
     min_psnr: float | None,
     max_motion_error: float | None,
     plot: Path | None,
+    html: Path | None,
     engine: EngineOptions,
     as_json: bool,
     quiet: bool,
@@ -59,8 +69,9 @@ def command(
     asked = Recording(**recording)
     _check_usage(reference, traces, asked)
     _check_limits(min_psnr, max_motion_error)
-    if plot is not None:
-        check_plot(plot)
+    for path, check in ((plot, check_plot), (html, check_page)):
+        if path is not None:
+            check(path)
     bundle = find_model(bundle, quiet=quiet)
     require_bundle(bundle)
     reference = None if reference is None else find_model(reference, asked.weights.files.variant, quiet=quiet)
@@ -74,17 +85,16 @@ def command(
             traces = (Path(folder) / "trace.safetensors",)
             asked.write(reference, traces[0], bundle, quiet)
         limits = _limits(pipeline, min_psnr, max_motion_error)
-        result = _compare(pipeline, [Trace(path) for path in traces], limits, quiet)
+        manifest, opened = pipeline.bundle.manifest, [Trace(path) for path in traces]
+        pairs = FramePairs(manifest.resolution.frames)
+        result = _compare(pipeline, opened, limits, pairs, quiet)
     if plot is not None:
         write_plot(plot, result)
-    if as_json:
-        print_json(result)
-    else:
-        _show(result)
-    if not result["passed"]:
-        raise CheckFailed(f"quality failed: {_verdict(result)}")
-    if not as_json:
-        click.echo(f"quality passed: {_verdict(result)}")
+    if html is not None:
+        runs = tuple(run for trace in opened for run in trace.runs)
+        origin = ", ".join(map(str, [reference] if reference else traces))
+        write_page(html, quality_page(Subject(bundle, manifest, origin, runs, engine), result, pairs))
+    _tell(result, as_json)
 
 
 def _check_usage(reference: Path | None, traces: tuple[Path, ...], asked: Recording) -> None:
@@ -128,51 +138,30 @@ def _limits(pipeline: Pipeline, min_psnr: float | None, max_motion_error: float 
     )
 
 
-def _compare(pipeline: Pipeline, traces: list[Trace], limits: QualityLimits, quiet: bool) -> dict[str, Any]:
+def _compare(
+    pipeline: Pipeline, traces: list[Trace], limits: QualityLimits, watch: Watch, quiet: bool
+) -> dict[str, Any]:
     runs = [run for trace in traces for run in trace.runs]
     _, frames, *_ = pipeline.bundle.manifest.stages[0].latent
     totals = {"chain": sum(sum(run.schedule.steps) for run in runs), "video": len(runs) * frames}
     with progress(quiet) as bar:
         tasks = {name: bar.add_task(name, total=total) for name, total in totals.items()}
-        return check_quality(pipeline, traces, limits, advance=lambda level: bar.advance(tasks[level]))
+        return check_quality(pipeline, traces, limits, advance=lambda level: bar.advance(tasks[level]), watch=watch)
 
 
-def _show(result: dict[str, Any]) -> None:
-    named = enumerate(result["runs"], 1)
-    rows = [_row(f"{number}: {_short(run['prompt'])}, seed {run['seed']}", run) for number, run in named]
-    limits = result["limits"]
-    bounds = ["", "", f">= {limits['min_psnr']:g}", "", f"<= {100 * limits['max_motion_error']:g} %", "", ""]
-    stored = ", ".join(f"{component} {scheme}" for component, scheme in result["precision"].items())
-    print_table(
-        f"quality at {result['resolution']}: {stored}",
-        COLUMNS,
-        [*rows, _row("median", result["median"]), ["limit", *bounds]],
-    )
+def _tell(result: dict[str, Any], as_json: bool) -> None:
+    """Print the result.
 
-
-def _short(prompt: str) -> str:
-    return escape(prompt if len(prompt) <= 24 else f"{prompt[:23]}…")  # a table's cells may hold markup
-
-
-def _row(name: str, figures: dict[str, Any]) -> list[str]:
-    return [
-        name,
-        f"{figures['relative_l2']:.2e}",
-        f"{figures['cosine']:.6f}",
-        f"{figures['psnr']:.1f}",
-        f"{figures['ssim']:.4f}",
-        f"{100 * figures['motion_error']:.2f} %",
-        f"{figures['difference_error']:.2e}",
-        f"{figures['sharpness']:.3f}",
-    ]
-
-
-def _verdict(result: dict[str, Any]) -> str:
-    """The figures that decide; where one of them is out of its limit, those alone."""
-    psnr, error = result["median"]["psnr"], result["median"]["motion_error"]
-    least, most = result["limits"]["min_psnr"], result["limits"]["max_motion_error"]
-    figures = [
-        (psnr >= least, f"median PSNR {psnr:.1f} dB (at least {least:g})"),
-        (error <= most, f"median motion error {100 * error:.2f} % (at most {100 * most:g})"),
-    ]
-    return ", ".join(line for good, line in figures if not good or result["passed"])
+    Raises:
+        CheckFailed: it is a failure.
+    """
+    if as_json:
+        print_json(result)
+    else:
+        stored = ", ".join(f"{component} {scheme}" for component, scheme in result["precision"].items())
+        rows = [[escape(row[0]), *row[1:]] for row in run_rows(result)]  # a table's cells may hold markup
+        print_table(f"quality at {result['resolution']}: {stored}", RUN_COLUMNS, rows)
+    if not result["passed"]:
+        raise CheckFailed(f"quality failed: {quality_verdict(result)}")
+    if not as_json:
+        click.echo(f"quality passed: {quality_verdict(result)}")

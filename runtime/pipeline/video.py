@@ -22,6 +22,7 @@ __all__ = [
     "Encoding",
     "VideoWriter",
     "contact_sheet",
+    "encode_png",
     "enlarge",
     "has_video_writer",
     "open_frames",
@@ -176,8 +177,8 @@ def _pyav(purpose: str) -> Any:
     return av
 
 
-def write_png(path: Path, image: Frames, *, durable: bool = True) -> None:
-    """Write an image [H, W, 3], uint8, as PNG."""
+def encode_png(image: Frames) -> bytes:
+    """An image [H, W, 3], uint8, as PNG."""
     height, width, _ = image.shape
     rows = np.concatenate([np.zeros((height, 1), np.uint8), image.reshape(height, width * 3)], axis=1)
 
@@ -186,5 +187,10 @@ def write_png(path: Path, image: Frames, *, durable: bool = True) -> None:
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows.tobytes(), 6)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + data
+
+
+def write_png(path: Path, image: Frames, *, durable: bool = True) -> None:
+    """Write an image [H, W, 3], uint8, as PNG."""
     with written_beside(path, durable=durable) as partial:
-        partial.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+        partial.write_bytes(encode_png(image))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean, median
 from typing import Any
 
@@ -18,7 +19,7 @@ from .metrics import distance, finite, psnr, ssim
 
 # What a trace must be, and the chain that runs free from the prompt on, are the same for both proofs.
 from .parity import check_trace, free_running
-from .trace import Trace
+from .trace import Frames, Trace, Watch, unwatched
 
 __all__ = [
     "SUMMARISED",
@@ -31,9 +32,10 @@ __all__ = [
     "sharpness",
 ]
 
-Frames = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 Advance = Callable[[str], None]
+WatchRun = Callable[[int, Frames, Frames], None]
+"""`Watch`, of one run."""
 
 LUMA = np.array([0.2126, 0.7152, 0.0722])
 """Weights of red, green and blue in luma (BT.709)."""
@@ -192,6 +194,7 @@ def check_quality(
     limits: QualityLimits,
     *,
     advance: Advance = lambda level: None,
+    watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """Sample each run of some traces again, from the prompt on, and compare latents and videos.
 
@@ -200,6 +203,7 @@ def check_quality(
         traces: of the checkpoint that the bundle was built from, with frames.
         limits: those of the schemes that the bundle is stored in (`limits_of`), or others.
         advance: told `chain` after each step, and `video` after each latent frame that is decoded.
+        watch: shown the videos that are compared, in pieces; runs are numbered through all traces.
 
     Returns:
         `{"passed", "precision", "limits", "median": {...}, "runs": [{"prompt", "seed", "schedule", "chain", ...}]}`.
@@ -212,7 +216,10 @@ def check_quality(
     """
     check_traces(pipeline, traces)
     manifest = pipeline.bundle.manifest
-    runs = [_run(pipeline, trace, index, advance) for trace in traces for index in range(len(trace.runs))]
+    places = [(trace, index) for trace in traces for index in range(len(trace.runs))]
+    runs = [
+        _run(pipeline, trace, index, advance, partial(watch, number)) for number, (trace, index) in enumerate(places)
+    ]
     medians = {name: median(run[name] for run in runs) for name in SUMMARISED}
     passed = medians["psnr"] >= limits.min_psnr and medians["motion_error"] <= limits.max_motion_error
     return {
@@ -225,7 +232,7 @@ def check_quality(
     }
 
 
-def _run(pipeline: Pipeline, trace: Trace, index: int, advance: Advance) -> dict[str, Any]:
+def _run(pipeline: Pipeline, trace: Trace, index: int, advance: Advance, watch: WatchRun) -> dict[str, Any]:
     """A run that was sampled again: how far it is from the recorded one."""
     run, reference = trace.runs[index], trace.tensor(f"run.{index}.frames")
     steps = plan(pipeline.model.pyramid, pipeline.bundle.manifest.resolution, run.schedule)
@@ -236,11 +243,17 @@ def _run(pipeline: Pipeline, trace: Trace, index: int, advance: Advance) -> dict
         found = distance(latent, trace.tensor(f"run.{index}.step.{step.index}.after")).to_json()
         chain.append({"stage": step.stage.index, "relative_l2": found["relative_l2"], "cosine": found["cosine"]})
     last = {name: chain[-1][name] for name in ("relative_l2", "cosine")}
-    video = compare_videos(_decoded(pipeline, latents[-1], advance), reference).to_json()
+    video = compare_videos(_decoded(pipeline, latents[-1], reference, advance, watch), reference).to_json()
     return {"prompt": run.prompt, "seed": run.seed, "schedule": run.schedule.name, **last, "chain": chain, **video}
 
 
-def _decoded(pipeline: Pipeline, latent: NDArray[np.float32], advance: Advance) -> Iterator[Frames]:
-    for frames in pipeline.decode(latent):
+def _decoded(
+    pipeline: Pipeline, latent: NDArray[np.float32], reference: Frames, advance: Advance, watch: WatchRun
+) -> Iterator[Frames]:
+    start = 0
+    for piece in pipeline.decode(latent):
         advance("video")
-        yield frames_from(frames)
+        frames = frames_from(piece)
+        watch(start, frames, reference[start : start + len(frames)])
+        start += len(frames)
+        yield frames

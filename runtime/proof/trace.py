@@ -1,6 +1,7 @@
 """Traces: a recorded reference run, in one safetensors file that is read without PyTorch."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,20 @@ from ..model.safetensors import read_header, read_metadata
 from ..model.schedules import read_guidance
 from ..quantisation import DECODERS
 
-__all__ = ["FORMAT", "Probe", "Run", "Trace"]
+__all__ = ["FORMAT", "Frames", "Probe", "Run", "Trace", "Watch", "unwatched"]
 
 FORMAT = 3
+
+Frames = NDArray[np.uint8]
+"""[n, H, W, 3]."""
+
+Watch = Callable[[int, int, Frames, Frames], None]
+"""Told of videos while they are compared: number of the run, number of the first of the frames, frames of the bundle,
+and those of the reference."""
+
+
+def unwatched(run: int, start: int, found: Frames, reference: Frames) -> None:
+    """Nobody looks."""
 
 
 @dataclass(frozen=True)
