@@ -2,13 +2,11 @@
 
 import json
 import re
-import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import DATA, ROOT
 from pyrexport.cli import main
 from support.builders import resign
 
@@ -111,17 +109,3 @@ def test_a_plot_needs_matplotlib(bundle, trace, refused, tmp_path, monkeypatch):
     monkeypatch.setattr("pyrexport.cli.plots.find_spec", lambda name: None)
     line = refused("quality", bundle, "--trace", trace, "--plot", tmp_path / "a.png", QUIET)
     assert "pip install 'pyrexport[plot]'" in line
-
-
-@pytest.mark.slow
-def test_the_commands_of_the_document_run(tmp_path, monkeypatch, cli_once):
-    """A minute, most of it the build."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(DATA, "tests/data")
-    Path("demo").mkdir()
-    document = (ROOT / "docs" / "quality.md").read_text("utf-8")
-    commands = re.findall(r"^\$ pyrexport (.*)$", document, re.MULTILINE)
-    assert len(commands) == 4
-    for command in commands:
-        cli_once(*shlex.split(command))
-    assert Path("demo/quality.png").is_file()

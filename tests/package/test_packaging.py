@@ -77,7 +77,8 @@ def test_the_wheel_holds_the_package_and_nothing_stray(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert tops == {"pyrexport", f"pyrexport-{CONFIG['project']['version']}.dist-info"}
-    assert {"pyrexport/py.typed", "pyrexport/targets/executorch/shim.cpp"} <= set(names)
+    beside = ("py.typed", "targets/executorch/shim.cpp", "cli/reports/style.css")
+    assert {f"pyrexport/{name}" for name in beside} <= set(names)
     inside = {name.split("/")[1] for name in names if name.startswith("pyrexport/")}
     assert inside == {"__init__.py", "__main__.py", "py.typed", *FLOORS}
 

@@ -1,50 +1,34 @@
-"""The README's commands and its Python run as they stand there, on the checkpoint that it names."""
+"""What the pages show runs as it stands there, on the checkpoints that they name."""
 
 import json
-import re
-import shlex
-import shutil
-from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
-from conftest import DATA, ROOT
-from pyrexport.cli import main
+from check_docs import blocks, run_page
+from conftest import ROOT
 from pyrexport.runtime.documents import Fields
 from pyrexport.runtime.model.description import parse_model, parse_resolution
 from pyrexport.runtime.model.families.wan import WAN, WanConfig
 
-README = (ROOT / "README.md").read_text("utf-8")
 
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def test_a_page_of_mathematics_holds(tmp_path):
+    assert run_page(ROOT / "docs" / "mathematics.md", tmp_path) == 2
 
 
 @pytest.mark.slow
-def test_every_command_of_the_readme_succeeds_in_order(tmp_path, monkeypatch):
-    """About two minutes, most of it the two builds."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(DATA, "tests/data")
-    Path("demo").mkdir()
-    commands = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
-    assert len(commands) >= 8
-    for command in commands:
-        program, *arguments = shlex.split(command)
-        assert program == "pyrexport"
-        result = CliRunner().invoke(main, arguments)
-        assert result.exit_code == 0, (command, result.output)
-        assert result.stdout.strip(), command
-    (code,) = blocks("python")
-    exec(compile(code, "README.md", "exec"), {})
-    assert Path("demo/api.pyrx/manifest.json").is_file()
+@pytest.mark.parametrize(
+    ("page", "count"), [("README.md", 3), ("docs/start.md", 4), ("docs/own.md", 4), ("docs/quality.md", 4)]
+)
+def test_a_page_runs_from_its_first_command_to_its_last(page, count, tmp_path):
+    """About a minute each, most of it builds. What takes longer is run by `scripts/check_docs.py`."""
+    assert run_page(ROOT / page, tmp_path) == count
+    assert any((tmp_path / "demo").iterdir())
 
 
-def test_the_readmes_pyramid_json_is_one():
-    (text,) = blocks("json")
+def test_the_pyramid_json_that_is_shown_is_one():
+    (text,) = blocks((ROOT / "docs" / "own.md").read_text("utf-8"), "json")
     document = json.loads(text)
-    size = Fields({"resolution": document.pop("resolution")}, "README")
-    model = parse_model(document, WAN, WanConfig(), "README")
+    size = Fields({"resolution": document.pop("resolution")}, "own.md")
+    model = parse_model(document, WAN, WanConfig(), "own.md")
     assert model.stages(parse_resolution(size))
     for name, schedule in document["schedules"].items():
         document["schedules"][name] = {"solver": "euler"} | schedule  # the only field that it may leave out
