@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import chdir
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,19 +45,21 @@ def runnable(text: str) -> list[tuple[str, str]]:
     return found
 
 
-def run_page(page: Path, folder: Path) -> int:
-    """Run a page in an empty folder; how many commands and blocks it has.
+def run_pages(pages: Iterable[Path], folder: Path) -> int:
+    """Run pages in an empty folder, as a reader who goes from one to the next; how many commands and blocks ran.
+
+    What one page has run already, the next one does not run again.
 
     Raises:
         AssertionError: one of them fails, or a command of pyrexport prints nothing.
     """
     (folder / "demo").mkdir()
     shutil.copytree(ROOT / "tests" / "data", folder / "tests" / "data")
-    found = runnable(page.read_text("utf-8"))
+    found = dict.fromkeys(step for page in pages for step in runnable(page.read_text("utf-8")))
     with chdir(folder):
         for language, text in found:
             if language == "python":
-                exec(compile(text, str(page), "exec"), {"__name__": "__main__"})
+                exec(compile(text, "<a page>", "exec"), {"__name__": "__main__"})
             else:
                 _run(text)
     return len(found)
@@ -113,7 +115,7 @@ def main() -> int:
     for page in () if given.links else pages:
         start = time.monotonic()
         with TemporaryDirectory() as folder:
-            count = run_page(page, Path(folder))
+            count = run_pages([page], Path(folder))
         if count:
             print(f"{page.relative_to(ROOT)}: {count} ran in {time.monotonic() - start:.0f} s", flush=True)
     return bool(broken)

@@ -40,7 +40,7 @@ def parity_page(subject: Subject, result: dict[str, Any], title: str, pairs: Fra
         table(LEVEL_COLUMNS, level_rows(result)),
     )
     parts = [levels, *_found(result), _chain(subject, result["levels"]["chain"]), pairs.section(subject)]
-    parts.append(stages_section(subject, ("relative L2 on noise",), lambda stage: [_probes(result, stage)]))
+    parts.append(stages_section(subject, "relative L2 on noise", lambda stage: _probes(result, stage)))
     return page(
         title,
         subject.title,
@@ -81,7 +81,7 @@ def _chain(subject: Subject, chain: dict[str, Any]) -> Element:
         "relative L2 of the latent, each chain free from the prompt on",
         logarithmic=True,
         across="after step",
-        marks=boundaries(subject.steps(0)),
+        marks=boundaries(subject),
         limit=chain["tolerance"],
     )
     return section("Error along the chain", drawn)

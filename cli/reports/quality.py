@@ -31,7 +31,7 @@ def quality_page(subject: Subject, result: dict[str, Any], pairs: FramePairs) ->
         table(RUN_COLUMNS, run_rows(result)),
     )
     parts = [levels, _chain(subject, result["runs"]), _videos(subject, result), pairs.section(subject)]
-    parts.append(stages_section(subject, ("relative L2 after it, worst run",), lambda stage: [_after(result, stage)]))
+    parts.append(stages_section(subject, "relative L2 after it, worst run", lambda stage: _after(result, stage)))
     return page(
         "quality",
         subject.title,
@@ -55,7 +55,7 @@ def _bars(result: dict[str, Any]) -> list[Bar]:
 def _chain(subject: Subject, runs: Sequence[dict[str, Any]]) -> Element:
     errors = [[step["relative_l2"] for step in run["chain"]] for run in runs]
     angles = [[1 - step["cosine"] for step in run["chain"]] for run in runs]
-    marks = boundaries(subject.steps(0))
+    marks = boundaries(subject)
 
     def draw(values: list[list[float]], title: str) -> Element:
         named = [Curve(subject.name(run), of_run) for run, of_run in enumerate(values)]

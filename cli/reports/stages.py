@@ -14,18 +14,18 @@ __all__ = ["boundaries", "stages_section"]
 COLUMNS = ("stage", "latent", "tokens", "natural level", "sigma", "steps")
 
 
-def stages_section(subject: Subject, more: Sequence[str], figures: Callable[[int], Sequence[str]]) -> Element:
-    """A row for each stage in the order of sampling, with columns of the caller's.
+def stages_section(subject: Subject, measured: str, figure: Callable[[int], str]) -> Element:
+    """A row for each stage in the order of sampling, with a column of the caller's.
 
     Args:
         subject: what was compared; steps are those of its first run.
-        more: names of further columns.
-        figures: what stands in them for a stage, by its index.
+        measured: name of the last column.
+        figure: what stands in it for a stage, by its index.
     """
     steps = subject.steps(0)
     stages = reversed(subject.manifest.stages)
-    rows = [[*_facts(stage, steps), *figures(stage.index)] for stage in stages]
-    return section("Stages", table([*COLUMNS, *more], rows), *_held(subject))
+    rows = [[*_facts(stage, steps), figure(stage.index)] for stage in stages]
+    return section("Stages", table([*COLUMNS, measured], rows), *_held(subject))
 
 
 def _facts(stage: Stage, steps: Sequence[StepPlan]) -> Iterator[str]:
@@ -55,8 +55,9 @@ def _held(subject: Subject) -> Iterator[Element]:
     yield tag("p", words, class_="note")
 
 
-def boundaries(steps: Sequence[StepPlan]) -> list[tuple[float, str]]:
-    """Where stages begin on an axis that counts steps from 1, and which."""
-    return [
-        (1 if step.index == 0 else step.index + 0.5, f"stage {step.stage.index}") for step in steps if not step.position
-    ]
+def boundaries(subject: Subject) -> list[tuple[float, str]]:
+    """Where stages begin on an axis that counts steps from 1, and which; none where runs differ in that."""
+    if len({run.schedule.steps for run in subject.runs}) > 1:
+        return []
+    begun = (step for step in subject.steps(0) if step.position == 0)
+    return [(step.index + 0.5 if step.index else 1, f"stage {step.stage.index}") for step in begun]

@@ -83,7 +83,7 @@ def _installed(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "not installed as a package"
+        return "not installed here"
 
 
 def _listed(facts: Mapping[str, object]) -> str:

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from check_docs import blocks, run_page
+from check_docs import blocks, run_pages
 from conftest import ROOT
 from pyrexport.runtime.documents import Fields
 from pyrexport.runtime.model.description import parse_model, parse_resolution
@@ -11,16 +11,16 @@ from pyrexport.runtime.model.families.wan import WAN, WanConfig
 
 
 def test_a_page_of_mathematics_holds(tmp_path):
-    assert run_page(ROOT / "docs" / "mathematics.md", tmp_path) == 2
+    assert run_pages([ROOT / "docs" / "mathematics.md"], tmp_path) == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("page", "count"), [("README.md", 3), ("docs/start.md", 4), ("docs/own.md", 4), ("docs/quality.md", 4)]
+    ("pages", "count"), [(("README.md", "docs/start.md"), 4), (("docs/own.md",), 4), (("docs/quality.md",), 4)]
 )
-def test_a_page_runs_from_its_first_command_to_its_last(page, count, tmp_path):
+def test_pages_run_from_the_first_command_to_the_last(pages, count, tmp_path):
     """About a minute each, most of it builds. What takes longer is run by `scripts/check_docs.py`."""
-    assert run_page(ROOT / page, tmp_path) == count
+    assert run_pages([ROOT / page for page in pages], tmp_path) == count
     assert any((tmp_path / "demo").iterdir())
 
 
