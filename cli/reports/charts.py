@@ -76,7 +76,9 @@ def bars(found: Sequence[Bar]) -> Element:
         drawn.append(tag("text", bar.name, x=0, y=y + 17))
         drawn.append(tag("rect", x=LABELS, y=y + 4, width=length, height=ROW - 8, rx=2, class_=kind))
         outside = LABELS + length + 200 < WIDTH
-        side = {"x": LABELS + length + 6} if outside else {"x": WIDTH - RIGHT - 6, "text_anchor": "end", "class_": "on"}
+        side = (
+            {"x": LABELS + length + 6} if outside else {"x": LABELS + length - 6, "text_anchor": "end", "class_": "on"}
+        )
         drawn.append(tag("text", bar.words, y=y + 17, **side))
     edge = x(0)
     drawn.append(tag("line", x1=edge, x2=edge, y1=TOP - 6, y2=height - BOTTOM, class_="limit"))
