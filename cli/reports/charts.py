@@ -14,8 +14,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 900, 260, 70, 20, 24, 36
 ROW = 26
-LABELS = 190
-"""Width of the names beside bars."""
+LABELS, WORDS = 190, 200
+"""Width of the names before bars, and of the words after them."""
 
 FURTHEST = 6.0
 """Decades that a bar is drawn beyond its limit: an error that is not finite is larger than any axis."""
@@ -75,11 +75,11 @@ def bars(found: Sequence[Bar]) -> Element:
         length = max(x(place) - LABELS, 2)
         drawn.append(tag("text", bar.name, x=0, y=y + 17))
         drawn.append(tag("rect", x=LABELS, y=y + 4, width=length, height=ROW - 8, rx=2, class_=kind))
-        outside = LABELS + length + 200 < WIDTH
-        side = (
-            {"x": LABELS + length + 6} if outside else {"x": LABELS + length - 6, "text_anchor": "end", "class_": "on"}
-        )
-        drawn.append(tag("text", bar.words, y=y + 17, **side))
+        end = LABELS + length
+        if end + WORDS < WIDTH:
+            drawn.append(tag("text", bar.words, x=end + 6, y=y + 17))
+        else:
+            drawn.append(tag("text", bar.words, x=end - 6, y=y + 17, text_anchor="end", class_="on"))
     edge = x(0)
     drawn.append(tag("line", x1=edge, x2=edge, y1=TOP - 6, y2=height - BOTTOM, class_="limit"))
     drawn.append(tag("text", "limit", x=edge, y=TOP - 10, text_anchor="middle"))
