@@ -19,6 +19,7 @@ WORDS = {
     "stages": "stages, on noise",
     "chain": "chain, free-running",
     "vae": "decoder",
+    "tiny_decoder": "tiny decoder",
     "video": "video",
 }
 

@@ -7,10 +7,7 @@ from torch import nn
 
 from .layers import WeightSpace
 
-__all__ = ["LEAST_FILTERED", "Conv2d", "DoublingConv", "PackedCaches", "interleaved", "pixels"]
-
-LEAST_FILTERED = 48
-"""Channels below which making sums of frames or kernels takes longer than the products that they save."""
+__all__ = ["Conv2d", "DoublingConv", "PackedCaches", "interleaved", "pixels"]
 
 PHASES = (((1.0, 1.0, 0.0), (0.0, 0.0, 1.0)), ((1.0, 0.0, 0.0), (0.0, 1.0, 1.0)))
 """Of the second and the first of two pixels that stand for one, along an axis: what the two taps on the pixels before
@@ -35,15 +32,15 @@ class Conv2d(nn.Module):
 class DoublingConv(nn.Module):
     """A 3x3 convolution of a frame whose pixels were each repeated twice along both axes.
 
-    The four pixels that stand for one see it through kernels of 2x2, whose taps are sums. Where there are channels
-    enough these are used, and the large frame is never made.
+    The four pixels that stand for one see it through kernels of 2x2, whose taps are sums: with minimal filtering these
+    are used, and the large frame is never made.
     """
 
     def __init__(self, space: WeightSpace, name: str) -> None:
         """The weights of NAME."""
         super().__init__()
         self.conv, self.enlarge = Conv2d(space, name), space.dialect.doubling()
-        self.filters = space.dialect.minimal_filtering and min(self.conv.weight.shape[:2]) >= LEAST_FILTERED
+        self.filters = space.dialect.minimal_filtering
 
     def forward(self, frame: torch.Tensor) -> torch.Tensor:
         """A frame [1, in, H, W] to [1, out, 2H, 2W]."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from ....runtime.quantisation import Scheme
 from ....runtime.ranges import output_of
-from ..frames import LEAST_FILTERED, Conv2d, DoublingConv
+from ..frames import Conv2d, DoublingConv
 from ..layers import WeightSpace
 
 __all__ = ["Caches", "Frames", "causal_convolution", "convolution", "doubling_convolution"]
@@ -96,7 +96,7 @@ class CausalConv(nn.Module):
         self.convolution = space.dialect.convolution
         self.taps = nn.ParameterList(space.kernel(name, tap) for tap in range(3))
         self.bias = space.vector(f"{name}.bias")
-        self.filters = space.dialect.minimal_filtering and min(self.taps[0].shape[:2]) >= LEAST_FILTERED
+        self.filters = space.dialect.minimal_filtering
 
     def forward(self, frames: Frames, caches: Caches) -> Frames:
         """The convolved frames, as many as are given."""
