@@ -12,11 +12,11 @@ __all__ = ["Tile", "choose_tiles", "frame_of"]
 VAE_BUDGET = 2_300_000_000
 """Memory that decoding may take before frames are cut into tiles, in bytes: a sample then stays below 2.5 GB."""
 
-# Fitted to ONNX Runtime's plans of Wan2.1's decoder at 81x448x832, tiles of 1,120 to 2,288 latent pixels (1 %).
-DECODER_BASE = 404_000_000
+# Fitted to ONNX Runtime's plans of Wan2.1's decoder at 448x832, tiles of 364 to 2,288 latent pixels (1 %).
+DECODER_BASE = 10_000_000
 """What a decoder takes whatever its tile, in bytes."""
 
-ACTIVATIONS, CACHES = 2.143, 0.684
+ACTIVATIONS, CACHES = 2.575, 0.684
 """What it takes by the bytes of its caches in float32: for all else, and for the caches as they are kept."""
 
 LEAST_CHOSEN = 16
