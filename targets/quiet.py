@@ -1,4 +1,4 @@
-"""Keeping what native libraries print about themselves from people and pipes."""
+"""What native libraries say: kept from people and pipes, or told in one line."""
 
 import ctypes
 import os
@@ -6,7 +6,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["silenced"]
+__all__ = ["line_of", "silenced"]
+
+
+def line_of(error: Exception) -> str:
+    """What an exception of a native library says, in one line."""
+    return " ".join(str(error).split())[:300]
 
 
 @contextmanager

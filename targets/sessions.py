@@ -14,16 +14,12 @@ from ..runtime.bundle.manifest import WEIGHTS_FILE
 from ..runtime.dtypes import DTYPES
 from ..runtime.errors import CheckFailed, UsageError
 from .links import relocated
+from .quiet import line_of
 
-__all__ = ["Session", "line_of", "open_mapped"]
+__all__ = ["Session", "open_mapped"]
 
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 """The setting that says where the weights of a model lie that is no file."""
-
-
-def line_of(error: Exception) -> str:
-    """What an exception of ONNX Runtime says, in one line."""
-    return " ".join(str(error).split())[:300]
 
 
 def open_mapped(

@@ -1,9 +1,6 @@
 """ExecuTorch programs of a bundle: lowered method by method, written once, and run before they are called done."""
 
-import json
 import logging
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,14 +10,11 @@ from executorch.devtools.backend_debug import get_delegation_info
 from executorch.exir import ExecutorchBackendConfig
 from executorch.exir.passes import MemoryPlanningPass
 
-from ...runtime.bundle.graphs import GraphSpec
-from ...runtime.errors import CheckFailed
 from ..forms import Lowering, TorchForm, TorchLayer
-from .check import write_spec
 from .layers import lower_form
 from .lowering import merge, weights_stay_in_file
 
-__all__ = ["try_method", "write_program"]
+__all__ = ["write_program"]
 
 
 def write_program(file: Path, forms: Sequence[TorchForm]) -> Iterator[Lowering]:
@@ -57,22 +51,3 @@ def _delegation(method: Any) -> str:
     others = [name for name in others if name not in ("getitem", "alloc")]
     count = info.num_delegated_subgraphs
     return f"{count} delegate{'s' if count != 1 else ''} of XNNPACK, outside of them {', '.join(others) or 'nothing'}"
-
-
-def try_method(file: Path, spec: GraphSpec, process_bytes: int) -> int:
-    """Load and run a method once, in a process of its own, since it may crash there.
-
-    Returns:
-        The peak of anonymous memory that it took beyond the process's own, in bytes.
-
-    Raises:
-        CheckFailed: it does not load or run, or gives values that are not finite.
-    """
-    # -P: no module of the folder that the build happens to be called from.
-    command = [sys.executable, "-P", "-m", "pyrexport.targets.executorch.check", str(file)]
-    done = subprocess.run(command, input=write_spec(spec), capture_output=True, text=True, check=False)
-    if done.returncode:
-        line = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
-        raise CheckFailed(f"{spec.name} was lowered but does not run: {line}"[:400])
-    peak: int = json.loads(done.stdout)["peak"]
-    return max(0, peak - process_bytes)

@@ -77,6 +77,6 @@ class Executorch(BuildTarget):
 
     def try_graph(self, file: Path, spec: GraphSpec, facts: Facts) -> int | None:
         """Load and run a method: lowering can succeed, and either of them still fail."""
-        from .build import try_method
+        from ..trying import try_once
 
-        return try_method(file, spec, self.process_bytes)
+        return try_once(self.name, file, spec, facts, self.process_bytes)

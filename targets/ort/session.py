@@ -11,7 +11,8 @@ from ...runtime.bundle.engines import EngineOptions
 from ...runtime.bundle.graphs import GraphSpec
 from ...runtime.errors import UsageError
 from ...runtime.machine import usable_cores
-from ..sessions import Session, line_of, open_mapped
+from ..quiet import line_of
+from ..sessions import Session, open_mapped
 
 __all__ = ["OrtEngine", "check_provider"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import onnxruntime as ort
 
-from ..sessions import line_of
+from ..quiet import line_of
 from .chips import CHIPS
 from .provider import settings_for
 

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from ..dialect import Dialect, attention_in_pieces, gelu_by_sigmoid
+from ..operators import expanded_weight
 from .operators import (
     channel_weight,
-    expanded_weight,
     rounded_input,
     rounded_output,
     translated_input,

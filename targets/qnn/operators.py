@@ -8,7 +8,6 @@ from onnxscript import opset23
 
 __all__ = [
     "channel_weight",
-    "expanded_weight",
     "rounded_input",
     "rounded_output",
     "translated_input",
@@ -70,8 +69,3 @@ def channel_weight(values: Tensor, scales: Tensor) -> Tensor:
 @channel_weight.register_fake
 def _(values: Tensor, scales: Tensor) -> Tensor:
     return torch.empty_like(values, dtype=torch.float32)
-
-
-def expanded_weight(values: Any, scales: Any) -> Any:
-    """What becomes of `channel_weight` in a graph."""
-    return opset23.DequantizeLinear(values, scales, axis=1)

@@ -1,14 +1,13 @@
 """The execution provider: registered once in a process, its devices, and how a session asks for one chip."""
 
 import platform
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
 from typing import Any
 
 import onnxruntime as ort
 
 from ...runtime.errors import UsageError
-from ..sessions import line_of
+from ..plugins import devices_of, installed_version, library_module
 from .chips import Chip
 from .names import DISTRIBUTION
 
@@ -23,10 +22,7 @@ def check_installed() -> str:
     Raises:
         UsageError: it is not installed.
     """
-    try:
-        return version(DISTRIBUTION)
-    except PackageNotFoundError:
-        raise UsageError(f"target 'qnn' needs {DISTRIBUTION}: pip install 'pyrexport[qnn]'") from None
+    return installed_version(DISTRIBUTION, "target 'qnn'", "pyrexport[qnn]")
 
 
 def is_emulated() -> bool:
@@ -34,20 +30,13 @@ def is_emulated() -> bool:
     return platform.machine().lower() not in ("aarch64", "arm64")
 
 
-@cache
-def _provider() -> tuple[list[Any], str]:
+def _provider() -> tuple[Sequence[Any], str]:
     """Devices of the provider, and the library of the processor's backend."""
     found = check_installed()
-    try:
-        import onnxruntime_qnn
-
-        ort.register_execution_provider_library(PROVIDER, onnxruntime_qnn.get_library_path())
-        devices = [device for device in ort.get_ep_devices() if device.ep_name == PROVIDER]
-    except Exception as error:  # ONNX Runtime's exceptions share no base of their own
-        raise UsageError(f"{DISTRIBUTION} {found} does not load: {line_of(error)}") from error
+    devices = devices_of(DISTRIBUTION, PROVIDER)
     if not devices:
         raise UsageError(f"{DISTRIBUTION} {found} finds no processor here, and no emulation of one")
-    return devices, onnxruntime_qnn.get_qnn_htp_path()
+    return devices, library_module(DISTRIBUTION).get_qnn_htp_path()
 
 
 def settings_for(chip: Chip, finalisation: str, shared: bool, threads: int = 0) -> ort.SessionOptions:

@@ -11,8 +11,8 @@ from ...runtime.bundle.engines import EngineOptions, Facts
 from ...runtime.bundle.graphs import GraphSpec
 from ...runtime.errors import UsageError
 from ...runtime.machine import usable_cores
-from ..quiet import silenced
-from ..sessions import Session, line_of, open_mapped
+from ..quiet import line_of, silenced
+from ..sessions import Session, open_mapped
 from .chips import Chip, find_chips
 from .names import DISTRIBUTION, context_file, head_digest, network_file, weights_name
 from .provider import is_emulated, settings_for

@@ -9,15 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from onnxscript import opset23
 from torch import nn
 
 from ...runtime.quantisation import Scheme
 from ..dialect import Dialect, attention
+from ..operators import expanded_weight, standard_attention
 from .operators import (
     block_weight,
     channel_weight,
-    expanded_weight,
     restore_int4,
     rounded,
     rounded_value,
@@ -27,12 +26,6 @@ from .operators import (
 __all__ = ["TYPED"]
 
 Tensor = torch.Tensor
-
-
-def standard_attention(query: Any, key: Any, value: Any, heads: int) -> Any:
-    """The operator of the ONNX standard."""
-    out, *_ = opset23.Attention(query, key, value, q_num_heads=heads, kv_num_heads=heads)
-    return out
 
 
 class Typed(Dialect):

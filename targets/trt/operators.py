@@ -14,7 +14,6 @@ from ..dialect import expand_blocks
 __all__ = [
     "block_weight",
     "channel_weight",
-    "expanded_weight",
     "restore_int4",
     "rounded",
     "rounded_value",
@@ -55,11 +54,6 @@ def channel_weight(values: Tensor, scales: Tensor) -> Tensor:
 @channel_weight.register_fake
 def _(values: Tensor, scales: Tensor) -> Tensor:
     return values.new_empty(values.shape, dtype=scales.dtype)
-
-
-def expanded_weight(values: Any, scales: Any) -> Any:
-    """What becomes of `channel_weight` in a graph."""
-    return opset23.DequantizeLinear(values, scales, axis=1)
 
 
 @torch.library.custom_op("pyrexport::block_weight", mutates_args=())

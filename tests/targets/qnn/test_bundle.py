@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from pyrexport.cli import main
-from pyrexport.targets.qnn import provider, session
+from pyrexport.targets import plugins
+from pyrexport.targets.qnn import session
 from safetensors.numpy import load_file, save_file
 from support.builders import resign
 
@@ -210,7 +211,7 @@ def test_no_wheel(tiny, bundle, refused, tmp_path, monkeypatch):
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(provider, "version", missing)
+    monkeypatch.setattr(plugins, "version", missing)
     line = refused("build", tiny, "--target", "qnn", "--soc", "sm8750", "-o", tmp_path / "out")
     assert "needs onnxruntime-qnn: pip install 'pyrexport[qnn]'" in line
 
