@@ -127,7 +127,7 @@ def watch(
         model.graph.outputs[:] = [*own, *inner]
         spec = GraphSpec(entry.spec.key, entry.spec.inputs, (*entry.spec.outputs, *map(_spec, inner)))
         data = ir.to_proto(model).SerializeToString()
-        engine = pipeline.target.open_model(data, pipeline.bundle.folder, spec, pipeline.graphs.options)
+        engine = pipeline.target.open_model(data, pipeline.bundle.folder, spec, entry.facts, pipeline.graphs.options)
         found = engine.run(inputs)
         engine.close()
         if not np.array_equal(found["velocity"], plain):

@@ -97,6 +97,10 @@ class BuildTarget(Target):
     def dialect(self) -> "Dialect":
         """How its graphs are written; may import torch."""
 
+    def dialect_of(self, options: Mapping[str, Any]) -> "Dialect":
+        """How they are written where its own options of a build are these."""
+        return self.dialect()
+
     def separates_graphs(self, options: Mapping[str, Any]) -> bool:
         """Whether its own options ask for a file for each stage, where they would share one."""
         return False
@@ -124,7 +128,7 @@ class BuildTarget(Target):
         """
         return None
 
-    def memory_plan(self) -> Callable[[Any], int] | None:
+    def memory_plan(self, options: Mapping[str, Any]) -> Callable[[Any], int] | None:
         """What tells of a form, before it is built, the anonymous memory that a run of it will take; None: nothing."""
         return None
 

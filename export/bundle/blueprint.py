@@ -82,7 +82,7 @@ class Blueprint:
 
 def draw(checkpoint: Checkpoint, target: BuildTarget, options: BuildOptions) -> Blueprint:
     """Plan a bundle; nothing is read but headers, and nothing is written."""
-    dialect = target.dialect()
+    dialect = target.dialect_of(options.target)
     lengths = text_lengths(checkpoint) if checkpoint.text_encoder else ()
     decoders = options.decoders_of(checkpoint, packed=target.packs_caches)
     specs = graph_specs(options.model(checkpoint), decoders, lengths)

@@ -168,7 +168,7 @@ def plan_memory(
     Raises:
         UsageError: the target cannot tell before it is built.
     """
-    plan = target.memory_plan()
+    plan = target.memory_plan(options.target)
     if plan is None:
         raise UsageError(
             f"target '{target.name}' has no plan of memory before it is built: read `inspect BUNDLE` after that"

@@ -158,7 +158,7 @@ class _Probe:
         spec = GraphSpec(entry.spec.key, entry.spec.inputs, (*entry.spec.outputs, *map(_spec, inner)))
         data = ir.to_proto(model).SerializeToString()
         pipeline = self.pipeline
-        engine = pipeline.target.open_model(data, pipeline.bundle.folder, spec, pipeline.graphs.options)
+        engine = pipeline.target.open_model(data, pipeline.bundle.folder, spec, entry.facts, pipeline.graphs.options)
         try:
             values = engine.run(pipeline.stage_inputs(self.step, self.latent, {"text": self.text}))
         finally:

@@ -180,7 +180,7 @@ class Target(ABC):
             UsageError: the engine refuses it, or it is not the graph of its specification.
         """
 
-    def open_model(self, model: bytes, folder: Path, spec: GraphSpec, options: EngineOptions) -> Engine:
+    def open_model(self, model: bytes, folder: Path, spec: GraphSpec, facts: Facts, options: EngineOptions) -> Engine:
         """Open an ONNX graph that is no bundle's, whose external data lie in a folder.
 
         Raises:

@@ -69,7 +69,7 @@ class Executorch(BuildTarget):
 
         return write_program(folder / f"{name}{self.suffix}", forms)
 
-    def memory_plan(self) -> Callable[[TorchForm], int]:
+    def memory_plan(self, options: Mapping[str, Any]) -> Callable[[TorchForm], int]:
         """What a run takes, packed weights included, found by following it on paper."""
         from .memory import peak_bytes
 

@@ -1,16 +1,26 @@
-"""Building blocks for ONNX Runtime, which has an operator for each; its own ones are of the domain com.microsoft."""
+"""Building blocks for ONNX Runtime, which has an operator for each, and for providers with the standard's alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from ...runtime.quantisation import Scheme
 from ..dialect import Dialect, attention, expand_blocks
-from .operators import integer_conv, integer_matmul, multi_head_attention, quantise, quantised_matmul, rotary
+from ..operators import standard_attention
+from .operators import (
+    integer_conv,
+    integer_matmul,
+    multi_head_attention,
+    quantise,
+    quantised_matmul,
+    rotary,
+    standard_conv,
+    standard_matmul,
+)
 from .passes import expand_late
 
-__all__ = ["FUSED"]
+__all__ = ["DIALECTS", "FUSED"]
 
 Tensor = torch.Tensor
 
@@ -96,26 +106,8 @@ def _(
     return x.new_empty(x.shape[0], values.shape[0], *x.shape[2:], dtype=torch.float32)
 
 
-class Fused(Dialect):
-    """One operator for attention, rotation and products with blocks."""
-
-    domains = {"com.microsoft": 1}  # noqa: RUF012
-    operators = {  # noqa: RUF012
-        torch.ops.pyrexport.attention.default: multi_head_attention,
-        torch.ops.pyrexport.rotary_embedding.default: rotary,
-        torch.ops.pyrexport.quantised_product.default: quantised_matmul,
-        torch.ops.pyrexport.integer_product.default: integer_matmul,
-        torch.ops.pyrexport.rounded_integers.default: quantise,
-        torch.ops.pyrexport.integer_convolution.default: integer_conv,
-    }
-    feed_forward_bytes = 64 * 1024 * 1024
-    most_pieces = 1024
-    minimal_filtering = True
-
-    def block_product(self, x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, scheme: Scheme) -> Tensor:
-        """The product as one operator."""
-        y = quantised_product(x, values, scales, scheme.bits, scheme.block)
-        return y if bias is None else y + bias
+class Integers(Dialect):
+    """An operator each for what is computed in integers."""
 
     def integer_product(
         self,
@@ -147,6 +139,28 @@ class Fused(Dialect):
         """The convolution in integers."""
         return integer_convolution(x, *given, values, scales, bias, *made, padding)
 
+
+class Fused(Integers):
+    """One operator for attention, rotation and products with blocks: those of ONNX Runtime's own kernels."""
+
+    domains = {"com.microsoft": 1}  # noqa: RUF012
+    operators = {  # noqa: RUF012
+        torch.ops.pyrexport.attention.default: multi_head_attention,
+        torch.ops.pyrexport.rotary_embedding.default: rotary,
+        torch.ops.pyrexport.quantised_product.default: quantised_matmul,
+        torch.ops.pyrexport.integer_product.default: integer_matmul,
+        torch.ops.pyrexport.rounded_integers.default: quantise,
+        torch.ops.pyrexport.integer_convolution.default: integer_conv,
+    }
+    feed_forward_bytes = 64 * 1024 * 1024
+    most_pieces = 1024
+    minimal_filtering = True
+
+    def block_product(self, x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, scheme: Scheme) -> Tensor:
+        """The product as one operator."""
+        y = quantised_product(x, values, scales, scheme.bits, scheme.block)
+        return y if bias is None else y + bias
+
     def rotation(self, heads: int, size: int) -> Callable[..., Tensor]:
         """The rotation as one operator."""
         return lambda x, cos, sin: rotary_embedding(x, cos, sin, heads)
@@ -160,4 +174,28 @@ class Fused(Dialect):
         expand_late(model.graph)
 
 
+class Standard(Integers):
+    """Operators of the ONNX standard alone; its attention is one, whose scores an engine need not hold."""
+
+    operators = {  # noqa: RUF012
+        torch.ops.pyrexport.attention.default: standard_attention,
+        torch.ops.pyrexport.integer_product.default: standard_matmul,
+        torch.ops.pyrexport.rounded_integers.default: quantise,
+        torch.ops.pyrexport.integer_convolution.default: standard_conv,
+    }
+
+    def attention(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+        """Attention as one operator."""
+        return attention(query, key, value, heads)
+
+
+class Plain(Dialect):
+    """The standard before it had operators for attention and norms, which plug-ins know the parts of."""
+
+    opset = 20
+
+
 FUSED = Fused()
+
+DIALECTS: Mapping[str, Dialect] = {"fused": FUSED, "standard": Standard(), "plain": Plain()}
+"""By the names that providers have for them."""

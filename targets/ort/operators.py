@@ -1,4 +1,4 @@
-"""ONNX Runtime's own operators, of which the onnx package has no schemas."""
+"""ONNX Runtime's own operators, of which the onnx package has no schemas, and products of integers without them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,18 @@ import onnxscript
 from onnx.defs import OpSchema
 from onnxscript import opset23
 
-__all__ = ["integer_conv", "integer_matmul", "multi_head_attention", "quantise", "quantised_matmul", "rotary"]
+from ..operators import expanded_weight
+
+__all__ = [
+    "integer_conv",
+    "integer_matmul",
+    "multi_head_attention",
+    "quantise",
+    "quantised_matmul",
+    "rotary",
+    "standard_conv",
+    "standard_matmul",
+]
 
 
 def _schema(
@@ -102,3 +113,27 @@ def quantised_matmul(x: Any, values: Any, scales: Any, bits: int, block: int) ->
     sizes = {"K": int(x.shape[-1]), "N": int(values.shape[0])}
     # Level 1: the product itself in float32.
     return _MATMUL_N_BITS(x, values, scales, bits=bits, block_size=block, accuracy_level=1, **sizes)
+
+
+def standard_matmul(x: Any, values: Any, scales: Any, bias: Any = None, scale: Any = None, zero: Any = None) -> Any:
+    """A product of 8-bit integers as the standard writes it: what is rounded is expanded before the product."""
+    x = opset23.DequantizeLinear(opset23.QuantizeLinear(x, scale, zero), scale, zero)
+    y = opset23.MatMul(x, expanded_weight(values, scales))
+    return y if bias is None else opset23.Add(y, bias)
+
+
+def standard_conv(
+    x: Any,
+    scale: Any,
+    zero: Any,
+    values: Any,
+    scales: Any,
+    bias: Any,
+    output_scale: Any,
+    output_zero: Any,
+    padding: int,
+) -> Any:
+    """A convolution of 8-bit integers as the standard writes it."""
+    kernel = opset23.DequantizeLinear(values, scales, axis=0)
+    y = opset23.Conv(opset23.DequantizeLinear(x, scale, zero), kernel, bias, pads=[padding] * 4)
+    return opset23.DequantizeLinear(opset23.QuantizeLinear(y, output_scale, output_zero), output_scale, output_zero)

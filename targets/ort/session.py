@@ -2,8 +2,10 @@
 
 import ctypes
 import os
+from collections import Counter
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import onnxruntime as ort
 
@@ -11,13 +13,18 @@ from ...runtime.bundle.engines import EngineOptions
 from ...runtime.bundle.graphs import GraphSpec
 from ...runtime.errors import UsageError
 from ...runtime.machine import usable_cores
+from ..plugins import devices_of
 from ..quiet import line_of
 from ..sessions import Session, open_mapped
+from .providers import Provider
 
-__all__ = ["OrtEngine", "check_provider"]
+__all__ = ["CPU_PROVIDER", "OrtEngine", "check_provider", "find_devices"]
 
-CPU = "CPUExecutionProvider"
+CPU_PROVIDER = "CPUExecutionProvider"
 """The provider of the CPU, which also evaluates the operators that another provider leaves."""
+
+RECORDS_ASSIGNMENT = "session.record_ep_graph_assignment_info"
+"""The setting by which a session knows which provider took which nodes."""
 
 MMAP_THRESHOLD = 4 * 2**20
 """Buffers from this size on are mapped, in bytes."""
@@ -47,6 +54,25 @@ def check_provider(provider: str) -> None:
         raise UsageError(f"onnxruntime has no '{provider}' here: expected one of {', '.join(available)}")
 
 
+def find_devices(provider: Provider, asked: str) -> list[Any]:
+    """Devices of a plug-in: those of the asked kind, or all that it finds.
+
+    Raises:
+        UsageError: it finds none here, or is not installed.
+    """
+    found = provider.installed_version()
+    devices = devices_of(provider.wheel, provider.registration)
+    kinds = [device.device.type.name for device in devices]
+    if not devices:
+        raise UsageError(
+            f"{provider.wheel} {found} finds no device here: install the driver of its device, or build for another "
+            "provider"
+        )
+    if asked and asked.upper() not in kinds:
+        raise UsageError(f"{provider.wheel} {found} finds no device '{asked:.40}' here, but {', '.join(kinds)}")
+    return [device for device, kind in zip(devices, kinds, strict=True) if asked.upper() in ("", kind)]
+
+
 def _settings(options: EngineOptions, *, decodes: bool) -> ort.SessionOptions:
     settings = ort.SessionOptions()
     settings.log_severity_level = 4  # what it says of an error is in the exception
@@ -70,18 +96,37 @@ def _settings(options: EngineOptions, *, decodes: bool) -> ort.SessionOptions:
 class OrtEngine(Session):
     """One graph. Its weights stay mapped from the file, shared by graphs and processes, unless it is prepacked."""
 
-    def __init__(self, file: Path, spec: GraphSpec, options: EngineOptions, model: bytes | None = None) -> None:
+    def __init__(
+        self,
+        file: Path,
+        spec: GraphSpec,
+        provider: Provider,
+        options: EngineOptions,
+        model: bytes | None = None,
+    ) -> None:
         """Load a graph: that of the file, or a model whose external data lie beside it.
 
         Raises:
-            UsageError: ONNX Runtime refuses it, or has no such execution provider here.
+            UsageError: ONNX Runtime refuses it, or the provider finds no device here.
         """
-        provider = options.own.get("provider", "")
         _give_buffers_back()
-        check_provider(provider)
         settings = _settings(options, decodes=bool(spec.key.decoder))
+        if provider.registration:
+            devices = find_devices(provider, options.own.get("device", ""))
+            settings.add_session_config_entry(RECORDS_ASSIGNMENT, "1")
+            settings.add_provider_for_devices(devices, dict(provider.settings or {}))
+            how: dict[str, Any] = {"enable_fallback": 0}
+        else:
+            how = {"providers": [*dict.fromkeys([options.own.get("provider") or CPU_PROVIDER, CPU_PROVIDER])]}
         try:
-            session = open_mapped(file, settings, model, providers=[*dict.fromkeys([provider or CPU, CPU])])
+            session = open_mapped(file, settings, model, **how)
         except Exception as error:  # ONNX Runtime's exceptions share no base of their own
             raise UsageError(f"onnxruntime {ort.__version__} cannot load {file.name}: {line_of(error)}") from error
         super().__init__(file.name, spec, session)
+
+    def nodes(self) -> dict[str, Counter[str]]:
+        """How many nodes of each operator each provider took, of a session with a plug-in."""
+        taken: dict[str, Counter[str]] = {}
+        for part in self.session.get_provider_graph_assignment_info():
+            taken.setdefault(part.ep_name, Counter()).update(node.op_type for node in part.get_nodes())
+        return taken
