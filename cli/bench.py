@@ -7,13 +7,13 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..runtime.bundle.engines import EngineOptions, find_target
+from ..runtime.bundle.engines import EngineOptions, Target, find_target
 from ..runtime.bundle.manifest import Manifest
 from ..runtime.bundle.opening import open_bundle
 from ..runtime.chain.pyramid import Resolution
@@ -49,7 +49,8 @@ def command(
     reference = None if reference is None else find_model(reference, quiet=quiet)
     threads = engine.threads or usable_cores()
     manifest = open_bundle(bundle, resolution=resolution).manifest
-    if not find_target(manifest.target).needs_device:
+    target = find_target(manifest.target)
+    if not target.needs_device:
         engine = replace(engine, threads=threads)
     child = None if reference is None else _reference_process(bundle, manifest, reference, schedule, threads)
     try:
@@ -66,7 +67,8 @@ def command(
             )
         machine = {"platform": platform.platform(), "cores": os.cpu_count(), "threads": engine.threads}
         document["machine"] = {**machine, **engine.own}
-        document["remark"] = find_target(manifest.target).remark()
+        document["remark"] = target.remark()
+        document["facts"] = {graph.spec.name: dict(graph.facts) for graph in manifest.graphs.values() if graph.facts}
         if child is not None:
             document["reference"] = child.summary()
             document["ratio"] = document["chain"]["median"] / document["reference"]["chain"]["median"]
@@ -76,7 +78,7 @@ def command(
     if as_json:
         print_json(document)
     else:
-        _show(document)
+        _show(document, target)
 
 
 def _reference_process(
@@ -141,7 +143,7 @@ class ReferenceProcess:
             self.process.kill()
 
 
-def _show(document: dict[str, Any]) -> None:
+def _show(document: dict[str, Any], target: Target) -> None:
     machine = document["machine"]
     click.echo(
         f"{machine['platform']}, {machine['cores']} cores, {machine['threads']} threads, {time.strftime('%Y-%m-%d')}"
@@ -159,6 +161,9 @@ def _show(document: dict[str, Any]) -> None:
         for name, graph in document["graphs"].items()
     ]
     print_table("graphs", ["graph", "calls a run", "min ms", "median ms", "load ms"], rows)
+    table = target.table(document["facts"])
+    if table is not None:
+        print_table(**asdict(table))
     chain = document["chain"]
     click.echo(
         f"chain {document['schedule']}: min {1000 * chain['min']:.1f} ms, median {1000 * chain['median']:.1f} ms, "

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,14 @@ CONTENDERS = {
 for provider in onnxruntime.get_available_providers():
     if provider not in ("CPUExecutionProvider", "AzureExecutionProvider"):
         CONTENDERS |= {f"ort {name}, {provider}": (provider, name) for name in ("fp32", "fp16")}
+OWN: dict[str, dict[str, Any]] = {
+    "ort": {},
+    "executorch": {},
+    "prepacked": {"prepack": True},
+    "openvino": {},
+    "openvino bf16": {"arithmetic": "bf16"},
+}
+"""How bundles are opened by the kind of contender; of others, the kind is ONNX Runtime's provider."""
 BASELINE = "torch eager fp32"
 LEVEL = 0.5
 """Natural level that stages are evaluated at."""
@@ -109,8 +117,7 @@ def _ort(kind: str, bundle: str, stage: int, threads: int) -> Any:
     from pyrexport.runtime.bundle.graphs import stage_key
     from pyrexport.runtime.chain.plan import single_step
 
-    own: dict[str, dict[str, Any]] = {"ort": {}, "executorch": {}, "prepacked": {"prepack": True}}
-    pipeline = pyrexport.load(bundle, threads=threads, **own.get(kind, {"provider": kind}))
+    pipeline = pyrexport.load(bundle, threads=threads, **OWN.get(kind, {"provider": kind}))
     model, place = pipeline.model, pipeline.bundle.manifest.stages[stage]
     step = single_step(model.pyramid, place, LEVEL)
     latent = np.random.default_rng(0).standard_normal(place.latent).astype(np.float32)
@@ -177,6 +184,34 @@ def _build(folder: Path, preset: str, blocks: int, wanted: set[str]) -> dict[str
     return models
 
 
+def run_in_turn(contenders: Mapping[str, Contender], runs: int) -> None:
+    """A forward of each, again and again; then they end."""
+    for _ in range(runs):
+        for contender in contenders.values():
+            contender.run()
+    for contender in contenders.values():
+        contender.close()
+
+
+def rows_of(
+    contenders: Mapping[str, Contender], flop: int, peaks: Mapping[str, float], baseline: str, short: Collection[str]
+) -> list[dict[str, Any]]:
+    """A row of the table for each contender that ran; those that are `short` compute in bfloat16."""
+    least = {name: min(contender.seconds) for name, contender in contenders.items()}
+    return [
+        {
+            "name": name,
+            "min": least[name],
+            "median": statistics.median(contender.seconds),
+            "ratio": least[name] / least[baseline],
+            "gflops": flop / least[name] / 1e9,
+            "share": flop / least[name] / peaks["bfloat16" if name in short else "float32"],
+            "anonymous": contender.last["anonymous"],
+        }
+        for name, contender in contenders.items()
+    ]
+
+
 def run_pyrexport(*arguments: str) -> None:
     """Run a command of pyrexport, for what it makes."""
     subprocess.run([sys.executable, "-m", "pyrexport.cli", *arguments], check=True, stdout=subprocess.DEVNULL)
@@ -230,25 +265,10 @@ def main(preset: str, blocks: int, stage: int, threads: int, runs: int, only: tu
             kind, precision = CONTENDERS[name]
             path = models[_model(kind, precision)]
             contenders[name] = Contender(__file__, kind, precision, path, str(stage), str(threads))
-        for _ in range(runs):
-            for contender in contenders.values():
-                contender.run()
-        for contender in contenders.values():
-            contender.close()
-    least = {name: min(contender.seconds) for name, contender in contenders.items()}
-    baseline = BASELINE if BASELINE in least else next(iter(least))
-    rows = [
-        {
-            "name": name,
-            "min": least[name],
-            "median": statistics.median(contender.seconds),
-            "ratio": least[name] / least[baseline],
-            "gflops": flop / least[name] / 1e9,
-            "share": flop / least[name] / peaks["bfloat16" if CONTENDERS[name][1] == "bfloat16" else "float32"],
-            "anonymous": contender.last["anonymous"],
-        }
-        for name, contender in contenders.items()
-    ]
+        run_in_turn(contenders, runs)
+    baseline = BASELINE if BASELINE in contenders else next(iter(contenders))
+    short = {name for name in contenders if CONTENDERS[name][1] == "bfloat16"}
+    rows = rows_of(contenders, flop, peaks, baseline, short)
     versions = {name: version(name) for name in ("torch", "diffusers", "onnxruntime", "executorch")}
     machine = {
         "platform": platform.platform(),

@@ -183,6 +183,8 @@ class Standard(Integers):
         torch.ops.pyrexport.rounded_integers.default: quantise,
         torch.ops.pyrexport.integer_convolution.default: standard_conv,
     }
+    feed_forward_bytes = Fused.feed_forward_bytes
+    most_pieces = Fused.most_pieces
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         """Attention as one operator."""

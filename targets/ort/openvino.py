@@ -1,9 +1,9 @@
 """A graph of a bundle in OpenVINO itself: NumPy in and out."""
 
 from collections.abc import Mapping
+from contextlib import chdir
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from ...runtime.bundle.engines import EngineOptions, check_inputs
 from ...runtime.bundle.graphs import GraphSpec
 from ...runtime.bundle.manifest import WEIGHTS_FILE
 from ...runtime.errors import CheckFailed, UsageError
+from ..links import relocated
 from ..quiet import line_of
 
 __all__ = ["ARITHMETIC", "OpenvinoEngine", "require_whole"]
@@ -66,13 +67,14 @@ def _settings(device: str, options: EngineOptions) -> dict[str, Any]:
 
 
 def _read(file: Path, model: bytes | None) -> ov.Model:
-    """A graph, its weights mapped from the file beside it."""
-    if model is None:
+    """A graph, its weights mapped from the file beside it, also where these are a link, as in the hub's cache."""
+    weights = file.parent / WEIGHTS_FILE
+    if model is None and not weights.is_symlink():
         return _core().read_model(file)
-    with TemporaryDirectory(prefix="pyrexport-") as folder:
-        (Path(folder) / WEIGHTS_FILE).symlink_to((file.parent / WEIGHTS_FILE).resolve())
-        (Path(folder) / file.name).write_bytes(model)
-        return _core().read_model(Path(folder) / file.name)
+    weights = weights.resolve()
+    # OpenVINO follows no link out of a graph's folder, and that of a graph that is no file is the current one.
+    with chdir(weights.parent):
+        return _core().read_model(relocated(model or file.read_bytes(), {WEIGHTS_FILE: weights.name}))
 
 
 def require_whole(file: Path) -> None:
