@@ -20,6 +20,9 @@ Interval = tuple[float, float]
 DECODER = "decoder."
 """What the names of a decoder's layers begin with."""
 
+EXPANDED = ("MatMul", "DequantizeLinear")
+"""Between a bias and the integers, where a product is written in operators of the standard."""
+
 GREATEST = 255
 """The integers of an input go from 0 to this."""
 
@@ -85,11 +88,18 @@ def _deviation(found: Interval | None, expected: Interval | None) -> float:
 
 def _interval(node: ir.Node) -> Interval | None:
     """What the integers of a product's input hold; None where they have no constants of their own."""
-    given = node.inputs[0]
-    rounded = None if given is None else given.producer()
+    rounded = _before(node)
+    while rounded is not None and rounded.op_type in EXPANDED:
+        rounded = _before(rounded)
     if rounded is None or rounded.op_type != "QuantizeLinear":
         return None
     return _held(*rounded.inputs[1:3])
+
+
+def _before(node: ir.Node) -> ir.Node | None:
+    """What makes the first input of a node."""
+    given = node.inputs[0]
+    return None if given is None else given.producer()
 
 
 def _held(scale: ir.Value | None, zero: ir.Value | None) -> Interval:
