@@ -57,13 +57,16 @@ def _settings(device: str, options: EngineOptions) -> dict[str, Any]:
     if capability not in has:
         known = ", ".join(name for name, (each, _) in ARITHMETIC.items() if each in has)
         raise UsageError(f"the {device} here has no arithmetic in {asked}: take --arithmetic {known}")
-    # Left alone, OpenVINO computes in 16 bits where it can, and rounds inputs of products with 8-bit weights.
-    settings = {"INFERENCE_PRECISION_HINT": hint, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0, "PERFORMANCE_HINT": "LATENCY"}
-    if device == "CPU":
-        # Threads that are bound to cores wait for whoever else is on them.
-        settings |= {"ENABLE_CPU_PINNING": False, "NUM_STREAMS": 1}
-        settings |= {"INFERENCE_NUM_THREADS": options.threads} if options.threads else {}
-    return settings
+    settings: dict[str, Any] = {
+        # Left alone, OpenVINO computes in 16 bits where it can, and rounds what 8-bit weights are multiplied with.
+        "INFERENCE_PRECISION_HINT": hint,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,  # a thread that is bound to a core waits for whoever else is on it
+    }
+    settings |= {"INFERENCE_NUM_THREADS": options.threads} if options.threads else {}
+    known = _core().get_property(device, "SUPPORTED_PROPERTIES")
+    return {name: value for name, value in settings.items() if name in known}
 
 
 def _read(file: Path, model: bytes | None) -> ov.Model:
