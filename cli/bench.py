@@ -68,7 +68,6 @@ def command(
         machine = {"platform": platform.platform(), "cores": os.cpu_count(), "threads": engine.threads}
         document["machine"] = {**machine, **engine.own}
         document["remark"] = target.remark()
-        document["facts"] = {graph.spec.name: dict(graph.facts) for graph in manifest.graphs.values() if graph.facts}
         if child is not None:
             document["reference"] = child.summary()
             document["ratio"] = document["chain"]["median"] / document["reference"]["chain"]["median"]
