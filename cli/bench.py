@@ -65,9 +65,7 @@ def command(
                 between=child.run if child else lambda: None,
                 advance=lambda: bar.advance(task),
             )
-        machine = {"platform": platform.platform(), "cores": os.cpu_count(), "threads": engine.threads}
-        document["machine"] = {**machine, **engine.own}
-        document["remark"] = target.remark()
+        document |= _described(manifest, target, engine)
         if child is not None:
             document["reference"] = child.summary()
             document["ratio"] = document["chain"]["median"] / document["reference"]["chain"]["median"]
@@ -78,6 +76,13 @@ def command(
         print_json(document)
     else:
         _show(document, target)
+
+
+def _described(manifest: Manifest, target: Target, engine: EngineOptions) -> dict[str, Any]:
+    """Where measurements were taken, and what the target knows of the graphs."""
+    machine = {"platform": platform.platform(), "cores": os.cpu_count(), "threads": engine.threads}
+    facts = {graph.spec.name: dict(graph.facts) for graph in manifest.graphs.values() if graph.facts}
+    return {"machine": {**machine, **engine.own}, "remark": target.remark(), "facts": facts}
 
 
 def _reference_process(

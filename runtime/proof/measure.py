@@ -42,8 +42,7 @@ def measure_bundle(
         advance: called after each run.
 
     Returns:
-        Seconds per graph (`min`, `median` of a call, `load`) and of the chain, the glue's share of it, and peak memory;
-        `facts` of graphs, where their target found any.
+        Seconds per graph (`min`, `median` of a call, `load`) and of the chain, the glue's share of it, and peak memory.
     """
     opening: dict[str, Any] = {"resolution": resolution, "threads": engine.threads, **engine.own}
     with MemoryWatch() as memory, load(folder, resident=True, **opening) as pipeline:
@@ -54,7 +53,6 @@ def measure_bundle(
             between()
             advance()
         decode, calls = _time_decode(pipeline), _calls(pipeline, schedule)
-        entries = pipeline.bundle.manifest.graphs.values()
     graphs = {name: ([t.engine[name] / count for t in timings], count) for name, count in calls.items()} | decode
     return {
         "bundle": str(folder),
@@ -62,7 +60,6 @@ def measure_bundle(
         "graphs": {
             name: {**_summary(times), "calls": count, "load": loads[name]} for name, (times, count) in graphs.items()
         },
-        "facts": {entry.spec.name: dict(entry.facts) for entry in entries if entry.facts},
         "chain": _summary([t.denoise for t in timings]),
         "glue_share": statistics.median(t.glue / t.denoise for t in timings),
         "peak_anonymous_bytes": memory.anonymous,
