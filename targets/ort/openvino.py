@@ -14,6 +14,7 @@ from ...runtime.bundle.engines import EngineOptions, check_inputs
 from ...runtime.bundle.graphs import GraphSpec
 from ...runtime.bundle.manifest import WEIGHTS_FILE
 from ...runtime.errors import CheckFailed, UsageError
+from ...runtime.machine import usable_cores
 from ..links import relocated
 from ..quiet import line_of
 
@@ -64,7 +65,7 @@ def _settings(device: str, options: EngineOptions) -> dict[str, Any]:
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,  # a thread that is bound to a core waits for whoever else is on it
     }
-    settings |= {"INFERENCE_NUM_THREADS": options.threads} if options.threads else {}
+    settings |= {"INFERENCE_NUM_THREADS": options.threads or usable_cores()}
     known = _core().get_property(device, "SUPPORTED_PROPERTIES")
     return {name: value for name, value in settings.items() if name in known}
 
