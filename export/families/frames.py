@@ -61,10 +61,10 @@ class DoublingConv(nn.Module):
 class PackedCaches(nn.Module):
     """A decoder's graph whose caches are one flat tensor, and whose frames and new caches are another."""
 
-    def __init__(self, graph: nn.Module, shapes: list[tuple[int, ...]]) -> None:
-        """The graph of a decoder whose caches have the given shapes."""
+    def __init__(self, decoder: nn.Module, shapes: list[tuple[int, ...]]) -> None:
+        """The module of a decoder's graph, whose caches have the given shapes."""
         super().__init__()
-        self.graph, self.shapes = graph, shapes
+        self.decoder, self.shapes = decoder, shapes
 
     def forward(self, latent: torch.Tensor, *packed: torch.Tensor) -> torch.Tensor:
         """Frames, then the new caches, flat."""
@@ -73,7 +73,7 @@ class PackedCaches(nn.Module):
             count = math.prod(shape)
             caches.append(packed[0][start : start + count].reshape(shape))
             start += count
-        return torch.cat([value.flatten() for value in self.graph(latent, *caches)])
+        return torch.cat([value.flatten() for value in self.decoder(latent, *caches)])
 
 
 def interleaved(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
