@@ -65,8 +65,7 @@ def _settings(device: str, options: EngineOptions) -> dict[str, Any]:
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,  # a thread that is bound to a core waits for whoever else is on it
     }
-    threads = options.threads or usable_cores()
-    settings |= {"INFERENCE_NUM_THREADS": threads, "COMPILATION_NUM_THREADS": threads}
+    settings |= {"INFERENCE_NUM_THREADS": options.threads or usable_cores()}
     known = _core().get_property(device, "SUPPORTED_PROPERTIES")
     return {name: value for name, value in settings.items() if name in known}
 
