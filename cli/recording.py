@@ -10,11 +10,14 @@ import click
 
 from ..runtime.bundle.opening import open_bundle
 from ..runtime.bundle.tiles import parse_tile
+from ..runtime.chain.plan import plan
 from ..runtime.chain.pyramid import Resolution
 from ..runtime.chain.schedules import parse_levels
 from ..runtime.chain.solvers import SOLVERS
 from ..runtime.documents import MAX_INTEGER
 from ..runtime.errors import UsageError
+from ..runtime.model.description import Model
+from ..runtime.pipeline.chunks import MOST_CHUNKS, chunk_count
 from ..runtime.proof.trace import Trace
 from .common import NO_GUIDANCE, PATH, guidance_options, progress, read_prompts
 from .reading import Weights, require_same_loras, resolution_option, resolve_checkpoint, weights_options
@@ -30,6 +33,11 @@ def recording_options(command: Callable[..., Any]) -> Callable[..., Any]:
     seed = click.IntRange(0, MAX_INTEGER)
     decorated = resolution_option(weights_options(command))
     for option in (
+        click.option(
+            "--chunks",
+            type=click.IntRange(1, MOST_CHUNKS),
+            help="Of the recorded runs, of a model that makes videos in chunks: 2 unless another is given.",
+        ),
         click.option("--negative-prompt"),
         click.option("--solver", type=click.Choice(list(SOLVERS)), help="In place of the schedule's own."),
         guidance_options,
@@ -59,6 +67,7 @@ class Recording:
     resolution: Resolution | None = None
     vae_tile: str | None = None
     decode: bool = True
+    chunks: int | None = None
 
     def write(self, checkpoint: Path, trace: Path, bundle: Path | None, quiet: bool) -> None:
         """Record a checkpoint; beside a bundle, at its resolution and on a tile of its size."""
@@ -71,7 +80,9 @@ class Recording:
         words = read_prompts(self.prompts_file) if self.prompts_file else list(self.prompts or DEFAULT_PROMPTS)
         from ..export.reference.record import PROBES, record_trace
 
-        total = len(PROBES) * found.model.pyramid.depth + len(words) * len(self.seeds) * sum(chosen.steps)
+        chunks = chunk_count(found.model, found.resolution, self._chunks(found.model), None)
+        run = len(plan(found.model.pyramid, found.resolution, chosen, chunks))
+        total = len(PROBES) * found.model.pyramid.depth + len(words) * len(self.seeds) * run
         with progress(quiet) as bar:
             task = bar.add_task("reference", total=total)
             record_trace(
@@ -83,8 +94,13 @@ class Recording:
                 negative_prompt=found.model.negative_prompt if self.negative_prompt is None else self.negative_prompt,
                 decode=self.decode,
                 vae_tile=tile,
+                chunks=chunks,
                 advance=lambda: bar.advance(task),
             )
+
+    def _chunks(self, model: Model) -> int | None:
+        """Two, so that one has a history, unless another number is asked for."""
+        return 2 if self.chunks is None and model.family.history is not None else self.chunks
 
     def size_for(self, traces: Sequence[Path]) -> Resolution | None:
         """The resolution that a bundle is to be compared at: what was asked for, or that of the first trace."""

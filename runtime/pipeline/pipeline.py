@@ -1,7 +1,7 @@
 """A bundle as a pipeline: prompts to embeddings, noise to latents, latents to frames, one engine open at a time."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ from ..chain.schedules import Schedule
 from ..documents import Fields
 from ..errors import UsageError
 from ..model.description import Model
+from .chunks import chunk_count, decode_chunks
 from .decoder import decode, decode_tile, frames_from, require_finite
 from .encoder import TextEncoder
 from .features import timestep_features
@@ -113,8 +114,9 @@ class Pipeline:
         return velocity
 
     def decode(self, latent: Array) -> Iterator[Array]:
-        """See `decoder.decode`."""
-        return decode(self.graphs, latent)
+        """See `decoder.decode`; chunks are decoded one by one: see `chunks.decode_chunks`."""
+        resolution = self.bundle.manifest.resolution
+        return decode_chunks(latent, self.model, resolution, lambda chunk: decode(self.graphs, chunk))
 
     def decode_tile(self, latent: Array) -> Iterator[Array]:
         """See `decoder.decode_tile`."""
@@ -134,6 +136,8 @@ class Pipeline:
         prompt_embeds: Array | None = None,
         negative_prompt_embeds: Array | None = None,
         latents: Array | None = None,
+        chunks: int | None = None,
+        frames: int | None = None,
         output_type: str = "np",
         callback: Callable[[Step], None] | None = None,
         preview: Callable[[NDArray[np.uint8]], None] | None = None,
@@ -149,7 +153,8 @@ class Pipeline:
             solver, guidance_scale: in place of the schedule's own; the second scale is of the second of two networks.
             seed: the seed of all noise in the run.
             prompt_embeds, negative_prompt_embeds: [text length, text width], float32, in place of the prompts.
-            latents: initial latent at the coarsest stage's shape.
+            latents: initial latent at the coarsest stage's shape, of the first chunk.
+            chunks, frames: how long the video is, of a model that makes it in chunks; see `chunks.chunk_count`.
             output_type: "np" for frames, "latent" for latents alone.
             callback, preview: called after each step; a preview gets small frames [T, h, w, 3], uint8.
             on_frames: given frames [n, H, W, 3], uint8, as they are decoded; they are not kept then.
@@ -160,15 +165,17 @@ class Pipeline:
         told = showing(preview, self.bundle.manifest.preview, self.bundle.folder, callback)
         conditions = self._encoder.conditions(prompt, prompt_embeds, "prompt")
         negative = self._encoder.negative(negative_prompt, negative_prompt_embeds) if chosen.guided else None
-        x = self._denoise(chosen, conditions, negative, seed, latents, told)
-        frames = _frames(self.decode(x), on_frames) if output_type == "np" else None
+        count = chunk_count(self.model, self.bundle.manifest.resolution, chunks, frames)
+        steps = plan(self.model.pyramid, self.bundle.manifest.resolution, chosen, count)
+        x = self._denoise(steps, conditions, negative, seed, latents, told)
+        made = _frames(self.decode(x), on_frames) if output_type == "np" else None
         self.timings.total = time.perf_counter() - start
         given = negative_prompt if negative_prompt_embeds is None else negative_prompt_embeds
-        return Sample(x, frames, self.timings, self.warnings(chosen, prompt, given))
+        return Sample(x, made, self.timings, self.warnings(chosen, prompt, given))
 
     def _denoise(
         self,
-        schedule: Schedule,
+        steps: Sequence[StepPlan],
         conditions: Conditions,
         negative: Conditions | None,
         seed: int,
@@ -176,11 +183,18 @@ class Pipeline:
         callback: Callable[[Step], None] | None,
     ) -> Array:
         """Run the chain, timed."""
-        timings, pyramid = self.timings, self.model.pyramid
+        timings = self.timings
         load, engines, start = timings.load, sum(timings.engine.values()), time.perf_counter()
-        steps = plan(pyramid, self.bundle.manifest.resolution, schedule)
         x = sample(
-            steps, pyramid.taps, self, conditions, negative=negative, seed=seed, latents=latents, callback=callback
+            steps,
+            self.model.pyramid.taps,
+            self,
+            conditions,
+            negative=negative,
+            seed=seed,
+            latents=latents,
+            callback=callback,
+            history=self.model.family.history,
         )
         timings.denoise = time.perf_counter() - start
         timings.chain_load = timings.load - load

@@ -5,11 +5,12 @@ from typing import Any
 
 from ...errors import UsageError
 from .family import DecoderConfig, Family, Shapes, TransformerConfig
+from .helios import HELIOS
 from .wan import WAN, WAN_TI2V
 
 __all__ = ["FAMILIES", "DecoderConfig", "Family", "Shapes", "TransformerConfig", "find_family"]
 
-FAMILIES: Sequence[Family] = (WAN, WAN_TI2V)
+FAMILIES: Sequence[Family] = (WAN, WAN_TI2V, HELIOS)
 """Every family."""
 
 
