@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ..runtime.bundle.engines import EngineOptions
 from ..runtime.chain.sampler import Step
 from ..runtime.chain.schedules import Schedule, parse_levels
 from ..runtime.errors import UsageError
+from ..runtime.pipeline.chunks import chunk_count
 from ..runtime.pipeline.latents import Origin
 from .common import PATH, engine_options, output_options, print_json, progress, read_prompts, sampling_options
 from .finishing import Finish
@@ -23,7 +24,7 @@ from .hub import find_model
 from .jobs import Job, claim_folder, make_jobs
 from .previews import PreviewFile
 from .reading import Reading, reading_options
-from .samplers import Sampler, open_sampler
+from .samplers import Request, Sampler, open_sampler
 from .videos import VideoOptions, video_options
 
 OUTPUT_HELP = ".mp4; .npy for latents; without PyAV a folder for PNG, or .npz for frames."
@@ -38,6 +39,8 @@ OUTPUT_HELP = ".mp4; .npy for latents; without PyAV a folder for PNG, or .npz fo
 @click.option("--save-latents", type=PATH, help="Also the latents, as .npy, before they are decoded.")
 @click.option("--preview", type=PATH, help="A small .png or .gif of what is coming, after each step.")
 @reading_options
+@click.option("--chunks", type=int, help="How long the video is, of a model that makes it in chunks: 1 by default.")
+@click.option("--frames", type=int, help="The same: as many chunks as hold so many frames.")
 @click.option("--resident", is_flag=True, help="Keep all engines of a bundle open.")
 @engine_options
 @sampling_options
@@ -53,6 +56,8 @@ def command(
     reading: Reading,
     engine: EngineOptions,
     resident: bool,
+    chunks: int | None,
+    frames: int | None,
     negative_prompt: str | None,
     guidance: Mapping[str, float | None],
     solver: str | None,
@@ -74,7 +79,8 @@ def command(
         chosen = sampler.model.schedule(schedule, levels=explicit, solver=solver, **guidance)
         negative = sampler.model.negative_prompt if negative_prompt is None else negative_prompt
         show = None if preview is None else PreviewFile(preview, model, sampler)
-        run = Run(Finish(model, sampler, video), chosen, negative, seed, show)
+        count = chunk_count(sampler.model, sampler.resolution, chunks, frames)
+        run = Run(Finish(model, sampler, video, count), chosen, negative, seed, show)
         if prompts is not None:
             claim_folder(output, run.settings(words))
         for job in jobs:
@@ -109,7 +115,8 @@ class Run:
     @property
     def facts(self) -> dict[str, Any]:
         """What tells it from other runs, but for the prompts."""
-        return {
+        chunks = {} if self.finish.chunks == 1 else {"chunks": self.finish.chunks}
+        return chunks | {
             "model": str(self.finish.model.resolve()),
             "weights": self.finish.sampler.weights,
             "seed": self.seed,
@@ -132,9 +139,12 @@ class Run:
         sampler = self.finish.sampler
         return Origin(sampler.checkpoint_hash, sampler.resolution, json.loads(json.dumps(facts)))
 
-    def latents(self, prompt: str, callback: Callable[[Step], None]) -> NDArray[np.float32]:
-        """Sample a prompt."""
-        return self.finish.sampler.latents(prompt, self.schedule, self.negative, self.seed, callback, self.show)
+    def latents(
+        self, prompt: str, callback: Callable[[Step], None], past: NDArray[np.float32] | None
+    ) -> Iterator[NDArray[np.float32]]:
+        """Sample a prompt, chunk by chunk, after those that are known."""
+        request = Request(prompt, self.schedule, self.negative, self.seed, self.finish.chunks)
+        return self.finish.sampler.latents(request, callback, self.show, past)
 
 
 def _run(job: Job, run: Run, *, keep: bool, quiet: bool, say: bool) -> dict[str, Any]:
@@ -155,8 +165,8 @@ def _run(job: Job, run: Run, *, keep: bool, quiet: bool, say: bool) -> dict[str,
         return {**result, "kept": True}
     start = time.perf_counter()
     with progress(quiet) as bar:
-        callback = _stage_bars(bar, schedule)
-        run.finish.run(job, run.origin(job.prompt), lambda: run.latents(job.prompt, callback), bar)
+        callback = _stage_bars(bar, schedule, run.finish.chunks)
+        run.finish.run(job, run.origin(job.prompt), lambda past: run.latents(job.prompt, callback, past), bar)
     seconds = time.perf_counter() - start
     if say:
         files = ", ".join(map(str, job.files))
@@ -181,9 +191,8 @@ def _check_components(model: Path, sampler: Sampler, jobs: list[Job]) -> None:
         raise UsageError(f"{model} has no VAE: only latents can be written; give an output that ends in .npy")
 
 
-def _stage_bars(bar: Progress, schedule: Schedule) -> Callable[[Step], None]:
-    stages = reversed(range(len(schedule.steps)))
-    tasks = {
-        stage: bar.add_task(f"stage {stage}", total=steps) for stage, steps in zip(stages, schedule.steps, strict=True)
-    }
+def _stage_bars(bar: Progress, schedule: Schedule, chunks: int) -> Callable[[Step], None]:
+    counts = [sum(map(len, levels)) for levels in zip(*map(schedule.levels_of, range(chunks)), strict=True)]
+    stages = reversed(range(len(counts)))
+    tasks = {stage: bar.add_task(f"stage {stage}", total=steps) for stage, steps in zip(stages, counts, strict=True)}
     return lambda step: bar.advance(tasks[step.plan.stage.index])

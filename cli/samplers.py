@@ -1,8 +1,9 @@
 """What samples and decodes: a bundle's pipeline, or a checkpoint's PyTorch reference."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from ..runtime.model.checkpoint import Checkpoint
 from ..runtime.model.description import Model
 from ..runtime.model.identity import checkpoint_digest, checkpoint_files
 from ..runtime.model.preview import Preview, PreviewMap
+from ..runtime.pipeline.chunks import split
 from ..runtime.pipeline.decoder import frames_from, require_finite
 from ..runtime.pipeline.latents import checkpoint_of
 from ..runtime.pipeline.pipeline import Pipeline, load
@@ -28,12 +30,24 @@ from ..runtime.pipeline.preview import showing
 from ..runtime.pipeline.text import Tokenizer, prompt_warnings
 from .reading import Reading, resolve_checkpoint
 
-__all__ = ["BundleSampler", "Sampler", "open_sampler"]
+__all__ = ["BundleSampler", "Request", "Sampler", "open_sampler"]
 
 Frames = NDArray[np.uint8]
 Latents = NDArray[np.float32]
 Callback = Callable[[Step], None]
 Show = Callable[[Preview], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be sampled."""
+
+    prompt: str
+    schedule: Schedule
+    negative: str
+    seed: int
+    chunks: int
+    """Of a model that makes videos whole: 1."""
 
 
 class Sampler(Protocol):
@@ -63,13 +77,16 @@ class Sampler(Protocol):
         ...
 
     def latents(
-        self, prompt: str, schedule: Schedule, negative: str, seed: int, callback: Callback, show: Show | None
-    ) -> Latents:
-        """Sample a prompt: latents [C, T, H, W]; `show` is given a preview after each step."""
+        self, request: Request, callback: Callback, show: Show | None, past: Latents | None = None
+    ) -> Iterator[Latents]:
+        """Sample a prompt: the latent [C, T, H, W] of each chunk after those that are known, as it is made.
+
+        A video that is made whole is one. `show` is given a preview after each step.
+        """
         ...
 
-    def decode(self, latents: Latents) -> Iterator[Frames]:
-        """Frames [n, H, W, 3], as they come."""
+    def decode(self, chunks: Iterable[Latents], count: int) -> Iterator[Frames]:
+        """Frames [n, H, W, 3] of as many chunks, as they come."""
         ...
 
 
@@ -106,20 +123,16 @@ class BundleSampler:
         self.warnings = pipeline.warnings
 
     def latents(
-        self, prompt: str, schedule: Schedule, negative: str, seed: int, callback: Callback, show: Show | None
-    ) -> Latents:
-        return self.pipeline(
-            prompt,
-            negative_prompt=negative,
-            schedule=schedule,
-            seed=seed,
-            callback=callback,
-            preview=show,
-            output_type="latent",
-        ).latents
+        self, request: Request, callback: Callback, show: Show | None, past: Latents | None = None
+    ) -> Iterator[Latents]:
+        pipeline, bundle, schedule = self.pipeline, self.pipeline.bundle, request.schedule
+        told = showing(show, bundle.manifest.preview, bundle.folder, callback)
+        text = {"text": pipeline.encode(request.prompt)}
+        negative = {"text": pipeline.encode(request.negative)} if schedule.guided else None
+        return pipeline.chunks(schedule, request.chunks, (text, negative), request.seed, told, past=past)
 
-    def decode(self, latents: Latents) -> Iterator[Frames]:
-        return map(frames_from, self.pipeline.decode(latents))
+    def decode(self, chunks: Iterable[Latents], count: int) -> Iterator[Frames]:
+        return map(frames_from, self.pipeline.decode_chunks(chunks, count))
 
 
 class ReferenceSampler:
@@ -147,17 +160,19 @@ class ReferenceSampler:
         return prompt_warnings(self._tokenizer, prompt, negative, self.model.negative_prompt, guided=schedule.guided)
 
     def latents(
-        self, prompt: str, schedule: Schedule, negative: str, seed: int, callback: Callback, show: Show | None
-    ) -> Latents:
-        told = showing(show, self.preview, self.checkpoint.folder, callback) or callback
-        reference, steps = self._loaded(), plan(self.model.pyramid, self.resolution, schedule)
-        text = reference.encode([prompt, negative] if schedule.guided else [prompt])
-        latents: Latents = reference.sample(steps, text[0], text[-1], seed, told)
+        self, request: Request, callback: Callback, show: Show | None, past: Latents | None = None
+    ) -> Iterator[Latents]:
+        """All at once: the family's own pipeline goes on from no latents."""
+        told, schedule = showing(show, self.preview, self.checkpoint.folder, callback) or callback, request.schedule
+        reference, steps = self._loaded(), plan(self.model.pyramid, self.resolution, schedule, request.chunks)
+        text = reference.encode([request.prompt, request.negative] if schedule.guided else [request.prompt])
+        latents: Latents = reference.sample(steps, text[0], text[-1], request.seed, told)
         require_finite(latents, "the latents of this run")
-        return latents
+        known = 0 if past is None else past.shape[1]
+        yield from split(latents[:, known:], self.model, self.resolution)
 
-    def decode(self, latents: Latents) -> Iterator[Frames]:
-        yield self._loaded().decode(latents)
+    def decode(self, chunks: Iterable[Latents], count: int) -> Iterator[Frames]:
+        yield self._loaded().decode(np.concatenate(list(chunks), axis=1))
 
     def _loaded(self) -> Any:
         if self._reference is None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ...runtime.chain.plan import StepPlan
 from ...runtime.chain.sampler import Conditions, Step, sample
 from ...runtime.model.checkpoint import Checkpoint
-from ...runtime.pipeline.chunks import decode_chunks
+from ...runtime.pipeline.chunks import decode_chunks, split
 from ..families import modules_of
 
 __all__ = ["Reference"]
@@ -103,7 +103,8 @@ class Reference:
     def decode(self, latent: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Frames [T, H, W, 3] of a latent [C, T, H, W], by diffusers' post-processing."""
         model, resolution = self.checkpoint.model, self.checkpoint.resolution
-        pieces = decode_chunks(latent, model, resolution, lambda chunk: iter([self.decode_float(chunk)]))
+        chunks = split(latent, model, resolution)
+        pieces = decode_chunks(chunks, len(chunks), model, resolution, lambda one: iter([self.decode_float(one)]))
         video = torch.from_numpy(np.concatenate(list(pieces))).transpose(0, 1)[None]
         scale = self.checkpoint.model.pyramid.geometry.spatial
         frames = VideoProcessor(vae_scale_factor=scale).postprocess_video(video, output_type="np")[0]

@@ -1,6 +1,6 @@
 """The sampling chain: a fold over the steps of a plan, from noise to the finest stage's clean latent."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ __all__ = [
     "guided_velocity",
     "initial_latent",
     "sample",
+    "sample_chunks",
     "told_of",
     "transition",
 ]
@@ -145,10 +146,33 @@ def sample(
     latents: Latent | None = None,
     callback: Callable[[Step], None] | None = None,
     history: History | None = None,
-    past: Latent | None = None,
-    on_chunk: Callable[[Latent], None] | None = None,
 ) -> Latent:
-    """Run the chain: the steps of each chunk in turn.
+    """Run the chain; see `sample_chunks`.
+
+    Returns:
+        Latent of stage 0 [C, T, H, W], float32, normalised as the transformer sees it: all chunks, joined in time.
+
+    Raises:
+        UsageError: guidance without negative conditions, or a latent of another shape.
+    """
+    how: dict[str, Any] = {"negative": negative, "seed": seed, "latents": latents, "callback": callback}
+    return np.concatenate(list(sample_chunks(steps, taps, denoiser, conditions, **how, history=history)), axis=1)
+
+
+def sample_chunks(
+    steps: Sequence[StepPlan],
+    taps: Taps,
+    denoiser: Denoiser,
+    conditions: Conditions,
+    *,
+    negative: Conditions | None = None,
+    seed: int = 0,
+    latents: Latent | None = None,
+    callback: Callable[[Step], None] | None = None,
+    history: History | None = None,
+    past: Latent | None = None,
+) -> Iterator[Latent]:
+    """Run the chain for one chunk after the other.
 
     Args:
         steps: the plan of the run; see `plan`.
@@ -162,26 +186,24 @@ def sample(
         callback: called after each step.
         history: what a chunk is told of those before it.
         past: latents of the first chunks [C, T, H, W], where these are known: the run goes on after them.
-        on_chunk: called after each chunk with the latents of all so far.
 
-    Returns:
-        Latent of stage 0 [C, T, H, W], float32, normalised as the transformer sees it: all chunks, joined in time.
+    Yields:
+        The latent of each chunk that is made, of stage 0 [C, T, H, W].
 
     Raises:
         UsageError: guidance without negative conditions, or a latent of another shape.
     """
-    done = [] if past is None else np.split(past, past.shape[1] // steps[-1].stage.latent[1], axis=1)
+    made = 0 if past is None else past.shape[1] // steps[-1].stage.latent[1]
     for chunk, own in groupby(steps, lambda step: step.chunk):
-        if chunk < len(done):
+        if chunk < made:
             continue
-        mine, before = tuple(own), np.concatenate(done, axis=1) if done else None
-        told = told_of(conditions, history, before, mine[0])
-        untold = None if negative is None else told_of(negative, history, before, mine[0])
+        mine = tuple(own)
+        told = told_of(conditions, history, past, mine[0])
+        untold = None if negative is None else told_of(negative, history, past, mine[0])
         first = latents if chunk == 0 else None
-        done.append(_sample_chunk(mine, taps, denoiser, (told, untold), generator(seed, chunk), first, callback))
-        if on_chunk is not None:
-            on_chunk(np.concatenate(done, axis=1))
-    return np.concatenate(done, axis=1)
+        x = _sample_chunk(mine, taps, denoiser, (told, untold), generator(seed, chunk), first, callback)
+        past = x if past is None else np.concatenate([past, x], axis=1)
+        yield x
 
 
 def _sample_chunk(

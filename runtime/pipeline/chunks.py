@@ -1,6 +1,7 @@
 """Videos in chunks: how many there are, and their frames one chunk after the other, each decoded alone."""
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,8 +9,10 @@ from numpy.typing import NDArray
 from ..chain.pyramid import Geometry, Resolution
 from ..errors import UsageError
 from ..model.description import Model
+from .decoder import frames_from, require_finite
+from .timings import Timings
 
-__all__ = ["MOST_CHUNKS", "chunk_count", "decode_chunks", "frame_count"]
+__all__ = ["MOST_CHUNKS", "chunk_count", "collect", "decode_chunks", "frame_count", "split", "timed"]
 
 Array = NDArray[np.float32]
 
@@ -48,16 +51,89 @@ def frame_count(chunks: int, resolution: Resolution, geometry: Geometry) -> int:
     return (chunks * resolution.frames - 1) // geometry.temporal * geometry.temporal + 1
 
 
+def split(latent: Array, model: Model, resolution: Resolution) -> list[Array]:
+    """The latent of each chunk of a video's latent [C, T, H, W]; itself alone, of a model that makes videos whole."""
+    if model.family.history is None:
+        return [latent]
+    frames = model.pyramid.geometry.latent_frames(resolution.frames)
+    return np.split(latent, max(1, latent.shape[1] // frames), axis=1)
+
+
 def decode_chunks(
-    latent: Array, model: Model, resolution: Resolution, decode: Callable[[Array], Iterator[Array]]
+    chunks: Iterable[Array],
+    count: int,
+    model: Model,
+    resolution: Resolution,
+    decode: Callable[[Array], Iterator[Array]],
 ) -> Iterator[Array]:
-    """Frames [n, 3, H, W] of a latent [C, T, H, W] of one chunk or more, each decoded alone."""
-    geometry = model.pyramid.geometry
-    count = latent.shape[1] // geometry.latent_frames(resolution.frames)
-    left = frame_count(count, resolution, geometry)
-    for chunk in np.split(latent, count, axis=1):
+    """Frames [n, 3, H, W] of chunks [C, T, H, W] as they come, each decoded alone.
+
+    Args:
+        chunks: the latents.
+        count: how many there will be.
+        model: that they are of.
+        resolution: of a chunk.
+        decode: a chunk's latent to its frames, some at a time.
+    """
+    left = frame_count(count, resolution, model.pyramid.geometry)
+    for chunk in chunks:
         for frames in decode(chunk):
-            yield frames[:left]
+            if count == 1:
+                yield frames
+            elif left > 0:
+                yield frames[:left]
             left -= len(frames)
-            if left <= 0:
-                return
+
+
+def timed(chunks: Iterator[Array], timings: Timings) -> Iterator[Array]:
+    """The latents of a chain's chunks as they come; what each takes is added to the timings.
+
+    Raises:
+        CheckFailed: one is not finite.
+    """
+    while True:
+        load, engines, start = timings.load, sum(timings.engine.values()), time.perf_counter()
+        chunk = next(chunks, None)
+        timings.denoise += time.perf_counter() - start
+        timings.chain_load += timings.load - load
+        timings.chain_engines += sum(timings.engine.values()) - engines
+        if chunk is None:
+            return
+        require_finite(chunk, "the latents of this run")
+        yield chunk
+
+
+def collect(
+    chunks: Iterable[Array],
+    made: list[Array],
+    decode: Callable[[Iterable[Array]], Iterator[Array]],
+    wanted: bool,
+    on_frames: Callable[[NDArray[np.uint8]], None] | None,
+) -> NDArray[np.uint8] | None:
+    """Take chunks as they come, and decode each before the next is made.
+
+    Args:
+        chunks: their latents.
+        made: a list that they are added to.
+        decode: chunks to frames [n, 3, H, W] in -1 … 1.
+        wanted: whether there are to be frames.
+        on_frames: given frames [n, H, W, 3], uint8, as they come; None: they are kept.
+
+    Returns:
+        All frames; None where they are not wanted, or given away.
+    """
+
+    def kept() -> Iterator[Array]:
+        for chunk in chunks:
+            made.append(chunk)
+            yield chunk
+
+    if not wanted:
+        made.extend(chunks)
+        return None
+    pieces = (frames_from(frames) for frames in decode(kept()))
+    if on_frames is None:
+        return np.concatenate(list(pieces))
+    for piece in pieces:
+        on_frames(piece)
+    return None

@@ -1,8 +1,9 @@
 """A bundle as a pipeline: prompts to embeddings, noise to latents, latents to frames, one engine open at a time."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,13 +16,13 @@ from ..bundle.graphs import LATENT, GraphKey, stage_key
 from ..bundle.opening import Bundle, open_bundle
 from ..chain.plan import StepPlan, plan
 from ..chain.pyramid import Resolution
-from ..chain.sampler import Conditions, Step, sample
+from ..chain.sampler import Conditions, Step, sample_chunks
 from ..chain.schedules import Schedule
 from ..documents import Fields
 from ..errors import UsageError
 from ..model.description import Model
-from .chunks import chunk_count, decode_chunks
-from .decoder import decode, decode_tile, frames_from, require_finite
+from .chunks import chunk_count, collect, decode_chunks, split, timed
+from .decoder import decode, decode_tile
 from .encoder import TextEncoder
 from .features import timestep_features
 from .graphs import OpenGraphs
@@ -114,9 +115,14 @@ class Pipeline:
         return velocity
 
     def decode(self, latent: Array) -> Iterator[Array]:
-        """See `decoder.decode`; chunks are decoded one by one: see `chunks.decode_chunks`."""
+        """See `decoder.decode`; the chunks of a latent one by one."""
+        chunks = split(latent, self.model, self.bundle.manifest.resolution)
+        return self.decode_chunks(chunks, len(chunks))
+
+    def decode_chunks(self, chunks: Iterable[Array], count: int) -> Iterator[Array]:
+        """See `chunks.decode_chunks`."""
         resolution = self.bundle.manifest.resolution
-        return decode_chunks(latent, self.model, resolution, lambda chunk: decode(self.graphs, chunk))
+        return decode_chunks(chunks, count, self.model, resolution, lambda chunk: decode(self.graphs, chunk))
 
     def decode_tile(self, latent: Array) -> Iterator[Array]:
         """See `decoder.decode_tile`."""
@@ -146,18 +152,15 @@ class Pipeline:
         """Sample a video; a UsageError says which arguments don't fit the bundle.
 
         Args:
-            prompt: what to show; or give `prompt_embeds`.
-            negative_prompt: what not to show, in place of the model's own; used by guided schedules.
-            schedule: a schedule or its name, or steps per stage such as "10-10-10".
-            levels: explicit natural levels per stage, coarsest first.
+            prompt, prompt_embeds: what to show, in words or as [text length, text width], float32.
+            negative_prompt, negative_prompt_embeds: what not to, in place of the model's own; for guided schedules.
+            schedule, levels: a schedule, its name, steps such as "10-10-10", or natural levels, coarsest stage first.
             solver, guidance_scale: in place of the schedule's own; the second scale is of the second of two networks.
-            seed: the seed of all noise in the run.
-            prompt_embeds, negative_prompt_embeds: [text length, text width], float32, in place of the prompts.
-            latents: initial latent at the coarsest stage's shape, of the first chunk.
+            seed, latents: of all noise; an initial latent at the coarsest stage's shape, of the first chunk.
             chunks, frames: how long the video is, of a model that makes it in chunks; see `chunks.chunk_count`.
             output_type: "np" for frames, "latent" for latents alone.
             callback, preview: called after each step; a preview gets small frames [T, h, w, 3], uint8.
-            on_frames: given frames [n, H, W, 3], uint8, as they are decoded; they are not kept then.
+            on_frames: given frames [n, H, W, 3], uint8, as they are decoded, chunk by chunk; they are not kept then.
         """
         _check_output_type(output_type)
         start, self.graphs.timings = time.perf_counter(), Timings()
@@ -165,57 +168,35 @@ class Pipeline:
         told = showing(preview, self.bundle.manifest.preview, self.bundle.folder, callback)
         conditions = self._encoder.conditions(prompt, prompt_embeds, "prompt")
         negative = self._encoder.negative(negative_prompt, negative_prompt_embeds) if chosen.guided else None
-        count = chunk_count(self.model, self.bundle.manifest.resolution, chunks, frames)
-        steps = plan(self.model.pyramid, self.bundle.manifest.resolution, chosen, count)
-        x = self._denoise(steps, conditions, negative, seed, latents, told)
-        made = _frames(self.decode(x), on_frames) if output_type == "np" else None
+        made, count = list[Array](), chunk_count(self.model, self.bundle.manifest.resolution, chunks, frames)
+        sampled = self.chunks(chosen, count, (conditions, negative), seed, told, latents=latents)
+        shown = collect(sampled, made, partial(self.decode_chunks, count=count), output_type == "np", on_frames)
         self.timings.total = time.perf_counter() - start
-        given = negative_prompt if negative_prompt_embeds is None else negative_prompt_embeds
-        return Sample(x, made, self.timings, self.warnings(chosen, prompt, given))
+        warnings = self.warnings(chosen, prompt, negative_prompt_embeds if negative_prompt is None else negative_prompt)
+        return Sample(np.concatenate(made, axis=1), shown, self.timings, warnings)
 
-    def _denoise(
+    def chunks(
         self,
-        steps: Sequence[StepPlan],
-        conditions: Conditions,
-        negative: Conditions | None,
+        schedule: Schedule,
+        count: int,
+        conditions: tuple[Conditions, Conditions | None],
         seed: int,
-        latents: Array | None,
-        callback: Callable[[Step], None] | None,
-    ) -> Array:
-        """Run the chain, timed."""
-        timings = self.timings
-        load, engines, start = timings.load, sum(timings.engine.values()), time.perf_counter()
-        x = sample(
-            steps,
-            self.model.pyramid.taps,
-            self,
-            conditions,
-            negative=negative,
-            seed=seed,
-            latents=latents,
-            callback=callback,
-            history=self.model.family.history,
-        )
-        timings.denoise = time.perf_counter() - start
-        timings.chain_load = timings.load - load
-        timings.chain_engines = sum(timings.engine.values()) - engines
-        require_finite(x, "the latents of this run")
-        return x
+        callback: Callable[[Step], None] | None = None,
+        *,
+        latents: Array | None = None,
+        past: Array | None = None,
+    ) -> Iterator[Array]:
+        """The latents of `count` chunks as they are made; conditions are the prompt's and the negative one's."""
+        pyramid, (told, negative) = self.model.pyramid, conditions
+        steps = plan(pyramid, self.bundle.manifest.resolution, schedule, count)
+        how: dict[str, Any] = {"negative": negative, "seed": seed, "latents": latents, "callback": callback}
+        how |= {"history": self.model.family.history, "past": past}
+        return timed(sample_chunks(steps, pyramid.taps, self, told, **how), self.graphs.timings)
 
 
 def _check_output_type(output_type: str) -> None:
     if output_type not in ("np", "latent"):
         raise UsageError(f"output_type is 'np' or 'latent', found {output_type!r}")
-
-
-def _frames(video: Iterator[Array], on_frames: Callable[[NDArray[np.uint8]], None] | None) -> NDArray[np.uint8] | None:
-    """All frames of a video, or None where they are given away as they come."""
-    pieces = (frames_from(frames) for frames in video)
-    if on_frames is None:
-        return np.concatenate(list(pieces))
-    for piece in pieces:
-        on_frames(piece)
-    return None
 
 
 def load(

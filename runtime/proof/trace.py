@@ -104,7 +104,8 @@ class Trace:
 
     Tensors: `text.R`, `text.negative` and `text.probe.K` (prompts of every length that has a graph) [L, D];
     `probe.K.latent`, `probe.K.velocity`, and `probe.history` where chunks have one; and per step, counted over all
-    chunks, `run.R.step.K.before`, `.velocity` (after guidance) and `.after`, all [C, T, H, W]; `vae.latent`, `vae.frames` [n, 3, H, W]; `run.R.frames` [T, H, W, 3], uint8.
+    chunks, `run.R.step.K.before`, `.velocity` (after guidance) and `.after`, all [C, T, H, W]; `vae.latent`,
+    `vae.frames` [n, 3, H, W]; `run.R.frames` [T, H, W, 3], uint8.
     """
 
     def __init__(self, path: Path) -> None:

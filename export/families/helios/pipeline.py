@@ -15,6 +15,7 @@ from torch import nn
 
 from ....runtime.chain.noise import generator
 from ....runtime.chain.plan import StepPlan
+from ....runtime.chain.pyramid import Resolution
 from ....runtime.chain.resample import draw_high_bands
 from ....runtime.chain.sampler import Step, initial_latent
 from ....runtime.chain.wavelets import synthesise
@@ -34,8 +35,7 @@ def follows_pipeline(checkpoint: Checkpoint, steps: Sequence[StepPlan]) -> bool:
     first = steps[0]
     if (own.solver, own.guidance) != (first.solver, first.guidance) or _counts(steps) is None:
         return False
-    kind: Any = getattr(diffusers, scheduler_class(checkpoint.folder) or "")
-    scheduler, depth = kind.from_pretrained(str(checkpoint.folder / "scheduler")), checkpoint.model.pyramid.depth
+    scheduler, depth = _scheduler(checkpoint), checkpoint.model.pyramid.depth
     stages = checkpoint.model.stages(checkpoint.resolution)
     for (_, index), taken in groupby(steps, lambda step: (step.chunk, step.stage.index)):
         rho = [step.sigmas[0][0] for step in taken]
@@ -134,16 +134,8 @@ def run_pipeline(
     Returns:
         The latent of all chunks [C, T, H, W].
     """
-    pyramid, counts = checkpoint.model.pyramid, _counts(steps)
-    assert counts is not None
-    kind: Any = getattr(diffusers, scheduler_class(checkpoint.folder) or "")
-    scheduler = kind.from_pretrained(str(checkpoint.folder / "scheduler"))
-    index = read_json(checkpoint.folder / "model_index.json")
-    how = {name: bool(index.get(name)) for name in ("is_cfg_zero_star", "is_distilled")}
-    decoder = _NoDecoder(pyramid.geometry.channels)
-    pipeline: Any = HeliosPyramidPipeline(None, None, decoder, scheduler, transformer, **how)
-    pipeline.set_progress_bar_config(disable=True)
-    noise = OurNoise(steps, seed, pyramid.taps)
+    scheduler, noise = _scheduler(checkpoint), OurNoise(steps, seed, checkpoint.model.pyramid.taps)
+    pipeline = _pipeline(checkpoint, transformer, scheduler)
     pipeline.prepare_latents, pipeline.sample_block_noise = noise.prepare_latents, noise.sample_block_noise
     take, left = scheduler.step, iter(steps)
 
@@ -154,16 +146,34 @@ def run_pipeline(
 
     scheduler.step = taken
     embeds = {"prompt_embeds": text, "negative_prompt_embeds": negative}
-    size, per_chunk = checkpoint.resolution, steps[-1].stage.latent[1]
-    latents: torch.Tensor = pipeline(
-        **{name: torch.from_numpy(values)[None] for name, values in embeds.items()},
-        height=size.height,
-        width=size.width,
-        num_frames=size.frames * (steps[-1].chunk + 1),
-        guidance_scale=steps[0].guidance_scale,
-        num_latent_frames_per_chunk=per_chunk,
-        pyramid_num_inference_steps_list=counts[0],
-        is_amplify_first_chunk=counts[1],
-        output_type="latent",
-    ).frames
+    given = {name: torch.from_numpy(values)[None] for name, values in embeds.items()}
+    latents: torch.Tensor = pipeline(**given, **_request(checkpoint.resolution, steps)).frames
     return latents[0].numpy()
+
+
+def _scheduler(checkpoint: Checkpoint) -> Any:
+    kind: Any = getattr(diffusers, scheduler_class(checkpoint.folder) or "")
+    return kind.from_pretrained(str(checkpoint.folder / "scheduler"))
+
+
+def _pipeline(checkpoint: Checkpoint, transformer: Any, scheduler: Any) -> Any:
+    index = read_json(checkpoint.folder / "model_index.json")
+    how = {name: bool(index.get(name)) for name in ("is_cfg_zero_star", "is_distilled")}
+    decoder = _NoDecoder(checkpoint.model.pyramid.geometry.channels)
+    pipeline = HeliosPyramidPipeline(None, None, decoder, scheduler, transformer, **how)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _request(resolution: Resolution, steps: Sequence[StepPlan]) -> dict[str, Any]:
+    """A pipeline's arguments for latents of a resolution, by steps that it takes."""
+    counts = _counts(steps)
+    assert counts is not None
+    size = {"height": resolution.height, "width": resolution.width}
+    chunks = {
+        "num_frames": resolution.frames * (steps[-1].chunk + 1),
+        "num_latent_frames_per_chunk": steps[-1].stage.latent[1],
+        "pyramid_num_inference_steps_list": counts[0],
+        "is_amplify_first_chunk": counts[1],
+    }
+    return {**size, **chunks, "guidance_scale": steps[0].guidance_scale, "output_type": "latent"}
