@@ -16,7 +16,6 @@ from ..runtime.chain.schedules import parse_levels
 from ..runtime.chain.solvers import SOLVERS
 from ..runtime.documents import MAX_INTEGER
 from ..runtime.errors import UsageError
-from ..runtime.model.description import Model
 from ..runtime.pipeline.chunks import MOST_CHUNKS, chunk_count
 from ..runtime.proof.trace import Trace
 from .common import NO_GUIDANCE, PATH, guidance_options, progress, read_prompts
@@ -80,7 +79,8 @@ class Recording:
         words = read_prompts(self.prompts_file) if self.prompts_file else list(self.prompts or DEFAULT_PROMPTS)
         from ..export.reference.record import PROBES, record_trace
 
-        chunks = chunk_count(found.model, found.resolution, self._chunks(found.model), None)
+        asked = chunk_count(found.model, found.resolution, self.chunks, None)
+        chunks = found.model.telling_chunks if self.chunks is None else asked
         run = len(plan(found.model.pyramid, found.resolution, chosen, chunks))
         total = len(PROBES) * found.model.pyramid.depth + len(words) * len(self.seeds) * run
         with progress(quiet) as bar:
@@ -97,10 +97,6 @@ class Recording:
                 chunks=chunks,
                 advance=lambda: bar.advance(task),
             )
-
-    def _chunks(self, model: Model) -> int | None:
-        """Two, so that one has a history, unless another number is asked for."""
-        return 2 if self.chunks is None and model.family.history is not None else self.chunks
 
     def size_for(self, traces: Sequence[Path]) -> Resolution | None:
         """The resolution that a bundle is to be compared at: what was asked for, or that of the first trace."""

@@ -18,7 +18,16 @@ from ..runtime.chain.schedules import Schedule, parse_levels
 from ..runtime.errors import UsageError
 from ..runtime.pipeline.chunks import chunk_count
 from ..runtime.pipeline.latents import Origin
-from .common import PATH, engine_options, output_options, print_json, progress, read_prompts, sampling_options
+from .common import (
+    PATH,
+    engine_options,
+    length_options,
+    output_options,
+    print_json,
+    progress,
+    read_prompts,
+    sampling_options,
+)
 from .finishing import Finish
 from .hub import find_model
 from .jobs import Job, claim_folder, make_jobs
@@ -39,8 +48,7 @@ OUTPUT_HELP = ".mp4; .npy for latents; without PyAV a folder for PNG, or .npz fo
 @click.option("--save-latents", type=PATH, help="Also the latents, as .npy, before they are decoded.")
 @click.option("--preview", type=PATH, help="A small .png or .gif of what is coming, after each step.")
 @reading_options
-@click.option("--chunks", type=int, help="How long the video is, of a model that makes it in chunks: 1 by default.")
-@click.option("--frames", type=int, help="The same: as many chunks as hold so many frames.")
+@length_options
 @click.option("--resident", is_flag=True, help="Keep all engines of a bundle open.")
 @engine_options
 @sampling_options
@@ -56,8 +64,7 @@ def command(
     reading: Reading,
     engine: EngineOptions,
     resident: bool,
-    chunks: int | None,
-    frames: int | None,
+    length: Mapping[str, int | None],
     negative_prompt: str | None,
     guidance: Mapping[str, float | None],
     solver: str | None,
@@ -78,9 +85,8 @@ def command(
         _check_components(model, sampler, jobs)
         chosen = sampler.model.schedule(schedule, levels=explicit, solver=solver, **guidance)
         negative = sampler.model.negative_prompt if negative_prompt is None else negative_prompt
-        show = None if preview is None else PreviewFile(preview, model, sampler)
-        count = chunk_count(sampler.model, sampler.resolution, chunks, frames)
-        run = Run(Finish(model, sampler, video, count), chosen, negative, seed, show)
+        finish = Finish(model, sampler, video, chunk_count(sampler.model, sampler.resolution, **length))
+        run = Run(finish, chosen, negative, seed, None if preview is None else PreviewFile(preview, model, sampler))
         if prompts is not None:
             claim_folder(output, run.settings(words))
         for job in jobs:
@@ -143,8 +149,8 @@ class Run:
         self, prompt: str, callback: Callable[[Step], None], past: NDArray[np.float32] | None
     ) -> Iterator[NDArray[np.float32]]:
         """Sample a prompt, chunk by chunk, after those that are known."""
-        request = Request(prompt, self.schedule, self.negative, self.seed, self.finish.chunks)
-        return self.finish.sampler.latents(request, callback, self.show, past)
+        request = Request(self.schedule, self.negative, self.seed, self.finish.chunks)
+        return self.finish.sampler.latents(prompt, request, callback, self.show, past)
 
 
 def _run(job: Job, run: Run, *, keep: bool, quiet: bool, say: bool) -> dict[str, Any]:

@@ -40,9 +40,8 @@ Show = Callable[[Preview], None]
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be sampled."""
+    """How prompts are to be sampled."""
 
-    prompt: str
     schedule: Schedule
     negative: str
     seed: int
@@ -77,7 +76,7 @@ class Sampler(Protocol):
         ...
 
     def latents(
-        self, request: Request, callback: Callback, show: Show | None, past: Latents | None = None
+        self, prompt: str, request: Request, callback: Callback, show: Show | None, past: Latents | None = None
     ) -> Iterator[Latents]:
         """Sample a prompt: the latent [C, T, H, W] of each chunk after those that are known, as it is made.
 
@@ -123,13 +122,12 @@ class BundleSampler:
         self.warnings = pipeline.warnings
 
     def latents(
-        self, request: Request, callback: Callback, show: Show | None, past: Latents | None = None
+        self, prompt: str, request: Request, callback: Callback, show: Show | None, past: Latents | None = None
     ) -> Iterator[Latents]:
-        pipeline, bundle, schedule = self.pipeline, self.pipeline.bundle, request.schedule
-        told = showing(show, bundle.manifest.preview, bundle.folder, callback)
-        text = {"text": pipeline.encode(request.prompt)}
+        pipeline, schedule = self.pipeline, request.schedule
+        text = {"text": pipeline.encode(prompt)}
         negative = {"text": pipeline.encode(request.negative)} if schedule.guided else None
-        return pipeline.chunks(schedule, request.chunks, (text, negative), request.seed, told, past=past)
+        return pipeline.chunks(schedule, request.chunks, (text, negative), request.seed, callback, show, past=past)
 
     def decode(self, chunks: Iterable[Latents], count: int) -> Iterator[Frames]:
         return map(frames_from, self.pipeline.decode_chunks(chunks, count))
@@ -160,12 +158,12 @@ class ReferenceSampler:
         return prompt_warnings(self._tokenizer, prompt, negative, self.model.negative_prompt, guided=schedule.guided)
 
     def latents(
-        self, request: Request, callback: Callback, show: Show | None, past: Latents | None = None
+        self, prompt: str, request: Request, callback: Callback, show: Show | None, past: Latents | None = None
     ) -> Iterator[Latents]:
         """All at once: the family's own pipeline goes on from no latents."""
         told, schedule = showing(show, self.preview, self.checkpoint.folder, callback) or callback, request.schedule
         reference, steps = self._loaded(), plan(self.model.pyramid, self.resolution, schedule, request.chunks)
-        text = reference.encode([request.prompt, request.negative] if schedule.guided else [request.prompt])
+        text = reference.encode([prompt, request.negative] if schedule.guided else [prompt])
         latents: Latents = reference.sample(steps, text[0], text[-1], request.seed, told)
         require_finite(latents, "the latents of this run")
         known = 0 if past is None else past.shape[1]

@@ -95,6 +95,11 @@ class Model:
         return schedule if guidance_scale_2 is None else replace(schedule, guidance_scale_2=guidance_scale_2)
 
     @property
+    def telling_chunks(self) -> int:
+        """Chunks of a run that shows all that the model does: two, one with a history, where there are histories."""
+        return 1 if self.family.history is None else 2
+
+    @property
     def experts(self) -> int:
         """Networks that the transformer consists of, each for a range of noise levels."""
         return 1 if self.pyramid.boundary is None else 2

@@ -165,11 +165,10 @@ class Pipeline:
         _check_output_type(output_type)
         start, self.graphs.timings = time.perf_counter(), Timings()
         chosen = self.model.schedule(schedule, guidance_scale, guidance_scale_2, levels=levels, solver=solver)
-        told = showing(preview, self.bundle.manifest.preview, self.bundle.folder, callback)
         conditions = self._encoder.conditions(prompt, prompt_embeds, "prompt")
         negative = self._encoder.negative(negative_prompt, negative_prompt_embeds) if chosen.guided else None
         made, count = list[Array](), chunk_count(self.model, self.bundle.manifest.resolution, chunks, frames)
-        sampled = self.chunks(chosen, count, (conditions, negative), seed, told, latents=latents)
+        sampled = self.chunks(chosen, count, (conditions, negative), seed, callback, preview, latents=latents)
         shown = collect(sampled, made, partial(self.decode_chunks, count=count), output_type == "np", on_frames)
         self.timings.total = time.perf_counter() - start
         warnings = self.warnings(chosen, prompt, negative_prompt_embeds if negative_prompt is None else negative_prompt)
@@ -182,16 +181,18 @@ class Pipeline:
         conditions: tuple[Conditions, Conditions | None],
         seed: int,
         callback: Callable[[Step], None] | None = None,
+        preview: Callable[[NDArray[np.uint8]], None] | None = None,
         *,
         latents: Array | None = None,
         past: Array | None = None,
     ) -> Iterator[Array]:
         """The latents of `count` chunks as they are made; conditions are the prompt's and the negative one's."""
-        pyramid, (told, negative) = self.model.pyramid, conditions
+        pyramid, (text, negative) = self.model.pyramid, conditions
         steps = plan(pyramid, self.bundle.manifest.resolution, schedule, count)
-        how: dict[str, Any] = {"negative": negative, "seed": seed, "latents": latents, "callback": callback}
+        shown = showing(preview, self.bundle.manifest.preview, self.bundle.folder, callback)
+        how: dict[str, Any] = {"negative": negative, "seed": seed, "latents": latents, "callback": shown}
         how |= {"history": self.model.family.history, "past": past}
-        return timed(sample_chunks(steps, pyramid.taps, self, told, **how), self.graphs.timings)
+        return timed(sample_chunks(steps, pyramid.taps, self, text, **how), self.graphs.timings)
 
 
 def _check_output_type(output_type: str) -> None:

@@ -1,6 +1,6 @@
 """Parity: a bundle against a recorded reference, level by level, in NumPy."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -11,9 +11,10 @@ from ..bundle.manifest import Manifest
 from ..chain.history import HISTORY
 from ..chain.noise import generator
 from ..chain.plan import StepPlan, plan, single_step
-from ..chain.sampler import Step, guided_velocity, initial_latent, sample, told_of, transition
+from ..chain.sampler import Conditions, Step, guided_velocity, initial_latent, sample, told_of, transition
 from ..chain.schedules import explicit_levels
 from ..errors import UsageError
+from ..model.description import Model
 from ..pipeline.chunks import chunk_count
 from ..pipeline.decoder import frames_from
 from ..pipeline.pipeline import Pipeline
@@ -21,7 +22,7 @@ from .metrics import Distance, distance, finite, psnr, same_shape, ssim, worst
 from .tolerances import tolerances_of
 from .trace import Run, Trace
 
-__all__ = ["check_parity", "check_trace", "free_running"]
+__all__ = ["check_parity", "check_trace", "free_running", "joined", "probe_conditions"]
 
 Array = NDArray[Any]
 Advance = Callable[[str], None]
@@ -151,9 +152,7 @@ def _text(pipeline: Pipeline, trace: Trace, advance: Advance) -> dict[str, Any]:
 
 
 def _stages(pipeline: Pipeline, trace: Trace, advance: Advance) -> dict[str, Any]:
-    conditions = {"text": trace.tensor("text.0")}
-    if pipeline.model.family.history is not None:
-        conditions[HISTORY] = trace.tensor("probe.history")
+    conditions = probe_conditions(pipeline.model, trace)
     stages, all_distances = pipeline.bundle.manifest.stages, list[Distance]()
     details: list[dict[str, Any]] = []
     for index, probe in enumerate(trace.probes):
@@ -180,8 +179,19 @@ def _chain(pipeline: Pipeline, trace: Trace, advance: Advance) -> tuple[dict[str
         after = [trace.tensor(f"run.{index}.step.{k}.after") for k in range(len(steps))]
         growth.append([finite(distance(x, y).relative_l2) for x, y in zip(latents, after, strict=True)])
         last += _by_group(steps[-1], latents[-1], after[-1]).values()
-        finals.append(np.concatenate([x for step, x in zip(steps, latents, strict=True) if step.ends_chunk], axis=1))
+        finals.append(joined(steps, latents))
     return {**worst(last), "growth": growth, "teacher_forced": worst(forced)}, finals
+
+
+def joined(steps: Sequence[StepPlan], latents: Sequence[Array]) -> Array:
+    """The latent that a run ends with, of all its chunks, from that after each step."""
+    return np.concatenate([x for step, x in zip(steps, latents, strict=True) if step.ends_chunk], axis=1)
+
+
+def probe_conditions(model: Model, trace: Trace) -> Conditions:
+    """What the stages are conditioned on in a trace's probes."""
+    history = {} if model.family.history is None else {HISTORY: trace.tensor("probe.history")}
+    return {"text": trace.tensor("text.0"), **history}
 
 
 def _teacher_forced(
