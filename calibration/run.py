@@ -134,7 +134,8 @@ def _statistics(
     checkpoint = reference.checkpoint
     done, observer = read_state(state, run, bounds)
     model = checkpoint.model
-    steps = plan(model.pyramid, checkpoint.resolution, request.schedule, model.telling_chunks)
+    schedule = replace(request.schedule, first_chunk=())  # one number of steps for all chunks
+    steps = plan(model.pyramid, checkpoint.resolution, schedule, model.telling_chunks)
     decodes = "vae" in request.methods
     reporter.begin("calibration", (len(steps) + decodes) * len(request.prompts))
     if done:

@@ -115,6 +115,9 @@ def resolve_checkpoint(folder: Path, resolution: Resolution | None = None, weigh
     from ..export.weights.names import to_diffusers
 
     found = read_checkpoint(folder, resolution=resolution, rename=to_diffusers, files=weights.files)
+    for name in found.model.family.unread:
+        if (folder / name).exists():
+            click.echo(f"Note: {folder / name} is no part of sampling, and is not read", err=True)
     if not weights.loras:
         return found
     from ..export.weights.lora import merge_loras, parse_lora

@@ -81,6 +81,9 @@ class Family(Protocol):
     history: History | None
     """What a chunk is told of those before it, of models that make videos in chunks; None: they make them whole."""
 
+    unread: tuple[str, ...]
+    """Folders that lie beside its components in its authors' checkpoints, and are no part of sampling."""
+
     def claims(self, document: Mapping[str, Any], decoder: Mapping[str, Any] | None) -> bool:
         """Whether a transformer of its class is one of it.
 

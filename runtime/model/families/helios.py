@@ -100,6 +100,7 @@ class Helios(Wan):
     plain_resolution = Resolution(33, 384, 640)
     """Of a chunk."""
     history: History | None = RECENT
+    unread: tuple[str, ...] = ("transformer_ode",)
 
     def claims(self, document: Mapping[str, Any], decoder: Mapping[str, Any] | None) -> bool:
         """Whatever has its class."""

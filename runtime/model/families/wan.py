@@ -120,6 +120,7 @@ class Wan:
     compression = Compression(4, 8, residual=False)
     """Of its VAE."""
     history: History | None = None
+    unread: tuple[str, ...] = ()
 
     def claims(self, document: Mapping[str, Any], decoder: Mapping[str, Any] | None) -> bool:
         """Whether the VAE, or without one the number of channels, is Wan2.1's, which Wan2.2-A14B has too."""

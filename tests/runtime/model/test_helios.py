@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from accelerate import init_empty_weights
+from click.testing import Result
 from diffusers import HeliosTransformer3DModel
 from pyrexport.runtime.chain.kinds import KINDS
 from pyrexport.runtime.chain.pyramid import Resolution
@@ -68,6 +69,17 @@ def test_what_is_not_supported_is_refused_by_name(
     path = folder / file
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     assert said in refused("inspect", folder, "--resolution", SIZE)
+
+
+def test_what_is_no_part_of_sampling_is_said(
+    make_checkpoint: Callable[..., Path], cli: Callable[..., Result], tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(make_checkpoint("--random", "tiny-helios-distilled"), folder)
+    (folder / "transformer_ode").mkdir()
+    found = cli("inspect", folder, "--resolution", SIZE, "--json")
+    assert found.exit_code == 0
+    assert found.stderr == f"Note: {folder / 'transformer_ode'} is no part of sampling, and is not read\n"
 
 
 def test_sizes_are_those_of_three_stages(make_checkpoint: Callable[..., Path], refused: Callable[..., str]) -> None:
