@@ -65,8 +65,8 @@ class Observer:
         self._last: tuple[weakref.ref[torch.Tensor], str] | None = None
 
     def at(self, step: StepPlan, *, unconditional: bool) -> None:
-        """What is seen from now on belongs to an evaluation."""
-        self.place = Place(step.stage.index, step.index, int(unconditional))
+        """What is seen from now on belongs to an evaluation; chunks have their steps in common."""
+        self.place = Place(step.stage.index, step.index % self.sizes.steps, int(unconditional))
 
     def enter(self, block: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """A block begins: what it is given beside the residual stream has no frames."""
@@ -81,10 +81,12 @@ class Observer:
             return
         self._last, self.owners[layer] = (weakref.ref(values), layer), layer
         text = any(value() is values for value in self._beside)
-        bounds = (0, values.shape[1]) if text else self.bounds[self.place.stage]
+        # One group has all tokens, also those of a history, which no stage counts.
+        whole = text or len(self.bounds[self.place.stage]) == 2
+        bounds = (0, values.shape[1]) if whole else self.bounds[self.place.stage]
         if layer not in self.inputs:
             self.inputs[layer] = Statistics.begin(self.sizes, len(bounds) - 1, values.shape[2])
-        statistics, start = self.inputs[layer], 0 if text else self.start
+        statistics, start = self.inputs[layer], 0 if whole else self.start
         for group, (first, end) in enumerate(pairwise(bounds)):
             rows = values[0, max(first - start, 0) : max(end - start, 0)]
             statistics.see(self.place, group, rows.numpy())

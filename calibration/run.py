@@ -133,7 +133,9 @@ def _statistics(
     """Ranges by layer; what was seen is kept after each prompt."""
     checkpoint = reference.checkpoint
     done, observer = read_state(state, run, bounds)
-    steps = plan(checkpoint.model.pyramid, checkpoint.resolution, request.schedule)
+    model = checkpoint.model
+    schedule = replace(request.schedule, first_chunk=())  # one number of steps for all chunks
+    steps = plan(model.pyramid, checkpoint.resolution, schedule, model.telling_chunks)
     decodes = "vae" in request.methods
     reporter.begin("calibration", (len(steps) + decodes) * len(request.prompts))
     if done:
@@ -237,7 +239,7 @@ class _Watched:
     negative: Conditions
 
     def velocity(self, step: StepPlan, latent: NDArray[np.float32], conditions: Conditions) -> NDArray[np.float32]:
-        self.observer.at(step, unconditional=conditions is self.negative)
+        self.observer.at(step, unconditional=conditions["text"] is self.negative["text"])
         return self.reference.velocity(step, latent, conditions)
 
 
@@ -259,6 +261,7 @@ def _sample(
         negative=negative,
         seed=seed,
         callback=lambda _: reporter.advance(1),
+        history=reference.checkpoint.model.family.history,
     )
 
 

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..export.reference.reference import Reference
 from ..runtime.chain.plan import StepPlan
-from ..runtime.chain.sampler import Conditions, Denoiser, Step, sample
+from ..runtime.chain.sampler import Conditions, Denoiser, Step, sample, told_of
 from ..runtime.choices import Choice
 from ..runtime.errors import CheckFailed
 from ..runtime.proof.metrics import distance, psnr
@@ -78,13 +79,15 @@ class Judge:
         run, rounded = self.runs[0], RoundedReference(self.reference)
         middles = [_middle(self.steps, stage) for stage in sorted({step.stage.index for step in self.steps})]
         self.reporter.begin("damage of each layer alone", len(choices) * len(middles))
-        exact = [self.reference.velocity(step, run.given[step.index], run.conditions) for step in middles]
+        history = self.reference.checkpoint.model.family.history
+        told = told_of(run.conditions, history, None, middles[0])
+        exact = [self.reference.velocity(step, run.given[step.index], told) for step in middles]
         found: dict[str, tuple[float, ...]] = {}
         for layer, choice in choices.items():
             errors = []
             with rounded.rounded({layer: choice}, self.schemes):
                 for step, velocity in zip(middles, exact, strict=True):
-                    changed = rounded.velocity(step, run.given[step.index], run.conditions)
+                    changed = rounded.velocity(step, run.given[step.index], told)
                     errors.append(distance(changed, velocity).relative_l2)
                     self.reporter.advance(1)
             found[layer] = tuple(errors)
@@ -95,8 +98,9 @@ class Judge:
             keep(step)
             self.reporter.advance(1)
 
-        taps = self.reference.checkpoint.model.pyramid.taps
-        return sample(self.steps, taps, denoiser, conditions, negative=self.negative, seed=seed, callback=done)
+        model = self.reference.checkpoint.model
+        how: dict[str, Any] = {"negative": self.negative, "seed": seed, "callback": done}
+        return sample(self.steps, model.pyramid.taps, denoiser, conditions, **how, history=model.family.history)
 
 
 def _middle(steps: Sequence[StepPlan], stage: int) -> StepPlan:

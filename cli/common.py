@@ -36,6 +36,7 @@ __all__ = [
     "decoder_option",
     "engine_options",
     "guidance_options",
+    "length_options",
     "output_options",
     "own_options",
     "print_json",
@@ -158,6 +159,18 @@ def guidance_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     second = click.option("--guidance-scale-2", type=float, help="Of the second of two networks.")
     return click.option("--guidance-scale", type=float, help="In place of the schedule's own.")(second(wrapped))
+
+
+def length_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options `--chunks` and `--frames`, as one argument `length`: see `chunks.chunk_count`."""
+
+    @wraps(command)
+    def wrapped(*arguments: Any, chunks: int | None, frames: int | None, **others: Any) -> Any:
+        return command(*arguments, length={"chunks": chunks, "frames": frames}, **others)
+
+    frames = click.option("--frames", type=int, help="As many chunks as hold so many frames, in place of --chunks.")
+    chunks = "How long the video is, of a model that makes it in chunks: one by default."
+    return click.option("--chunks", type=int, help=chunks)(frames(wrapped))
 
 
 def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:

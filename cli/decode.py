@@ -10,6 +10,7 @@ from ..runtime.bundle.engines import EngineOptions
 from ..runtime.bundle.opening import open_bundle
 from ..runtime.chain.pyramid import Resolution
 from ..runtime.errors import UsageError
+from ..runtime.pipeline.chunks import frame_count, split
 from ..runtime.pipeline.latents import Origin, origin_file, read_latents, read_origin
 from ..runtime.pipeline.pipeline import load
 from .common import PATH, decoder_option, engine_options, output_options, print_json, progress, require_bundle
@@ -56,15 +57,17 @@ def command(
         if origin is None:
             beside = origin_file(latents).name
             click.echo(f"Warning: {latents} may be another model's: nothing beside it ({beside}) says which", err=True)
+        chunks = split(found, sampler.model, sampler.resolution)
         start = time.perf_counter()
         with progress(quiet) as bar:
-            decode_latents(job, sampler, found, video, bar)
+            decode_latents(job, sampler, chunks, len(chunks), video, bar)
         seconds = time.perf_counter() - start
     files, run = [str(path) for path in job.files], None if origin is None else dict(origin.run)
     if as_json:
         print_json({"latents": str(latents), "files": files, "seconds": seconds, "run": run})
     else:
-        click.echo(f"{', '.join(files)}: {sampler.resolution.frames} frames, {seconds:.1f} s")
+        count = frame_count(len(chunks), sampler.resolution, sampler.model.pyramid.geometry)
+        click.echo(f"{', '.join(files)}: {count} frames, {seconds:.1f} s")
 
 
 def _resolution(bundle: Path, origin: Origin | None) -> Resolution | None:

@@ -193,10 +193,7 @@ def _parameters(model: Model) -> int:
 
 def _costs(model: Model, resolution: Resolution) -> dict[str, Any]:
     pyramid, stages = model.pyramid, model.stages(resolution)
-    tflop = [
-        model.family.flops(model.transformer, stage.tokens, model.text_length, stage.patch_size) / 1e12
-        for stage in stages
-    ]
+    tflop = [model.family.flops(model.transformer, stage, model.text_length) / 1e12 for stage in stages]
     schedules = {}
     for name, entry in model.schedules.items():
         schedule = entry.schedule(name, pyramid)

@@ -37,7 +37,12 @@ class Job:
         """Where latents are before decoding starts: where they are kept, or beside the output until it is there."""
         if self.latent_only:
             return self.output
-        return self.latents or self.output.with_name(f"{self.output.name}.latents.npy")
+        return self.latents or self.chunks_file
+
+    @property
+    def chunks_file(self) -> Path:
+        """Where the latents of finished chunks are, until all are there and what is made of them."""
+        return self.output.with_name(f"{self.output.name}.latents.npy")
 
     @property
     def latent_only(self) -> bool:

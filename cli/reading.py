@@ -131,6 +131,9 @@ def resolve_checkpoint(folder: Path, resolution: Resolution | None = None, weigh
     if any(isinstance(file, Path) for file in vars(weights.files).values()):
         from ..export.weights.pickled import read_any_header as header
     found = read_checkpoint(folder, resolution=resolution, rename=to_diffusers, files=weights.files, header=header)
+    for name in found.model.family.unread:
+        if (folder / name).exists():
+            click.echo(f"Note: {folder / name} is no part of sampling, and is not read", err=True)
     if not weights.loras:
         return found
     from ..export.weights.lora import merge_loras, parse_lora

@@ -10,11 +10,13 @@ import click
 
 from ..runtime.bundle.opening import open_bundle
 from ..runtime.bundle.tiles import parse_tile
+from ..runtime.chain.plan import plan
 from ..runtime.chain.pyramid import Resolution
 from ..runtime.chain.schedules import parse_levels
 from ..runtime.chain.solvers import SOLVERS
 from ..runtime.documents import MAX_INTEGER
 from ..runtime.errors import UsageError
+from ..runtime.pipeline.chunks import MOST_CHUNKS, chunk_count
 from ..runtime.proof.trace import Trace
 from ..runtime.quantisation import DECODERS
 from .common import NO_GUIDANCE, PATH, decoder_option, guidance_options, progress, read_prompts
@@ -31,6 +33,11 @@ def recording_options(command: Callable[..., Any]) -> Callable[..., Any]:
     seed = click.IntRange(0, MAX_INTEGER)
     decorated = decoder_option(resolution_option(weights_options(command)))
     for option in (
+        click.option(
+            "--chunks",
+            type=click.IntRange(1, MOST_CHUNKS),
+            help="Of the recorded runs, of a model that makes videos in chunks: 2 unless another is given.",
+        ),
         click.option("--negative-prompt"),
         click.option("--solver", type=click.Choice(list(SOLVERS)), help="In place of the schedule's own."),
         guidance_options,
@@ -61,6 +68,7 @@ class Recording:
     vae_tile: str | None = None
     decode: bool = True
     decoder: str | None = None
+    chunks: int | None = None
 
     def write(self, checkpoint: Path, trace: Path, bundle: Path | None, quiet: bool) -> None:
         """Record a checkpoint; beside a bundle, at its resolution and on a tile of its size."""
@@ -77,7 +85,10 @@ class Recording:
         words = read_prompts(self.prompts_file) if self.prompts_file else list(self.prompts or DEFAULT_PROMPTS)
         from ..export.reference.record import PROBES, record_trace
 
-        total = len(PROBES) * found.model.pyramid.depth + len(words) * len(self.seeds) * sum(chosen.steps)
+        asked = chunk_count(found.model, found.resolution, self.chunks, None)
+        chunks = found.model.telling_chunks if self.chunks is None else asked
+        run = len(plan(found.model.pyramid, found.resolution, chosen, chunks))
+        total = len(PROBES) * found.model.pyramid.depth + len(words) * len(self.seeds) * run
         with progress(quiet) as bar:
             task = bar.add_task("reference", total=total)
             record_trace(
@@ -90,6 +101,7 @@ class Recording:
                 decode=self.decode,
                 decoder=decoder,
                 vae_tile=tile,
+                chunks=chunks,
                 advance=lambda: bar.advance(task),
             )
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from ..runtime.bundle.engines import EngineOptions
 from ..runtime.chain.sampler import Step
 from ..runtime.chain.schedules import Schedule, parse_levels
 from ..runtime.errors import UsageError
+from ..runtime.pipeline.chunks import chunk_count
 from ..runtime.pipeline.latents import Origin
 from ..runtime.quantisation import DECODERS
 from .common import (
     PATH,
     decoder_option,
     engine_options,
+    length_options,
     output_options,
     print_json,
     progress,
@@ -33,7 +35,7 @@ from .hub import find_model
 from .jobs import Job, claim_folder, make_jobs
 from .previews import PreviewFile
 from .reading import Reading, reading_options
-from .samplers import Sampler, open_sampler
+from .samplers import Request, Sampler, open_sampler
 from .videos import VideoOptions, video_options
 
 OUTPUT_HELP = ".mp4; .npy for latents; without PyAV a folder for PNG, or .npz for frames."
@@ -53,6 +55,7 @@ OUTPUT_HELP = ".mp4; .npy for latents; without PyAV a folder for PNG, or .npz fo
     help="Previews are the first frame, decoded after each stage's last step.",
 )
 @reading_options
+@length_options
 @click.option("--resident", is_flag=True, help="Keep all engines of a bundle open.")
 @click.option("--no-cache", is_flag=True, help="Neither keep a bundle's embeddings of prompts nor take kept ones.")
 @decoder_option
@@ -73,6 +76,7 @@ def command(
     resident: bool,
     no_cache: bool,
     decoder: str | None,
+    length: Mapping[str, int | None],
     negative_prompt: str | None,
     guidance: Mapping[str, float | None],
     solver: str | None,
@@ -89,12 +93,11 @@ def command(
     model = find_model(model, reading.weights.files.variant, quiet=quiet)
     with open_sampler(model, reading, engine, resident=resident, decoder=decoder, cache=not no_cache) as sampler:
         _check_components(model, sampler, jobs)
-        chosen = sampler.model.schedule(
-            schedule, levels=parse_levels(levels) if levels else None, solver=solver, **guidance
-        )
+        chosen = sampler.model.schedule(schedule, levels=_levels(levels), solver=solver, **guidance)
         negative = sampler.model.negative_prompt if negative_prompt is None else negative_prompt
         show = None if preview is None else PreviewFile(preview, model, sampler, preview_decoder)
-        run = Run(Finish(model, sampler, video, decoder), chosen, negative, seed, show)
+        chunks = chunk_count(sampler.model, sampler.resolution, **length)
+        run = Run(Finish(model, sampler, video, decoder, chunks), chosen, negative, seed, show)
         if prompts is not None:
             claim_folder(output, run.settings(words))
         for job in jobs:
@@ -104,6 +107,10 @@ def command(
         results = [_run(job, run, **how) | {"warnings": warned[job.output]} for job in jobs]
     if as_json:
         print_json({"samples": results} if prompts is not None else results[0])
+
+
+def _levels(text: str | None) -> list[list[float]] | None:
+    return None if text is None else parse_levels(text)
 
 
 def _check_usage(preview: Path | None, preview_decoder: str | None, seed: int) -> None:
@@ -134,7 +141,8 @@ class Run:
     @property
     def facts(self) -> dict[str, Any]:
         """What tells it from other runs, but for the prompts."""
-        return {
+        chunks = {} if self.finish.chunks == 1 else {"chunks": self.finish.chunks}
+        return chunks | {
             "model": str(self.finish.model.resolve()),
             "weights": self.finish.sampler.weights,
             "seed": self.seed,
@@ -157,9 +165,12 @@ class Run:
         sampler = self.finish.sampler
         return Origin(sampler.checkpoint_hash, sampler.resolution, json.loads(json.dumps(facts)))
 
-    def latents(self, prompt: str, callback: Callable[[Step], None]) -> NDArray[np.float32]:
-        """Sample a prompt."""
-        return self.finish.sampler.latents(prompt, self.schedule, self.negative, self.seed, callback, self.show)
+    def latents(
+        self, prompt: str, callback: Callable[[Step], None], past: NDArray[np.float32] | None
+    ) -> Iterator[NDArray[np.float32]]:
+        """Sample a prompt, chunk by chunk, after those that are known."""
+        request = Request(self.schedule, self.negative, self.seed, self.finish.chunks)
+        return self.finish.sampler.latents(prompt, request, callback, self.show, past)
 
 
 def _run(job: Job, run: Run, *, keep: bool, quiet: bool, say: bool) -> dict[str, Any]:
@@ -180,8 +191,8 @@ def _run(job: Job, run: Run, *, keep: bool, quiet: bool, say: bool) -> dict[str,
         return {**result, "kept": True}
     start = time.perf_counter()
     with progress(quiet) as bar:
-        callback = _stage_bars(bar, schedule)
-        run.finish.run(job, run.origin(job.prompt), lambda: run.latents(job.prompt, callback), bar)
+        callback = _stage_bars(bar, schedule, run.finish.chunks)
+        run.finish.run(job, run.origin(job.prompt), lambda past: run.latents(job.prompt, callback, past), bar)
     seconds, spent = time.perf_counter() - start, run.finish.sampler.preview_seconds
     if say:
         files = ", ".join(map(str, job.files))
@@ -207,9 +218,8 @@ def _check_components(model: Path, sampler: Sampler, jobs: list[Job]) -> None:
         raise UsageError(f"{model} has no VAE: only latents can be written; give an output that ends in .npy")
 
 
-def _stage_bars(bar: Progress, schedule: Schedule) -> Callable[[Step], None]:
-    stages = reversed(range(len(schedule.steps)))
-    tasks = {
-        stage: bar.add_task(f"stage {stage}", total=steps) for stage, steps in zip(stages, schedule.steps, strict=True)
-    }
+def _stage_bars(bar: Progress, schedule: Schedule, chunks: int) -> Callable[[Step], None]:
+    counts = [sum(map(len, levels)) for levels in zip(*map(schedule.levels_of, range(chunks)), strict=True)]
+    stages = reversed(range(len(counts)))
+    tasks = {stage: bar.add_task(f"stage {stage}", total=steps) for stage, steps in zip(stages, counts, strict=True)}
     return lambda step: bar.advance(tasks[step.plan.stage.index])

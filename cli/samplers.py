@@ -2,8 +2,9 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ from ..runtime.model.checkpoint import Checkpoint
 from ..runtime.model.description import Model
 from ..runtime.model.identity import checkpoint_digest, checkpoint_files
 from ..runtime.model.preview import Preview, PreviewMap
+from ..runtime.pipeline.chunks import split
 from ..runtime.pipeline.decoder import frames_from, require_finite
 from ..runtime.pipeline.latents import checkpoint_of
 from ..runtime.pipeline.pipeline import Pipeline, load
@@ -31,12 +33,23 @@ from ..runtime.pipeline.text import Tokenizer, prompt_warnings
 from ..runtime.quantisation import DECODERS
 from .reading import Reading, resolve_checkpoint
 
-__all__ = ["BundleSampler", "Sampler", "open_sampler"]
+__all__ = ["BundleSampler", "Request", "Sampler", "open_sampler"]
 
 Frames = NDArray[np.uint8]
 Latents = NDArray[np.float32]
 Callback = Callable[[Step], None]
 Show = Callable[[Preview], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """How prompts are to be sampled."""
+
+    schedule: Schedule
+    negative: str
+    seed: int
+    chunks: int
+    """Of a model that makes videos whole: 1."""
 
 
 class Sampler(Protocol):
@@ -70,13 +83,16 @@ class Sampler(Protocol):
         ...
 
     def latents(
-        self, prompt: str, schedule: Schedule, negative: str, seed: int, callback: Callback, show: Show | None
-    ) -> Latents:
-        """Sample a prompt: latents [C, T, H, W]; `show` is given a preview after each step."""
+        self, prompt: str, request: Request, callback: Callback, show: Show | None, past: Latents | None = None
+    ) -> Iterator[Latents]:
+        """Sample a prompt: the latent [C, T, H, W] of each chunk after those that are known, as it is made.
+
+        A video that is made whole is one. `show` is given a preview after each step.
+        """
         ...
 
-    def decode(self, latents: Latents) -> Iterator[Frames]:
-        """Frames [n, H, W, 3], as they come."""
+    def decode(self, chunks: Iterable[Latents], count: int) -> Iterator[Frames]:
+        """Frames [n, H, W, 3] of as many chunks, as they come."""
         ...
 
 
@@ -120,27 +136,21 @@ class BundleSampler:
         self.warnings = pipeline.warnings
 
     def latents(
-        self, prompt: str, schedule: Schedule, negative: str, seed: int, callback: Callback, show: Show | None
-    ) -> Latents:
-        sample = self.pipeline(
-            prompt,
-            negative_prompt=negative,
-            schedule=schedule,
-            seed=seed,
-            callback=callback,
-            preview=show,
-            preview_decoder=self.preview_decoder,
-            output_type="latent",
-        )
-        self.preview_seconds = sample.timings.preview
-        for line in self.pipeline.encoder.cache_warnings:
+        self, prompt: str, request: Request, callback: Callback, show: Show | None, past: Latents | None = None
+    ) -> Iterator[Latents]:
+        pipeline, schedule = self.pipeline, request.schedule
+        text = {"text": pipeline.encode(prompt)}
+        negative = {"text": pipeline.encode(request.negative)} if schedule.guided else None
+        for line in pipeline.encoder.cache_warnings:
             if line not in self._said:
                 click.echo(f"Warning: {line}", err=True)
                 self._said.add(line)
-        return sample.latents
+        before, how = pipeline.timings.preview, dict[str, Any](preview_decoder=self.preview_decoder, past=past)
+        yield from pipeline.chunks(schedule, request.chunks, (text, negative), request.seed, callback, show, **how)
+        self.preview_seconds = pipeline.timings.preview - before
 
-    def decode(self, latents: Latents) -> Iterator[Frames]:
-        return map(frames_from, self.pipeline.decode(latents))
+    def decode(self, chunks: Iterable[Latents], count: int) -> Iterator[Frames]:
+        return map(frames_from, self.pipeline.decode_chunks(chunks, count))
 
 
 class ReferenceSampler:
@@ -175,14 +185,17 @@ class ReferenceSampler:
         return prompt_warnings(self._tokenizer, prompt, negative, self.model.negative_prompt, guided=schedule.guided)
 
     def latents(
-        self, prompt: str, schedule: Schedule, negative: str, seed: int, callback: Callback, show: Show | None
-    ) -> Latents:
+        self, prompt: str, request: Request, callback: Callback, show: Show | None, past: Latents | None = None
+    ) -> Iterator[Latents]:
+        """All at once: the family's own pipeline goes on from no latents."""
         told, self.preview_seconds = showing(show, self._previewer, callback) or callback, 0.0
-        reference, steps = self._loaded(), plan(self.model.pyramid, self.resolution, schedule)
-        text = reference.encode([prompt, negative] if schedule.guided else [prompt])
-        latents: Latents = reference.sample(steps, text[0], text[-1], seed, told)
+        schedule = request.schedule
+        reference, steps = self._loaded(), plan(self.model.pyramid, self.resolution, schedule, request.chunks)
+        text = reference.encode([prompt, request.negative] if schedule.guided else [prompt])
+        latents: Latents = reference.sample(steps, text[0], text[-1], request.seed, told)
         require_finite(latents, "the latents of this run")
-        return latents
+        known = 0 if past is None else past.shape[1]
+        yield from split(latents[:, known:], self.model, self.resolution)
 
     def _previewer(self) -> Callable[[Step], Preview | None]:
         if self.preview_decoder is None:
@@ -197,8 +210,8 @@ class ReferenceSampler:
 
         return decoded_preview(decoded, (finest[0], finest[1]))
 
-    def decode(self, latents: Latents) -> Iterator[Frames]:
-        yield self._loaded().decode(latents, self.decoder)
+    def decode(self, chunks: Iterable[Latents], count: int) -> Iterator[Frames]:
+        yield self._loaded().decode(np.concatenate(list(chunks), axis=1), self.decoder)
 
     def _loaded(self) -> Any:
         if self._reference is None:

@@ -259,7 +259,7 @@ def main(preset: str, blocks: int, stage: int, threads: int, runs: int, only: tu
         models = _build(Path(folder), preset, blocks, {_model(*CONTENDERS[name]) for name in wanted})
         opened = read_checkpoint(Path(models["checkpoint"]))
         model, place = opened.model, opened.model.stages(opened.resolution)[stage]
-        flop = model.family.flops(model.transformer, place.tokens, model.text_length, place.patch_size)
+        flop = model.family.flops(model.transformer, place, model.text_length)
         contenders = {}
         for name in wanted:
             kind, precision = CONTENDERS[name]

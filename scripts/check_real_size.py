@@ -52,7 +52,7 @@ def inputs_of(pipeline: Pipeline, part: str) -> Arrays:
     """What a part is given: read from the bundle, which the reference opens for this alone."""
     manifest, model = pipeline.bundle.manifest, pipeline.model
     if part == "text":
-        embeddings, mask = pipeline.embed(PROMPT)
+        embeddings, mask = pipeline.encoder.embed(PROMPT)
         return {"embeddings": embeddings, "mask": mask}
     if part == "vae":
         assert manifest.decoder is not None

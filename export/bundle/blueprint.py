@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-from ...runtime.bundle.graphs import FIRST, TEXT, Decoder, GraphKey, GraphSpec, graph_specs, stage_key
+from ...runtime.bundle.graphs import FIRST, LATENT, TEXT, Decoder, GraphKey, GraphSpec, graph_specs, stage_key
 from ...runtime.bundle.manifest import WEIGHTS_FILE
 from ...runtime.chain.pyramid import Resolution, Stage
 from ...runtime.model.checkpoint import Checkpoint
+from ...runtime.model.description import Model
 from ...runtime.model.safetensors import TensorEntry
 from ...runtime.quantisation import SCHEMES
 from ...targets.dialect import Dialect
@@ -131,8 +132,7 @@ def _graph_modules(
         for stage in model.stages(resolution)
         for expert in model.pyramid.experts(stage.index)
     ]
-    own_layers = model.pyramid.kind.own_patch_layers
-    if target.symbolic and not target.separates_graphs(options.target) and not own_layers:
+    if target.symbolic and not target.separates_graphs(options.target) and _differ_by_latents(model, stages):
         for expert in range(model.experts):
             own = [pair for pair in stages if pair[0].key.expert == expert]
             if own:
@@ -156,6 +156,12 @@ def _graph_modules(
                 recipe, first = options.recipe(checkpoint, decoder.component), spec.key.role == FIRST
                 modules = decoder_modules(model.family, decoder.component)
                 yield GraphModule(spec, modules.decoder_graph(checkpoint, decoder, recipe, dialect, first=first))
+
+
+def _differ_by_latents(model: Model, stages: Sequence[tuple[GraphSpec, Stage]]) -> bool:
+    """Whether stages have the same layers, and inputs whose shapes are the same but for the latent's."""
+    others = {tuple(tensor for tensor in spec.inputs if tensor.name != LATENT) for spec, _ in stages}
+    return len(others) == 1 and not model.pyramid.kind.own_patch_layers
 
 
 def _symbolic_stages(

@@ -17,6 +17,7 @@ from ...runtime.model.description import Model
 from ...runtime.model.families import Family
 from ...runtime.quantisation import DECODERS, Recipe
 from ...targets.dialect import Dialect
+from .helios import HELIOS_MODULES
 from .tiny_decoder import TINY_MODULES
 from .wan import WAN_MODULES
 
@@ -86,7 +87,9 @@ class FamilyModules(DecoderModules, Protocol):
         ...
 
     def load_transformer(self, checkpoint: Checkpoint, expert: int = 0) -> Sequence[nn.Module]:
-        """The reference of each stage, finest first, in float32: (latent, timestep, text) to velocity, batched.
+        """The reference of each stage, finest first, in float32, batched.
+
+        Each takes a latent, a timestep, and the conditions of `Denoiser.velocity` by name, and gives a velocity.
 
         Of a model of several networks, that of one.
         """
@@ -117,12 +120,12 @@ class FamilyModules(DecoderModules, Protocol):
         checkpoint: Checkpoint,
         experts: Sequence[nn.Module],
         steps: Sequence[StepPlan],
-        latent: NDArray[np.float32],
+        seed: int,
         text: NDArray[np.float32],
         negative: NDArray[np.float32],
         keep: Callable[[Step], None],
     ) -> NDArray[np.float32]:
-        """Sample with that pipeline, from a latent and embeddings; see `Reference.sample`.
+        """Sample with that pipeline, from the runtime's noise and embeddings; see `Reference.sample`.
 
         `experts` are the references of the networks.
         """
@@ -133,7 +136,11 @@ class FamilyModules(DecoderModules, Protocol):
         ...
 
 
-_MODULES: Mapping[str, FamilyModules] = {"wan": WAN_MODULES, "wan2.2-ti2v": WAN_MODULES}
+_MODULES: Mapping[str, FamilyModules] = {
+    "wan": WAN_MODULES,
+    "wan2.2-ti2v": WAN_MODULES,
+    "helios": HELIOS_MODULES,
+}
 
 
 def modules_of(family: Family) -> FamilyModules:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...runtime.chain.kinds import KINDS
 from ...runtime.chain.pyramid import Resolution
+from ...runtime.model.families.wan import WanConfig
 from ...runtime.model.schedules import PAPER_SCHEDULES
 
 __all__ = ["PPF_PATCHES", "model_index", "pyramid_document", "write_json"]
@@ -21,18 +22,25 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
 
 
-def model_index(parts: Collection[str], scheduler: str, **fields: Any) -> dict[str, Any]:
-    """`model_index.json` of a WanPipeline with the given parts, a scheduler of a class, and other fields."""
+def model_index(
+    parts: Collection[str],
+    scheduler: str,
+    *,
+    pipeline: str = "WanPipeline",
+    transformer: str = WanConfig.class_name,
+    **fields: Any,
+) -> dict[str, Any]:
+    """`model_index.json` of a pipeline with the given parts, a scheduler of a class, and other fields."""
     classes = {
         "scheduler": ["diffusers", scheduler],
         "text_encoder": ["transformers", "UMT5EncoderModel"],
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-        "transformer": ["diffusers", "WanTransformer3DModel"],
-        "transformer_2": ["diffusers", "WanTransformer3DModel"],
+        "transformer": ["diffusers", transformer],
+        "transformer_2": ["diffusers", transformer],
         "vae": ["diffusers", "AutoencoderKLWan"],
     }
     listed = {name: value if name in parts else [None, None] for name, value in classes.items()}
-    return {"_class_name": "WanPipeline", "_diffusers_version": "0.39.0", **listed, **fields}
+    return {"_class_name": pipeline, "_diffusers_version": "0.39.0", **listed, **fields}
 
 
 def pyramid_document(kind: str, stages: int, wavelet: str, resolution: Resolution, text_length: int) -> dict[str, Any]:

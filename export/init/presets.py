@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...runtime.chain.pyramid import Resolution
+from ...runtime.model.families.helios import HeliosConfig
+from ...runtime.model.families.wan import WanConfig
 
 __all__ = ["EULER", "PRESETS", "STATISTICS", "Preset", "unipc"]
 
@@ -98,8 +100,11 @@ class Preset:
     scheduler: Mapping[str, Any] = field(default_factory=lambda: EULER)
     boundary: float | None = None
     """Of a model of two transformers: the natural level below which the second one is asked."""
-    expand_timesteps: bool = False
-    """As its `model_index.json` says it."""
+    index: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of its `model_index.json`, beside its parts."""
+    config: type[WanConfig] = WanConfig
+    """Of its transformer."""
+    pipeline: str = "WanPipeline"
 
 
 SMALL = Preset(
@@ -111,6 +116,40 @@ SMALL = Preset(
     text_length=64,
 )
 
+EXPAND = {"expand_timesteps": True}
+
+HELIOS = Preset(
+    WAN_14B,
+    Resolution(33, 384, 640),
+    kind="clocked",
+    dtype="bfloat16",
+    scheduler={"_class_name": "HeliosScheduler", "scheduler_type": "unipc"},
+    index={"is_cfg_zero_star": True, "is_distilled": False},
+    config=HeliosConfig,
+    pipeline="HeliosPyramidPipeline",
+)
+"""As Helios-Mid is sampled."""
+
+DISTILLED: dict[str, Any] = {
+    "scheduler": {
+        "_class_name": "HeliosDMDScheduler",
+        "use_dynamic_shifting": True,
+        "time_shift_type": "linear",
+    },
+    "index": {"is_cfg_zero_star": False, "is_distilled": True},
+}
+"""What Helios-Distilled has in place of it."""
+
+TINY_HELIOS = replace(
+    HELIOS,
+    transformer={**TINY, "rope_dim": (8, 4, 4)},
+    resolution=Resolution(9, 64, 128),
+    vae=SMALL.vae,
+    text=TINY_TEXT,
+    dtype="float32",
+    text_dtype="float32",
+)
+
 PRESETS: Mapping[str, Preset] = {
     "tiny": SMALL,
     "tiny-ti2v": replace(
@@ -119,9 +158,11 @@ PRESETS: Mapping[str, Preset] = {
         vae={**RESIDUAL, "base_dim": 8, "decoder_base_dim": 16, "num_res_blocks": 1},
         kind="plain",
         scheduler=unipc(5.0),
-        expand_timesteps=True,
+        index=EXPAND,
     ),
     "tiny-a14b": replace(SMALL, kind="plain", scheduler=unipc(12.0), boundary=0.875),
+    "tiny-helios": TINY_HELIOS,
+    "tiny-helios-distilled": replace(TINY_HELIOS, **DISTILLED),
     "wan2.1-1.3b": Preset(
         {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960, "num_layers": 30},
         Resolution(81, 448, 832),
@@ -141,10 +182,12 @@ PRESETS: Mapping[str, Preset] = {
         kind="plain",
         dtype="bfloat16",
         scheduler=unipc(5.0),
-        expand_timesteps=True,
+        index=EXPAND,
     ),
     "wan2.2-t2v-a14b": Preset(
         WAN_14B, Resolution(81, 480, 832), kind="plain", dtype="bfloat16", scheduler=unipc(12.0), boundary=0.875
     ),
+    "helios-14b": HELIOS,
+    "helios-14b-distilled": replace(HELIOS, **DISTILLED),
 }
 """By name: tiny models, and the real ones."""

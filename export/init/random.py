@@ -6,17 +6,18 @@ One tensor is held at a time, in pieces of at most 64 MiB, so that the 14B prese
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan
 from transformers import UMT5Config, UMT5EncoderModel
 
-from ...runtime.chain.kinds import KINDS
+from ...runtime.chain.kinds import KINDS, Kind
 from ...runtime.chain.pyramid import Resolution
 from ...runtime.errors import UsageError
-from ...runtime.model.description import parse_model, plain_document
-from ...runtime.model.families import find_family
+from ...runtime.model.description import FORMAT, parse_model, plain_document
+from ...runtime.model.families import Family, find_family
 from ...runtime.model.families.wan import WanConfig
 from ...runtime.model.scheduler import read_scheduler
 from ...runtime.reporter import Reporter
@@ -77,6 +78,8 @@ def write_random(out: Path, model: RandomModel, *, force: bool = False, reporter
         UsageError: the folder is there, or there is no such model.
     """
     facts, kind = model.facts, KINDS[model.kind or model.facts.kind]
+    if kind.clocked != KINDS[facts.kind].clocked or (kind.clocked and model.stages != 3):
+        raise UsageError(f"kind and stages of --random {model.preset} are its scheduler's: leave out --kind, --stages")
     if kind.most_stages == 1 and model.stages not in (1, 3):  # 3 is what nobody asked for
         raise UsageError(f"a {kind.name} model has one stage, found {model.stages}")
     check_new_checkpoint(out, force=force)
@@ -85,15 +88,11 @@ def write_random(out: Path, model: RandomModel, *, force: bool = False, reporter
     with new_checkpoint(out) as folder:
         writer = RandomWriter(model.seed, model.shard_bytes, reporter or Reporter())
         _write_index(folder, model)
-        if kind.most_stages == 1:
-            solver, shift = read_scheduler(folder)
-            document = plain_document(shift, solver, resolution, facts.boundary) | {"text_length": facts.text_length}
-        else:
-            document = pyramid_document(kind.name, model.stages, model.wavelet, resolution, facts.text_length)
+        document = _document(folder, model, family, kind, resolution)
         sizeless = {name: value for name, value in document.items() if name != "resolution"}
         described = parse_model(sizeless | {"wavelet": model.wavelet}, family, config, "checkpoint")
         described.stages(resolution)
-        if kind.most_stages > 1 or model.resolution is not None:
+        if not (kind.clocked or kind.most_stages == 1) or model.resolution is not None:
             write_json(folder / "pyramid.json", document)
         tensors = family.transformer_tensors(config, kind, described.pyramid.patch_sizes)
         for index, name in enumerate(_transformers(facts)):
@@ -105,12 +104,24 @@ def write_random(out: Path, model: RandomModel, *, force: bool = False, reporter
             _write_text(folder, model, writer)
 
 
+def _document(folder: Path, model: RandomModel, family: Family, kind: Kind, resolution: Resolution) -> dict[str, Any]:
+    """What `pyramid.json` says, or would say: of a plain model and one with clocks its scheduler does."""
+    length = model.facts.text_length
+    if kind.clocked:
+        own = family.described(folder) or {}
+        return {"format": FORMAT, **own, "resolution": vars(resolution), "text_length": length}
+    if kind.most_stages == 1:
+        solver, shift = read_scheduler(folder)
+        return plain_document(shift, solver, resolution, model.facts.boundary) | {"text_length": length}
+    return pyramid_document(kind.name, model.stages, model.wavelet, resolution, length)
+
+
 def _transformers(facts: Preset) -> tuple[str, ...]:
     return ("transformer",) if facts.boundary is None else ("transformer", "transformer_2")
 
 
 def _transformer_config(model: RandomModel) -> WanConfig:
-    config = WanConfig(**model.facts.transformer)
+    config = model.facts.config(**model.facts.transformer)
     if model.width is not None:
         if model.width % config.attention_head_dim:
             raise UsageError(f"--width is a multiple of the head size {config.attention_head_dim}, found {model.width}")
@@ -124,9 +135,10 @@ def _write_index(folder: Path, model: RandomModel) -> None:
     components = [*_transformers(facts), "scheduler"]
     components += ["vae"] if model.vae else []
     components += ["text_encoder", "tokenizer"] if model.text_encoder else []
-    fields = {} if facts.boundary is None else {"boundary_ratio": facts.boundary}
-    fields |= {"expand_timesteps": True} if facts.expand_timesteps else {}
-    write_json(folder / "model_index.json", model_index(components, facts.scheduler["_class_name"], **fields))
+    fields: dict[str, Any] = {} if facts.boundary is None else {"boundary_ratio": facts.boundary}
+    classes: dict[str, Any] = {"pipeline": facts.pipeline, "transformer": facts.config.class_name}
+    index = model_index(components, facts.scheduler["_class_name"], **classes, **fields, **facts.index)
+    write_json(folder / "model_index.json", index)
     write_json(folder / "scheduler" / "scheduler_config.json", facts.scheduler)
 
 

@@ -104,9 +104,10 @@ def export_layer(module: nn.Module, program: ExportedProgram) -> tuple[ExportedP
     sizes: dict[str, Any] = {}
     axes: dict[str, dict[int, Any]] = {}
     for index, value in enumerate(values):
-        symbolic = {axis: str(size) for axis, size in enumerate(value.shape) if not isinstance(size, int)}
+        symbolic = {axis: size for axis, size in enumerate(value.shape) if not isinstance(size, int)}
         axes[f"input_{index}"] = {
-            axis: sizes.setdefault(size, Dim(f"size_{len(sizes)}", min=2)) for axis, size in symbolic.items()
+            axis: sizes.setdefault(str(size), Dim(f"size_{len(sizes)}", min=_least(size)))
+            for axis, size in symbolic.items()
         }
     names = {dtype: name for name, dtype in TORCH_DTYPES.items()}
     specs = [
@@ -114,6 +115,11 @@ def export_layer(module: nn.Module, program: ExportedProgram) -> tuple[ExportedP
         for index, value in enumerate(values)
     ]
     return export_program(module, specs, axes if sizes else None), specs
+
+
+def _least(size: Any) -> int:
+    """The least that a symbolic size can be, of which a layer may cut off a fixed part; 2 for smaller ones."""
+    return max(2, int(size.node.shape_env.bound_sympy(size.node.expr).lower))
 
 
 def _hint(size: Any) -> int:

@@ -13,9 +13,11 @@ from torch import nn
 
 from ...runtime.bundle.graphs import GraphSpec, TensorSpec, stage_key
 from ...runtime.chain.plan import StepPlan, single_step
+from ...runtime.chain.sampler import Conditions
 from ...runtime.model.checkpoint import Checkpoint
 from ...runtime.pipeline.pipeline import Pipeline
 from ...runtime.proof.metrics import distance
+from ...runtime.proof.parity import probe_conditions
 from ...runtime.proof.tolerances import tolerances_of
 from ...runtime.proof.trace import Trace
 from ..families import FamilyModules, modules_of
@@ -75,7 +77,7 @@ class _Probe:
     reference: nn.Module
     step: StepPlan
     latent: NDArray[np.float32]
-    text: NDArray[np.float32]
+    conditions: Conditions
 
     @classmethod
     def of(cls, pipeline: Pipeline, checkpoint: Checkpoint, trace: Trace, stage: int) -> "_Probe":
@@ -85,8 +87,8 @@ class _Probe:
         stages = pipeline.bundle.manifest.stages
         step = single_step(pipeline.model.pyramid, stages[stage], trace.probes[index].level)
         reference = family.load_transformer(checkpoint, step.expert)[stage]
-        latent, text = trace.tensor(f"probe.{index}.latent"), trace.tensor("text.0")
-        return cls(pipeline, family, family.block_layers(model), reference, step, latent, text)
+        latent, conditions = trace.tensor(f"probe.{index}.latent"), probe_conditions(model, trace)
+        return cls(pipeline, family, family.block_layers(model), reference, step, latent, conditions)
 
     def compare_blocks(self) -> dict[str, float]:
         """Errors of the residual stream, and of the stage's output."""
@@ -144,7 +146,8 @@ class _Probe:
         handles += [module.register_forward_hook(partial(after, name)) for name, module in watched.items()]
         with torch.no_grad():
             timestep = torch.tensor([self.step.timestep], dtype=torch.float32)
-            self.reference(torch.from_numpy(self.latent)[None], timestep, torch.from_numpy(self.text)[None])
+            given = {name: torch.from_numpy(values)[None] for name, values in self.conditions.items()}
+            self.reference(torch.from_numpy(self.latent)[None], timestep, **given)
         for handle in handles:
             handle.remove()
         return outputs
@@ -160,7 +163,7 @@ class _Probe:
         pipeline = self.pipeline
         engine = pipeline.target.open_model(data, pipeline.bundle.folder, spec, entry.facts, pipeline.graphs.options)
         try:
-            values = engine.run(pipeline.stage_inputs(self.step, self.latent, {"text": self.text}))
+            values = engine.run(pipeline.stage_inputs(self.step, self.latent, self.conditions))
         finally:
             engine.close()
         return {

@@ -31,7 +31,7 @@ def main(folder: str, threads: str, schedule: str, resolution: str) -> None:
     memory = MemoryWatch()
     while True:
         start = time.perf_counter()
-        sample(steps, model.pyramid.taps, reference, text, negative=text, seed=0)
+        sample(steps, model.pyramid.taps, reference, text, negative=text, seed=0, history=model.family.history)
         print(json.dumps({"chain": time.perf_counter() - start, "peak_rss_bytes": memory.resident}), flush=True)
         if not sys.stdin.readline():
             return

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from ...runtime.chain.history import HISTORY
 from ...runtime.chain.noise import generator, standard_normal
 from ...runtime.chain.plan import StepPlan, plan, single_step
 from ...runtime.chain.sampler import Step
@@ -47,6 +48,7 @@ def record_trace(
     decode: bool = True,
     decoder: str | None = None,
     vae_tile: tuple[int, int] | None = None,
+    chunks: int = 1,
     advance: Advance = lambda: None,
 ) -> None:
     """Record a run per prompt and seed, a few probes of each stage, and the VAE on a few frames.
@@ -61,6 +63,7 @@ def record_trace(
         decode: also decode the runs to frames, where the checkpoint has a decoder.
         decoder: the component that decodes them; None: the checkpoint's first decoder.
         vae_tile: height and width in latent pixels of the corner that the VAE is recorded on; None: all of the frame.
+        chunks: how many a run has, of a model that makes videos in chunks.
         advance: called after each evaluation of the reference.
 
     Raises:
@@ -72,20 +75,22 @@ def record_trace(
     tensors: Tensors = {"text.negative": text[-1]}
     probes = _record_probes(tensors, reference, text[0], advance)
     texts = _record_texts(tensors, reference)
-    runs, latents = _record_runs(tensors, reference, list(prompts), text, seeds, schedule, advance)
+    runs = [Run(prompt, seed, schedule, decoded=False, chunks=chunks) for seed in seeds for prompt in prompts]
+    latents = _record_runs(tensors, reference, runs, text, advance)
     decode = decode and used is not None
-    for index, latent in enumerate(latents if decode else ()):
-        tensors[f"run.{index}.frames"] = reference.decode(latent, used)
+    tensors |= {f"run.{index}.frames": reference.decode(x, used) for index, x in enumerate(latents if decode else ())}
     _record_decoders(tensors, reference, latents[0], tile)
-    described = {"negative_prompt": negative_prompt, "texts": texts, "decoder": used}
-    listed = {"probes": [probe.to_json() for probe in probes]}
-    listed["runs"] = [replace(run, decoded=decode).to_json() for run in runs]
-    _save(path, checkpoint, tensors, {**described, **listed})
+    runs = [replace(run, decoded=decode) for run in runs]
+    _save(path, reference, tensors, probes, runs, negative_prompt=negative_prompt, texts=texts, decoder=used)
 
 
-def _save(path: Path, checkpoint: Checkpoint, tensors: Tensors, described: dict[str, Any]) -> None:
+def _save(
+    path: Path, reference: Reference, tensors: Tensors, probes: Sequence[Probe], runs: Sequence[Run], **described: Any
+) -> None:
+    checkpoint = reference.checkpoint
     model = {**checkpoint.model.to_json(), "resolution": str(checkpoint.resolution)}
-    document = {"format": FORMAT, "model": model, **described}
+    listed = {"probes": [probe.to_json() for probe in probes], "runs": [run.to_json() for run in runs]}
+    document = {"format": FORMAT, "model": model, **described, **listed}
     arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     with written_beside(path) as partial:
         save_file(arrays, partial, metadata={"trace": json.dumps(document)})
@@ -101,22 +106,18 @@ def _tile(checkpoint: Checkpoint, asked: tuple[int, int] | None) -> tuple[int, i
 def _record_runs(
     tensors: Tensors,
     reference: Reference,
-    prompts: Sequence[str],
+    runs: Sequence[Run],
     text: NDArray[np.float32],
-    seeds: Sequence[int],
-    schedule: Schedule,
     advance: Advance,
-) -> tuple[list[Run], list[NDArray[np.float32]]]:
-    """A run per seed and prompt, with its latent; the last of the embeddings is the negative prompt's."""
-    checkpoint, runs, latents = reference.checkpoint, list[Run](), list[NDArray[np.float32]]()
-    steps = plan(checkpoint.model.pyramid, checkpoint.resolution, schedule)
-    for seed in seeds:
-        for prompt, embeddings in zip(prompts, text[:-1], strict=True):
-            name = f"run.{len(runs)}"
-            tensors[f"text.{len(runs)}"] = embeddings
-            latents.append(_record_run(tensors, name, reference, steps, (embeddings, text[-1]), seed, advance))
-            runs.append(Run(prompt, seed, schedule, decoded=False))
-    return runs, latents
+) -> list[NDArray[np.float32]]:
+    """The latent of each run; runs take the embeddings in turn, of which the last is the negative prompt's."""
+    checkpoint, latents = reference.checkpoint, list[NDArray[np.float32]]()
+    for index, run in enumerate(runs):
+        steps = plan(checkpoint.model.pyramid, checkpoint.resolution, run.schedule, run.chunks)
+        embeddings = tensors[f"text.{index}"] = text[index % (len(text) - 1)]
+        texts = embeddings, text[-1]
+        latents.append(_record_run(tensors, f"run.{index}", reference, steps, texts, run.seed, advance))
+    return latents
 
 
 def _record_decoders(
@@ -131,12 +132,17 @@ def _record_decoders(
 
 def _record_probes(tensors: Tensors, reference: Reference, text: NDArray[np.float32], advance: Advance) -> list[Probe]:
     model, probes, noise = reference.checkpoint.model, list[Probe](), generator(0)
+    conditions, history = {"text": text}, model.family.history
+    if history is not None:
+        finest = model.stages(reference.checkpoint.resolution)[0].latent
+        past = standard_normal(generator(1), (finest[0], history.frames, *finest[2:]))
+        conditions[HISTORY] = tensors["probe.history"] = past
     for stage in model.stages(reference.checkpoint.resolution):
         for place in PROBES:
             level = stage.noisy + place * (stage.clean - stage.noisy)
             step, latent = single_step(model.pyramid, stage, level), standard_normal(noise, stage.latent)
             tensors[f"probe.{len(probes)}.latent"] = latent
-            tensors[f"probe.{len(probes)}.velocity"] = reference.velocity(step, latent, {"text": text})
+            tensors[f"probe.{len(probes)}.velocity"] = reference.velocity(step, latent, conditions)
             probes.append(Probe(stage.index, level))
             advance()
     return probes

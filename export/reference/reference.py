@@ -1,6 +1,6 @@
 """The PyTorch reference: the family's own modules in the engine's place of the runtime's chain."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,10 +8,10 @@ import torch
 from diffusers.video_processor import VideoProcessor
 from numpy.typing import NDArray
 
-from ...runtime.chain.noise import generator
 from ...runtime.chain.plan import StepPlan
-from ...runtime.chain.sampler import Conditions, Step, initial_latent, sample
+from ...runtime.chain.sampler import Conditions, Step, sample
 from ...runtime.model.checkpoint import Checkpoint
+from ...runtime.pipeline.chunks import decode_chunks, split
 from ..families import DecoderModules, decoder_modules, modules_of
 
 __all__ = ["Reference"]
@@ -57,9 +57,8 @@ class Reference:
             The latent after the last step [C, T, H, W].
         """
         if self.modules.follows_pipeline(self.checkpoint, steps):
-            latent = initial_latent(steps, generator(seed))
             experts = [self.stages_of(expert)[0] for expert in range(self.checkpoint.model.experts)]
-            return self.modules.run_pipeline(self.checkpoint, experts, steps, latent, text, negative, keep)
+            return self.modules.run_pipeline(self.checkpoint, experts, steps, seed, text, negative, keep)
         taps = self.checkpoint.model.pyramid.taps
         conditions, unconditional = {"text": text}, {"text": negative}
         return sample(
@@ -70,6 +69,7 @@ class Reference:
             negative=unconditional,
             seed=seed,
             callback=keep,
+            history=self.checkpoint.model.family.history,
         )
 
     @property
@@ -96,20 +96,27 @@ class Reference:
         velocity: torch.Tensor = self.stages_of(step.expert)[step.stage.index](
             torch.from_numpy(latent)[None],
             torch.tensor([step.timestep], dtype=torch.float32),
-            torch.from_numpy(conditions["text"])[None],
+            **{name: torch.from_numpy(values)[None] for name, values in conditions.items()},
         )
         return velocity[0].numpy()
 
     def decode(self, latent: NDArray[np.float32], decoder: str | None = None) -> NDArray[np.uint8]:
         """Frames [T, H, W, 3] of a latent [C, T, H, W], by diffusers' post-processing; see `decoder`."""
-        video = torch.from_numpy(self.decode_float(latent, decoder)).transpose(0, 1)[None]
+        model, resolution = self.checkpoint.model, self.checkpoint.resolution
+        chunks = split(latent, model, resolution)
+
+        def decoded(chunk: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+            yield self.decode_float(chunk, decoder)
+
+        pieces = decode_chunks(chunks, len(chunks), model, resolution, decoded)
+        video = torch.from_numpy(np.concatenate(list(pieces))).transpose(0, 1)[None]
         scale = self.checkpoint.model.pyramid.geometry.spatial
         frames = VideoProcessor(vae_scale_factor=scale).postprocess_video(video, output_type="np")[0]
         return np.asarray((frames * 255).round(), np.uint8)
 
     @torch.no_grad()
     def decode_float(self, latent: NDArray[np.float32], decoder: str | None = None) -> NDArray[np.float32]:
-        """Frames [T, 3, H, W] in -1 … 1 of a latent [C, T, H, W]; see `decoder`."""
+        """Frames [T, 3, H, W] in -1 … 1 of a latent [C, T, H, W], of one chunk; see `decoder`."""
         name = decoder or self._first_decoder
         video = self._decoder_modules(name).decode(self.decoder(name), torch.from_numpy(latent))
         return np.ascontiguousarray(video.transpose(0, 1).numpy())

@@ -25,6 +25,8 @@ class Kind:
     """The rule that spaces a schedule's levels: a name of `schedules.SPACINGS`."""
     schedule_axes: int | None
     """Axes whose gain spaces schedules; None: those that are halved."""
+    clocked: bool = False
+    """Stages have clocks of their own: see `clock.Clock`."""
 
     def timestep(self, level: float) -> float:
         """What the network is conditioned on at a natural level: 1000·ς, not rounded."""
@@ -43,6 +45,17 @@ KINDS: Mapping[str, Kind] = {
             most_stages=8,
             spacing="stages",
             schedule_axes=None,
+        ),
+        Kind(
+            "clocked",
+            halves=True,
+            own_patch_layers=False,
+            resizes=False,
+            first_frame_embedding=False,
+            most_stages=8,
+            spacing="clocks",
+            schedule_axes=None,
+            clocked=True,
         ),
         Kind(
             "ppf",

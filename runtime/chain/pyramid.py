@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ..errors import UsageError
+from .clock import Clock
 from .kinds import Kind
-from .levels import down, gain
+from .levels import down, gain, up
 from .wavelets import Taps
 
 __all__ = ["AXES", "FrameGroup", "Geometry", "Pyramid", "Resolution", "Stage"]
@@ -104,6 +105,14 @@ class Stage:
         """Length of the sequence."""
         return math.prod(self.grid)
 
+    @property
+    def whole(self) -> tuple[int, int, int, int]:
+        """Shape [C, T, H, W] of the finest stage's latent, whose frames are all halved alike, or not at all."""
+        axes = self.groups[-1].axes
+        channels, *sizes = self.latent
+        t, h, w = (size << self.index if axis in axes else size for axis, size in zip((1, 2, 3), sizes, strict=True))
+        return channels, t, h, w
+
 
 @dataclass(frozen=True)
 class Pyramid:
@@ -125,6 +134,8 @@ class Pyramid:
     geometry: Geometry = Geometry()
     boundary: float | None = None
     """Of a model of two networks: the timestep, over 1000, below which the second one evaluates (Wan2.2-A14B)."""
+    clock: Clock | None = None
+    """Of stages that have one of their own."""
 
     def __post_init__(self) -> None:
         """Check what later code relies on."""
@@ -132,6 +143,12 @@ class Pyramid:
         increasing = all(a < b for a, b in zip(levels, (*levels[1:], 1.0), strict=True))
         if not levels or levels[0] != 0 or not increasing:
             raise UsageError(f"clean levels start at 0 and increase, below 1, finest stage first; found {list(levels)}")
+        if (self.clock is not None) != self.kind.clocked:
+            raise UsageError(f"a {self.kind.name} model has {'a' if self.kind.clocked else 'no'} clock of its stages")
+        if self.clock is not None:
+            self.clock.check(len(levels))
+            if self.first_frame_apart or self.boundary is not None:
+                raise UsageError("stages with clocks take all frames alike, and one network: first_frame is joint")
 
     @property
     def depth(self) -> int:
@@ -141,6 +158,39 @@ class Pyramid:
     def bounds(self, index: int) -> tuple[float, float]:
         """Natural levels ς_n and ς_c, at which a stage starts and ends."""
         return (*self.clean_levels, 1.0)[index + 1], self.clean_levels[index]
+
+    def rho(self, index: int, level: float) -> float:
+        """ρ of a natural level in a stage: 1 where it starts, 0 where it ends, linear in its global level."""
+        k = self.schedule_gain**index
+        noisy, clean = (down(k, bound) for bound in self.bounds(index))
+        return (down(k, level) - clean) / (noisy - clean)
+
+    def level(self, index: int, rho: float) -> float:
+        """The natural level of a ρ: the inverse of `rho`."""
+        k = self.schedule_gain**index
+        noisy, clean = (down(k, bound) for bound in self.bounds(index))
+        return up(k, clean + rho * (noisy - clean))
+
+    def timestep(self, index: int, level: float) -> float:
+        """What the network is told of a natural level in a stage."""
+        return self.kind.timestep(level) if self.clock is None else self.clock.timestep(index, self.rho(index, level))
+
+    def shifted(self, index: int, level: float, tokens: int) -> float:
+        """A schedule's natural level in a stage, moved as the clock moves it after a stage of so many tokens."""
+        if self.clock is None:
+            return level
+        return self.level(index, self.clock.shifted(self.rho(index, level), tokens))
+
+    def sigmas(self, stage: "Stage", level: float, after: float) -> tuple[tuple[float, float], ...]:
+        """What a velocity is the derivative by, of each frame group, at a natural level and at the next.
+
+        The group's global level at the stage's scale, or ρ where stages have clocks.
+        """
+        if self.clock is not None:
+            return tuple((self.rho(stage.index, level), self.rho(stage.index, after)) for _ in stage.groups)
+        return tuple(
+            (group.global_level(stage.index, level), group.global_level(stage.index, after)) for group in stage.groups
+        )
 
     def expert(self, timestep: float) -> int:
         """Index of the network that evaluates a timestep, as diffusers' `WanPipeline` chooses it."""

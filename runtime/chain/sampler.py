@@ -1,31 +1,46 @@
 """The sampling chain: a fold over the steps of a plan, from noise to the finest stage's clean latent."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
+from .guidance import GUIDANCES
+from .history import HISTORY, History
 from .noise import generator, standard_normal
 from .plan import StepPlan
 from .resample import upsample_and_renoise
 from .wavelets import Taps
 
-__all__ = ["Conditions", "Denoiser", "Step", "floats", "guided_velocity", "initial_latent", "sample", "transition"]
+__all__ = [
+    "Conditions",
+    "Denoiser",
+    "Step",
+    "floats",
+    "guided_velocity",
+    "initial_latent",
+    "sample",
+    "sample_chunks",
+    "told_of",
+    "transition",
+]
 
 Latent = NDArray[np.float32]
 
 Conditions = Mapping[str, NDArray[np.float32]]
-"""What a stage is conditioned on beside its timestep, by the name of the graph's input: `text` [text length, width]."""
+"""What a stage is conditioned on beside its timestep, by the name of the graph's input: `text` [text length, width],
+and `history` [C, frames, H, W] of a model that makes videos in chunks."""
 
 
 class Denoiser(Protocol):
     """What evaluates a stage: an engine, or the PyTorch reference."""
 
     def velocity(self, step: StepPlan, latent: Latent, conditions: Conditions) -> Latent:
-        """d x / d σ of the stage's own global level, per frame group.
+        """d x / d σ of the stage's own global level, per frame group; d x / d ρ where stages have clocks.
 
         Args:
             step: the step whose stage, expert and timestep are evaluated.
@@ -75,11 +90,13 @@ def floats(values: NDArray[np.floating[Any]], shape: tuple[int, ...], what: str)
 def guided_velocity(
     denoiser: Denoiser, step: StepPlan, latent: Latent, conditions: Conditions, negative: Conditions | None
 ) -> Latent:
-    """v_uncond + s·(v_cond - v_uncond), or v_cond where the step is not guided (classifier-free guidance).
+    """The velocity of a step: guided as it says, or v_cond where it is not guided.
 
     Raises:
         UsageError: the step is guided, and there are no negative conditions.
     """
+    if step.zeroed:
+        return np.zeros_like(latent)
     velocity = denoiser.velocity(step, latent, conditions)
     if not step.guided:
         return velocity
@@ -89,7 +106,21 @@ def guided_velocity(
             "give them, or sample with guidance scale 1"
         )
     unconditional = denoiser.velocity(step, latent, negative)
-    return unconditional + np.float32(step.guidance_scale) * (velocity - unconditional)
+    return GUIDANCES[step.guidance.name](velocity, unconditional, step.guidance_scale)
+
+
+def told_of(conditions: Conditions, history: History | None, past: Latent | None, step: StepPlan) -> Conditions:
+    """Conditions with what a chunk is told of those before it, of a model that makes videos in chunks.
+
+    Args:
+        conditions: of a prompt.
+        history: what is told.
+        past: the latents of all chunks before [C, T, H, W].
+        step: one of the chunk's.
+    """
+    if history is None:
+        return conditions
+    return {**conditions, HISTORY: history.of(past, step.stage.whole)}
 
 
 def transition(taps: Taps, step: StepPlan, latent: Latent, noise: np.random.Generator) -> Latent:
@@ -98,7 +129,8 @@ def transition(taps: Taps, step: StepPlan, latent: Latent, noise: np.random.Gene
         return latent
     groups = [
         upsample_and_renoise(latent[:, group.frames], sigma, taps, group.axes, noise)
-        for group, (_, sigma) in zip(step.stage.groups, step.sigmas, strict=True)
+        for group in step.stage.groups
+        for sigma in [group.global_level(step.stage.index, step.next_level)]
     ]
     return np.concatenate(groups, axis=1)
 
@@ -113,8 +145,34 @@ def sample(
     seed: int = 0,
     latents: Latent | None = None,
     callback: Callable[[Step], None] | None = None,
+    history: History | None = None,
 ) -> Latent:
-    """Run the chain.
+    """Run the chain; see `sample_chunks`.
+
+    Returns:
+        Latent of stage 0 [C, T, H, W], float32, normalised as the transformer sees it: all chunks, joined in time.
+
+    Raises:
+        UsageError: guidance without negative conditions, or a latent of another shape.
+    """
+    how: dict[str, Any] = {"negative": negative, "seed": seed, "latents": latents, "callback": callback}
+    return np.concatenate(list(sample_chunks(steps, taps, denoiser, conditions, **how, history=history)), axis=1)
+
+
+def sample_chunks(
+    steps: Sequence[StepPlan],
+    taps: Taps,
+    denoiser: Denoiser,
+    conditions: Conditions,
+    *,
+    negative: Conditions | None = None,
+    seed: int = 0,
+    latents: Latent | None = None,
+    callback: Callable[[Step], None] | None = None,
+    history: History | None = None,
+    past: Latent | None = None,
+) -> Iterator[Latent]:
+    """Run the chain for one chunk after the other.
 
     Args:
         steps: the plan of the run; see `plan`.
@@ -123,23 +181,47 @@ def sample(
         conditions: what the prompt conditions a stage on.
         negative: those of the negative prompt; needed when a step is guided.
         seed: the seed of all noise in the run.
-        latents: initial latent in place of the first draw, which is made all the same: the noise of the
-            transitions depends on the seed alone.
+        latents: initial latent of the first chunk in place of the first draw, which is made all the same: the noise of
+            the transitions depends on the seed alone.
         callback: called after each step.
+        history: what a chunk is told of those before it.
+        past: latents of the first chunks [C, T, H, W], where these are known: the run goes on after them.
 
-    Returns:
-        Latent of stage 0 [C, T, H, W], float32, normalised as the transformer sees it.
+    Yields:
+        The latent of each chunk that is made, of stage 0 [C, T, H, W].
 
     Raises:
         UsageError: guidance without negative conditions, or a latent of another shape.
     """
-    noise = generator(seed)
+    made = 0 if past is None else past.shape[1] // steps[-1].stage.latent[1]
+    for chunk, own in groupby(steps, lambda step: step.chunk):
+        if chunk < made:
+            continue
+        mine = tuple(own)
+        told = told_of(conditions, history, past, mine[0])
+        untold = None if negative is None else told_of(negative, history, past, mine[0])
+        first = latents if chunk == 0 else None
+        x = _sample_chunk(mine, taps, denoiser, (told, untold), generator(seed, chunk), first, callback)
+        past = x if past is None else np.concatenate([past, x], axis=1)
+        yield x
+
+
+def _sample_chunk(
+    steps: Sequence[StepPlan],
+    taps: Taps,
+    denoiser: Denoiser,
+    conditions: tuple[Conditions, Conditions | None],
+    noise: np.random.Generator,
+    latents: Latent | None,
+    callback: Callable[[Step], None] | None,
+) -> Latent:
+    """From noise to a latent of stage 0; conditions are those of the prompt and of the negative one."""
     x = initial_latent(steps, noise)
     if latents is not None:
         x = floats(latents, x.shape, "initial latents [C, T, H, W]")
     solver = steps[0].solver.start()
     for step in steps:
-        velocity = guided_velocity(denoiser, step, x, conditions, negative)
+        velocity = guided_velocity(denoiser, step, x, *conditions)
         before, x = x, solver(step, x, velocity, noise)
         if callback is not None:
             callback(Step(step, velocity, x, before))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ..errors import UsageError
+from .guidance import PLAIN_GUIDANCE, Guidance
 from .levels import down, up
 from .pyramid import Pyramid
 from .solvers import EULER, SolverChoice
@@ -42,6 +43,13 @@ class Schedule:
     """The run starts from σ_0·ε, at a first level below 1, in place of pure noise."""
     guidance_scale_2: float | None = None
     """Of the second network, of a model of two; None: as the first one's."""
+    guidance: Guidance = PLAIN_GUIDANCE
+    first_chunk: Levels = ()
+    """Levels of the first chunk, where it has others than those after it."""
+
+    def levels_of(self, chunk: int) -> Levels:
+        """Levels of a chunk."""
+        return self.first_chunk if chunk == 0 and self.first_chunk else self.levels
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -101,9 +109,18 @@ def _sigma_spacing(pyramid: Pyramid, steps: Sequence[int], shift: float, solver:
     return (solver.facts.sigmas(steps[0], shift),)
 
 
+def _clock_spacing(pyramid: Pyramid, steps: Sequence[int], shift: float, solver: SolverChoice) -> Levels:
+    """Natural levels of the solver's ρ in each stage; the clock has a shift of its own, and not that of a schedule."""
+    return tuple(
+        tuple(pyramid.level(index, rho) for rho in solver.facts.times(n))
+        for index, n in zip(reversed(range(pyramid.depth)), steps, strict=True)
+    )
+
+
 SPACINGS: Mapping[str, Callable[[Pyramid, Sequence[int], float, SolverChoice], Levels]] = {
     "stages": _stage_spacing,
     "sigmas": _sigma_spacing,
+    "clocks": _clock_spacing,
 }
 """The rules that space levels, by name."""
 
@@ -111,7 +128,8 @@ SPACINGS: Mapping[str, Callable[[Pyramid, Sequence[int], float, SolverChoice], L
 def explicit_levels(pyramid: Pyramid, levels: Sequence[Sequence[float]], *, scaled_start: bool = False) -> Levels:
     """Validated levels, per stage, coarsest first. The first of a stage is ς_n, and may be left out.
 
-    With a scaled start the first of all is where the run begins, and is there.
+    With a scaled start the first of all is where the run begins, and is there; where stages have clocks, the first of
+    each is what it says.
 
     Raises:
         UsageError: levels don't decrease, or leave their stage's range.
@@ -119,18 +137,17 @@ def explicit_levels(pyramid: Pyramid, levels: Sequence[Sequence[float]], *, scal
     if len(levels) != pyramid.depth:
         raise UsageError(f"expected levels for {pyramid.depth} stage(s), coarsest first; found {len(levels)} list(s)")
     return tuple(
-        _stage_levels(
-            index,
-            *pyramid.bounds(index),
-            [float(level) for level in group],
-            scaled_start and index + 1 == pyramid.depth,
-        )
+        _stage_levels(pyramid, index, [float(level) for level in group], scaled_start and index + 1 == pyramid.depth)
         for index, group in zip(reversed(range(pyramid.depth)), levels, strict=True)
     )
 
 
-def _stage_levels(index: int, noisy: float, clean: float, levels: list[float], free: bool) -> tuple[float, ...]:
-    if not levels or (levels[0] < noisy - SNAP and not free):
+def _stage_levels(pyramid: Pyramid, index: int, levels: list[float], free: bool) -> tuple[float, ...]:
+    noisy, clean = pyramid.bounds(index)
+    if pyramid.clock is not None:
+        if not levels:
+            raise UsageError(f"expected at least one level for stage {index}, which has a clock; found none")
+    elif not levels or (levels[0] < noisy - SNAP and not free):
         levels = [noisy, *levels]
     elif abs(levels[0] - noisy) <= SNAP:
         levels = [noisy, *levels[1:]]

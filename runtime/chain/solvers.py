@@ -6,6 +6,7 @@ diffusers, and what the network is told of a level.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..documents import Fields
 from ..errors import UsageError
+from .clock import clock_times
 from .levels import up
 from .noise import standard_normal
 from .unipc import NEAR_NOISE, UniPC
@@ -20,7 +22,7 @@ from .unipc import NEAR_NOISE, UniPC
 if TYPE_CHECKING:
     from .plan import StepPlan
 
-__all__ = ["EULER", "SOLVERS", "Solver", "SolverChoice", "euler", "flow_sigmas", "renoise", "train_sigmas"]
+__all__ = ["EULER", "SOLVERS", "Dmd", "Solver", "SolverChoice", "euler", "flow_sigmas", "renoise", "train_sigmas"]
 
 Latent = NDArray[np.float32]
 
@@ -53,6 +55,28 @@ def renoise(step: "StepPlan", latent: Latent, velocity: Latent, noise: np.random
         clean = latent[:, frames] - number(sigma) * velocity[:, frames]
         out[:, frames] = number(1 - after) * clean + number(after) * fresh[:, frames]
     return out
+
+
+class Dmd:
+    """x0 = x - ρ·v, then (1 - ρ')·x0 + ρ'·(what the stage started from), as diffusers' `HeliosDMDScheduler`.
+
+    The noise that is put back is the stage's own, and none is drawn; σ takes ρ's place where stages have no clocks.
+    """
+
+    def __init__(self) -> None:
+        """The solver of one run."""
+        self._start: Latent | None = None
+
+    def __call__(self, step: "StepPlan", latent: Latent, velocity: Latent, noise: np.random.Generator) -> Latent:
+        """The latent [C, T, H, W] after a step."""
+        if step.position == 0 or self._start is None:
+            self._start = latent
+        out = np.empty_like(latent)
+        for group, (rho, after) in zip(step.stage.groups, step.sigmas, strict=True):
+            frames, number = group.frames, latent.dtype.type
+            clean = latent[:, frames] - number(rho) * velocity[:, frames]
+            out[:, frames] = number(1 - after) * clean + number(after) * self._start[:, frames]
+        return out
 
 
 def train_sigmas(n: int, shift: float) -> tuple[float, ...]:
@@ -93,6 +117,8 @@ class SolverFacts:
     """Of a run; its options are arguments."""
     sigmas: Callable[[int, float], tuple[float, ...]]
     """Levels of a number of steps and a shift, in diffusers' scheduler of it."""
+    times: Callable[[int], tuple[float, ...]] = clock_times
+    """ρ of a number of steps, in a stage that has a clock."""
     conditioned: Callable[[float], float] = _natural
     """The level that the network is told of, from the one that the step starts at."""
     options: Mapping[str, _Option] = field(default_factory=dict)
@@ -105,14 +131,15 @@ SOLVERS: Mapping[str, SolverFacts] = {
     "unipc": SolverFacts(
         UniPC,
         flow_sigmas,
-        _truncated,
-        {
+        conditioned=_truncated,
+        options={
             "order": _Option(2, "1, 2 or 3", lambda v: type(v) is int and 1 <= v <= 3),
             "variant": _Option("bh2", "bh1 or bh2", lambda v: v in ("bh1", "bh2")),
             "lower_order_final": _Option(True, "true or false", lambda v: isinstance(v, bool)),
         },
     ),
     "renoise": SolverFacts(lambda: renoise, train_sigmas, draws=True),
+    "dmd": SolverFacts(Dmd, train_sigmas, partial(clock_times, without_last=True)),
 }
 """By name."""
 

@@ -11,7 +11,7 @@ from ..chain.pyramid import Resolution
 from ..documents import Fields, read_json
 from ..dtypes import DTYPES, WEIGHT_DTYPES
 from ..errors import UsageError
-from .description import Model, parse_model, parse_resolution, plain_document
+from .description import FORMAT, Model, parse_model, parse_resolution, plain_document
 from .families import DecoderConfig, Family, TinyDecoderConfig, TransformerConfig, find_family
 from .safetensors import TensorEntry, read_header, read_tensors
 from .scales import fold_scales
@@ -205,6 +205,9 @@ def read_family(folders: Mapping[str, Path]) -> tuple[Family, TransformerConfig]
 
 def _plain(folder: Path, family: Family) -> dict[str, Any]:
     """What the `pyramid.json` of a folder without one would say."""
+    described = family.described(folder)
+    if described is not None:
+        return {"format": FORMAT, "resolution": vars(family.plain_resolution), **described}
     solver, shift = read_scheduler(folder)
     return plain_document(shift, solver, family.plain_resolution, read_boundary(folder))
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..chain.clock import Clock
 from ..chain.kinds import KINDS, Kind
 from ..chain.levels import default_clean_levels, gain
 from ..chain.pyramid import Pyramid, Resolution, Stage
@@ -16,7 +17,7 @@ from .families import DecoderConfig, Family, TransformerConfig
 from .preview import PreviewMap
 from .schedules import PAPER_SCHEDULES, ScheduleEntry, parse_schedules, plain_schedules
 
-__all__ = ["Model", "bare_model", "parse_model", "parse_resolution", "plain_document"]
+__all__ = ["FORMAT", "Model", "bare_model", "parse_model", "parse_resolution", "plain_document"]
 
 FORMAT = 1
 
@@ -94,6 +95,11 @@ class Model:
         return schedule if guidance_scale_2 is None else replace(schedule, guidance_scale_2=guidance_scale_2)
 
     @property
+    def telling_chunks(self) -> int:
+        """Chunks of a run that shows all that the model does: two, one with a history, where there are histories."""
+        return 1 if self.family.history is None else 2
+
+    @property
     def experts(self) -> int:
         """Networks that the transformer consists of, each for a range of noise levels."""
         return 1 if self.pyramid.boundary is None else 2
@@ -103,7 +109,7 @@ class Model:
         if levels is not None:
             if name is not None:
                 raise UsageError("give a schedule by name or by levels, not both")
-            return "levels", replace(default, steps=(), levels=tuple(map(tuple, levels)))
+            return "levels", replace(default, steps=(), levels=tuple(map(tuple, levels)), amplified=False)
         label = self.default_schedule if name is None else name
         if label in self.schedules:
             return label, self.schedules[label]
@@ -118,6 +124,7 @@ class Model:
         pyramid = self.pyramid
         optional = {} if self.preview is None else {"preview_rgb": self.preview.to_json()["rgb"]}
         optional |= {} if pyramid.boundary is None else {"boundary_ratio": pyramid.boundary}
+        optional |= {} if pyramid.clock is None else {"clock": pyramid.clock.to_json()}
         return optional | {
             "format": FORMAT,
             "kind": pyramid.kind.name,
@@ -149,6 +156,7 @@ FIELDS = (
     "patch_sizes",
     "preview_rgb",
     "boundary_ratio",
+    "clock",
 )
 
 
@@ -196,7 +204,8 @@ def _parse_pyramid(fields: Fields, wavelet: str | list[float], family: Family, c
         most = "1" if kind.most_stages == 1 else f"at most {kind.most_stages}"
         raise fields.wrong("stages", f"{most} for a {kind.name} model")
     axes = fields.text("axes", "THW", choices=("T", "H", "W", "TH", "TW", "HW", "THW")) if kind.halves else ""
-    first = fields.text("first_frame", "separate", choices=("separate", "joint"))
+    apart = "joint" if kind.clocked else "separate"
+    first = fields.text("first_frame", apart, choices=("separate", "joint"))
     nominal_gain = gain(len(axes) if kind.schedule_axes is None else kind.schedule_axes)
     clean_levels = fields.numbers("clean_levels", default_clean_levels(depth, nominal_gain))
     if len(clean_levels) != depth:
@@ -210,7 +219,13 @@ def _parse_pyramid(fields: Fields, wavelet: str | list[float], family: Family, c
         first_frame_apart=kind.halves and first == "separate",
         geometry=family.geometry(config),
         boundary=_boundary(fields),
+        clock=_clock(fields, depth),
     )
+
+
+def _clock(fields: Fields, depth: int) -> Clock | None:
+    document = fields.document.get("clock")
+    return None if document is None else Clock.from_json(document, depth, f"{fields.source}: clock")
 
 
 def _boundary(fields: Fields) -> float | None:

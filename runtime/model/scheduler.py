@@ -9,7 +9,7 @@ from ..chain.solvers import EULER, SolverChoice
 from ..documents import Fields, read_json
 from ..errors import UsageError
 
-__all__ = ["SCHEDULERS", "read_boundary", "read_scheduler", "scheduler_class"]
+__all__ = ["SCHEDULERS", "check_fixed", "read_boundary", "read_scheduler", "scheduler_class", "unipc_of"]
 
 DEFAULT_SHIFT = 5.0
 """Where there is no scheduler."""
@@ -37,7 +37,12 @@ _VARIANTS = {name: name if name == "bh1" else "bh2" for name in ("bh1", "bh2", "
 """By diffusers' `solver_type`, which takes the last three for bh2."""
 
 
-def _unipc(fields: Fields, source: str) -> SolverChoice:
+def unipc_of(fields: Fields, source: str) -> SolverChoice:
+    """UniPC with the options of a scheduler's configuration.
+
+    Raises:
+        UsageError: one is none that UniPC has.
+    """
     return SolverChoice.of(
         "unipc",
         source,
@@ -57,7 +62,7 @@ SCHEDULERS: Mapping[str, _Scheduler] = {
     "UniPCMultistepScheduler": _Scheduler(
         "flow_shift",
         1.0,
-        _unipc,
+        unipc_of,
         {
             **_COMMON,
             "prediction_type": ("epsilon", "flow_prediction"),
@@ -114,11 +119,27 @@ def read_scheduler(folder: Path) -> tuple[SolverChoice, float]:
             "choose one with a schedule in pyramid.json"
         )
     scheduler = SCHEDULERS[name]
-    for field, (default, supported) in scheduler.fixed.items():
+    check_fixed(fields, name, scheduler.fixed)
+    return scheduler.solver(fields, str(file)), fields.number(scheduler.shift, scheduler.default_shift)
+
+
+def check_fixed(fields: Fields, name: str, fixed: Mapping[str, tuple[Any, Any]]) -> None:
+    """Refuse fields of a scheduler that are not the one value that is supported.
+
+    Args:
+        fields: its configuration.
+        name: of its class.
+        fixed: by field the class's default, and that value.
+
+    Raises:
+        UsageError: there is such a field.
+    """
+    for field, (default, supported) in fixed.items():
         found = fields.document.get(field, default)
         if found != supported:
-            raise UsageError(f"{file}: {name} with {field} {found!r:.60} has no solver here: expected {supported!r}")
-    return scheduler.solver(fields, str(file)), fields.number(scheduler.shift, scheduler.default_shift)
+            raise UsageError(
+                f"{fields.source}: {name} with {field} {found!r:.60} has no solver here: expected {supported!r}"
+            )
 
 
 def read_boundary(folder: Path) -> float | None:

@@ -4,13 +4,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..chain.guidance import CLASSIFIER_FREE, GUIDANCES, PLAIN_GUIDANCE, Guidance
 from ..chain.pyramid import Pyramid
 from ..chain.schedules import MAX_GUIDANCE, Schedule, explicit_levels, spaced_levels
 from ..chain.solvers import EULER, SolverChoice, train_sigmas
 from ..documents import Fields, is_number
 from ..errors import UsageError
 
-__all__ = ["PAPER_SCHEDULES", "ScheduleEntry", "parse_schedules", "plain_schedules", "read_guidance"]
+__all__ = [
+    "PAPER_SCHEDULES",
+    "ScheduleEntry",
+    "guidance_json",
+    "parse_schedules",
+    "plain_schedules",
+    "read_guidance",
+    "read_guidance_kind",
+]
 
 PAPER_SCHEDULES = {
     "2-2-1": {"steps": [2, 2, 1], "guidance_scale": 1.0},
@@ -33,6 +42,20 @@ WAN_A14B: dict[str, Any] = {"steps": [40], "guidance_scale": 4.0, "guidance_scal
 """How Wan2.2-T2V-A14B's own script samples."""
 
 
+FIELDS = (
+    "steps",
+    "levels",
+    "shift",
+    "guidance_scale",
+    "guidance_scale_2",
+    "guidance",
+    "zeroed_steps",
+    "amplify_first_chunk",
+    "solver",
+    "start",
+)
+
+
 @dataclass(frozen=True)
 class ScheduleEntry:
     """A schedule as it is written; resolved for a pyramid by `schedule`."""
@@ -46,6 +69,9 @@ class ScheduleEntry:
     """The run starts from σ_0·ε at the first of its levels, in place of pure noise."""
     guidance_scale_2: float | None = None
     """See `Schedule.guidance_scale_2`."""
+    guidance: Guidance = PLAIN_GUIDANCE
+    amplified: bool = False
+    """The first chunk, of a model that makes videos in chunks, has twice the steps."""
 
     @classmethod
     def from_json(cls, document: Any, source: str) -> "ScheduleEntry":
@@ -55,7 +81,7 @@ class ScheduleEntry:
             UsageError: a field is missing, unknown or impossible.
         """
         entry = Fields(document, source)
-        entry.only(("steps", "levels", "shift", "guidance_scale", "guidance_scale_2", "solver", "start"))
+        entry.only(FIELDS)
         guidance, shift = read_guidance(entry), entry.number("shift", 5.0)
         if {"levels", "steps"} <= entry.document.keys():
             raise UsageError(f"{entry.source}: expected steps or levels, found both")
@@ -63,13 +89,24 @@ class ScheduleEntry:
         scaled = entry.text("start", "noise", choices=("noise", "scaled")) == "scaled"
         if scaled and "levels" not in entry.document:
             raise entry.wrong("start", "noise: a scaled start needs levels, the first of which it starts at")
+        how = read_guidance_kind(entry)
+        amplified = entry.get("amplify_first_chunk", "true or false", lambda v: isinstance(v, bool), False)
         if "levels" in entry.document:
+            if amplified:
+                raise entry.wrong("amplify_first_chunk", "false: it is steps that are doubled, not levels")
             levels = entry.get("levels", "a list of natural levels per stage, coarsest first", _are_levels)
             return cls(
-                (), tuple(tuple(map(float, group)) for group in levels), shift, guidance[0], solver, scaled, guidance[1]
+                (),
+                tuple(tuple(map(float, group)) for group in levels),
+                shift,
+                guidance[0],
+                solver,
+                scaled,
+                guidance[1],
+                how,
             )
         steps = entry.get("steps", "steps per stage, coarsest first, from 1 to 9999 each", _are_steps)
-        return cls(tuple(steps), (), shift, guidance[0], solver, guidance_scale_2=guidance[1])
+        return cls(tuple(steps), (), shift, guidance[0], solver, False, guidance[1], how, amplified)
 
     def to_json(self) -> dict[str, Any]:
         """The document that `from_json` reads."""
@@ -79,7 +116,8 @@ class ScheduleEntry:
         start = {"start": "scaled"} if self.scaled_start else {}
         common = {"shift": self.shift, "guidance_scale": self.guidance_scale, "solver": self.solver.to_json()}
         second = {} if self.guidance_scale_2 is None else {"guidance_scale_2": self.guidance_scale_2}
-        return {**how, **common, **second, **start}
+        first = {"amplify_first_chunk": True} if self.amplified else {}
+        return {**how, **common, **second, **guidance_json(self.guidance), **first, **start}
 
     def schedule(self, name: str, pyramid: Pyramid) -> Schedule:
         """The levels for a pyramid.
@@ -87,14 +125,26 @@ class ScheduleEntry:
         Raises:
             UsageError: they do not fit its stages.
         """
+        first: tuple[tuple[float, ...], ...] = ()
         try:
             if self.levels:
                 levels = explicit_levels(pyramid, self.levels, scaled_start=self.scaled_start)
             else:
                 levels = spaced_levels(pyramid, self.steps, self.shift, self.solver)
+                if self.amplified:
+                    first = spaced_levels(pyramid, [2 * n for n in self.steps], self.shift, self.solver)
         except UsageError as error:
             raise UsageError(f"schedule '{name}': {error}") from None
-        return Schedule(name, levels, self.guidance_scale, self.solver, self.scaled_start, self.guidance_scale_2)
+        return Schedule(
+            name,
+            levels,
+            self.guidance_scale,
+            self.solver,
+            self.scaled_start,
+            self.guidance_scale_2,
+            self.guidance,
+            first,
+        )
 
 
 def read_guidance(entry: Fields) -> tuple[float, float | None]:
@@ -109,6 +159,22 @@ def read_guidance(entry: Fields) -> tuple[float, float | None]:
         if scale is not None and not 0 <= scale <= MAX_GUIDANCE:
             raise entry.wrong(name, f"a number from 0 to {MAX_GUIDANCE:g}")
     return found
+
+
+def read_guidance_kind(entry: Fields) -> Guidance:
+    """The fields `guidance` and `zeroed_steps`, classifier-free guidance and none where they are missing.
+
+    Raises:
+        UsageError: there is no such guidance.
+    """
+    zeroed = entry.get("zeroed_steps", "a whole number from 0", lambda v: type(v) is int and 0 <= v < 10_000, 0)
+    return Guidance(entry.text("guidance", CLASSIFIER_FREE, choices=GUIDANCES), zeroed)
+
+
+def guidance_json(guidance: Guidance) -> dict[str, Any]:
+    """The fields that `read_guidance_kind` reads, those that are not their defaults."""
+    named = {} if guidance.name == CLASSIFIER_FREE else {"guidance": guidance.name}
+    return named | ({"zeroed_steps": guidance.zeroed_steps} if guidance.zeroed_steps else {})
 
 
 def parse_schedules(fields: Fields) -> dict[str, ScheduleEntry]:

@@ -129,7 +129,10 @@ def read_latents(path: Path, manifest: Manifest) -> Array:
     _check_origin(path, read_origin(path), manifest)
     others = [f"{list(manifest.at(size).stages[0].latent)} at {size}" for size in manifest.resolutions]
     known = manifest.resolution if len(others) == 1 else f"{manifest.resolution} (the bundle takes {', '.join(others)})"
-    latents = floats(values, manifest.stages[0].latent, f"{path}: latents [C, T, H, W] at {known}")
+    channels, frames, *size = manifest.stages[0].latent
+    if manifest.model.family.history is not None and values.ndim == 4:
+        frames *= max(1, values.shape[1] // frames)  # any number of chunks
+    latents = floats(values, (channels, frames, *size), f"{path}: latents [C, T, H, W] at {known}")
     if not np.isfinite(latents).all():
         raise CheckFailed(f"{path}: the latents are not finite: what sampled them failed, or the file is damaged")
     return latents

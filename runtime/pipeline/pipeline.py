@@ -1,8 +1,9 @@
 """A bundle as a pipeline: prompts to embeddings, noise to latents, latents to frames, one engine open at a time."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,12 +16,13 @@ from ..bundle.graphs import LATENT, Decoder, GraphKey, stage_key
 from ..bundle.opening import Bundle, open_bundle
 from ..chain.plan import StepPlan, plan
 from ..chain.pyramid import Resolution
-from ..chain.sampler import Conditions, Step, sample
+from ..chain.sampler import Conditions, Step, sample_chunks
 from ..chain.schedules import Schedule
 from ..documents import Fields
 from ..errors import UsageError
 from ..model.description import Model
-from .decoder import decode, decode_tile, frames_from, require_finite
+from .chunks import chunk_count, collect, decode_chunks, split, timed
+from .decoder import decode, decode_tile
 from .encoder import TextEncoder
 from .features import timestep_features
 from .graphs import OpenGraphs
@@ -98,10 +100,6 @@ class Pipeline:
         """See `TextEncoder.encode`."""
         return self.encoder.encode(prompt)
 
-    def embed(self, prompt: str) -> tuple[Array, Array]:
-        """See `TextEncoder.embed`."""
-        return self.encoder.embed(prompt)
-
     def warnings(self, schedule: Schedule, prompt: str | None, negative: str | Array | None = None) -> tuple[str, ...]:
         """What the user should know of a prompt and of a negative one, or its embeddings: see `prompt_warnings`."""
         own = self.model.negative_prompt
@@ -120,8 +118,14 @@ class Pipeline:
         return velocity
 
     def decode(self, latent: Array) -> Iterator[Array]:
-        """See `decoder.decode`; by the decoder that the bundle was opened with."""
-        return decode(self.graphs, latent, self.bundle.manifest.decoder)
+        """See `decoder.decode`; by the decoder that the bundle was opened with, the chunks of a latent one by one."""
+        chunks = split(latent, self.model, self.bundle.manifest.resolution)
+        return self.decode_chunks(chunks, len(chunks))
+
+    def decode_chunks(self, chunks: Iterable[Array], count: int) -> Iterator[Array]:
+        """See `chunks.decode_chunks`."""
+        resolution, used = self.bundle.manifest.resolution, self.bundle.manifest.decoder
+        return decode_chunks(chunks, count, self.model, resolution, lambda chunk: decode(self.graphs, chunk, used))
 
     def decode_tile(self, latent: Array, decoder: Decoder) -> Iterator[Array]:
         """See `decoder.decode_tile`."""
@@ -141,6 +145,8 @@ class Pipeline:
         prompt_embeds: Array | None = None,
         negative_prompt_embeds: Array | None = None,
         latents: Array | None = None,
+        chunks: int | None = None,
+        frames: int | None = None,
         output_type: str = "np",
         callback: Callable[[Step], None] | None = None,
         preview: Callable[[NDArray[np.uint8]], None] | None = None,
@@ -150,50 +156,49 @@ class Pipeline:
         """Sample a video; a UsageError says which arguments don't fit the bundle.
 
         Args:
-            prompt: what to show; or give `prompt_embeds`.
-            negative_prompt: what not to show, in place of the model's own; used by guided schedules.
-            schedule: a schedule or its name, or steps per stage such as "10-10-10".
-            levels: explicit natural levels per stage, coarsest first.
+            prompt, prompt_embeds: what to show, in words or as [text length, text width], float32.
+            negative_prompt, negative_prompt_embeds: what not to, in place of the model's own; for guided schedules.
+            schedule, levels: a schedule, its name, steps such as "10-10-10", or natural levels, coarsest stage first.
             solver, guidance_scale: in place of the schedule's own; the second scale is of the second of two networks.
-            prompt_embeds, negative_prompt_embeds: [text length, text width], float32, in place of the prompts.
-            seed, latents: of all noise in the run, and the initial latent, of the coarsest stage's shape, in its place.
-            output_type: "np" for frames, "latent" for latents alone.
+            seed, latents: of all noise; an initial latent at the coarsest stage's shape, of the first chunk.
+            chunks, frames: how long the video is, of a model that makes it in chunks; see `chunks.chunk_count`.
+            output_type, on_frames: "np" for frames, "latent" for none; given away [n, H, W, 3], uint8, as they come.
             callback, preview: called after each step; a preview gets small frames [T, h, w, 3], uint8.
             preview_decoder: "tiny" or "full": previews are the first frame [1, H, W, 3], after a stage's last step.
-            on_frames: given frames [n, H, W, 3], uint8, as they are decoded; they are not kept then.
         """
         start, self.graphs.timings = _started(output_type), Timings()
         chosen = self.model.schedule(schedule, guidance_scale, guidance_scale_2, levels=levels, solver=solver)
-        told = showing(preview, lambda: previewer(self.graphs, preview_decoder), callback)
-        conditions = self.encoder.conditions(prompt, prompt_embeds, "prompt")
+        text = self.encoder.conditions(prompt, prompt_embeds, "prompt")
         negative = self.encoder.negative(negative_prompt, negative_prompt_embeds) if chosen.guided else None
-        x = self._denoise(chosen, conditions, negative, seed, latents, told)
-        frames = _frames(self.decode(x), on_frames) if output_type == "np" else None
+        made, count = list[Array](), chunk_count(self.model, self.bundle.manifest.resolution, chunks, frames)
+        sampled = self.chunks(
+            chosen, count, (text, negative), seed, callback, preview, preview_decoder, latents=latents
+        )
+        shown = collect(sampled, made, partial(self.decode_chunks, count=count), output_type == "np", on_frames)
         self.timings.total = time.perf_counter() - start
         warned = self.warnings(chosen, prompt, _given(negative_prompt_embeds, negative_prompt))
-        return Sample(x, frames, self.timings, (*warned, *self.encoder.cache_warnings))
+        return Sample(np.concatenate(made, axis=1), shown, self.timings, (*warned, *self.encoder.cache_warnings))
 
-    def _denoise(
+    def chunks(
         self,
         schedule: Schedule,
-        conditions: Conditions,
-        negative: Conditions | None,
+        count: int,
+        conditions: tuple[Conditions, Conditions | None],
         seed: int,
-        latents: Array | None,
-        callback: Callable[[Step], None] | None,
-    ) -> Array:
-        """Run the chain, timed."""
-        timings, pyramid = self.timings, self.model.pyramid
-        load, engines, start = timings.load, sum(timings.engine.values()), time.perf_counter()
-        steps = plan(pyramid, self.bundle.manifest.resolution, schedule)
-        x = sample(
-            steps, pyramid.taps, self, conditions, negative=negative, seed=seed, latents=latents, callback=callback
-        )
-        timings.denoise = time.perf_counter() - start
-        timings.chain_load = timings.load - load
-        timings.chain_engines = sum(timings.engine.values()) - engines
-        require_finite(x, "the latents of this run")
-        return x
+        callback: Callable[[Step], None] | None = None,
+        preview: Callable[[NDArray[np.uint8]], None] | None = None,
+        preview_decoder: str | None = None,
+        *,
+        latents: Array | None = None,
+        past: Array | None = None,
+    ) -> Iterator[Array]:
+        """The latents of `count` chunks as they are made; conditions are the prompt's and the negative one's."""
+        pyramid, (text, negative) = self.model.pyramid, conditions
+        steps = plan(pyramid, self.bundle.manifest.resolution, schedule, count)
+        shown = showing(preview, lambda: previewer(self.graphs, preview_decoder), callback)
+        how: dict[str, Any] = {"negative": negative, "seed": seed, "latents": latents, "callback": shown}
+        how |= {"history": self.model.family.history, "past": past}
+        return timed(sample_chunks(steps, pyramid.taps, self, text, **how), self.graphs.timings)
 
 
 def _given(*values: Any) -> Any:
@@ -206,16 +211,6 @@ def _started(output_type: str) -> float:
     if output_type not in ("np", "latent"):
         raise UsageError(f"output_type is 'np' or 'latent', found {output_type!r}")
     return time.perf_counter()
-
-
-def _frames(video: Iterator[Array], on_frames: Callable[[NDArray[np.uint8]], None] | None) -> NDArray[np.uint8] | None:
-    """All frames of a video, or None where they are given away as they come."""
-    pieces = (frames_from(frames) for frames in video)
-    if on_frames is None:
-        return np.concatenate(list(pieces))
-    for piece in pieces:
-        on_frames(piece)
-    return None
 
 
 def load(

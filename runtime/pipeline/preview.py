@@ -22,11 +22,15 @@ Previewer = Callable[[Step], Preview | None]
 
 
 def clean_latent(step: Step) -> Array:
-    """What a step says of the clean latent: x0 = x - σ·v in each frame group, at the scale of its stage."""
-    out = np.empty_like(step.latent)
-    for group, (sigma, _) in zip(step.plan.stage.groups, step.plan.sigmas, strict=True):
-        frames = group.frames
-        out[:, frames] = step.before[:, frames] - np.float32(sigma) * step.velocity[:, frames]
+    """What a step says of the clean latent: x0 = x - σ·v in each frame group, at the scale of its stage.
+
+    Where a velocity is the derivative by another time than σ, a stage's clock, it is taken to σ first.
+    """
+    out, plan = np.empty_like(step.latent), step.plan
+    for group, (time_, after) in zip(plan.stage.groups, plan.sigmas, strict=True):
+        sigma, next_sigma = (group.global_level(plan.stage.index, level) for level in (plan.level, plan.next_level))
+        by_sigma = sigma * (after - time_) / (next_sigma - sigma)
+        out[:, group.frames] = step.before[:, group.frames] - np.float32(by_sigma) * step.velocity[:, group.frames]
     return out
 
 

@@ -1,6 +1,7 @@
 """Parity: a bundle against a recorded reference, level by level, in NumPy."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -8,18 +9,21 @@ from numpy.typing import NDArray
 
 from ..bundle.graphs import Decoder
 from ..bundle.manifest import Manifest
+from ..chain.history import HISTORY
 from ..chain.noise import generator
 from ..chain.plan import StepPlan, plan, single_step
-from ..chain.sampler import Conditions, Step, guided_velocity, initial_latent, sample, transition
+from ..chain.sampler import Conditions, Step, guided_velocity, initial_latent, sample, told_of, transition
 from ..chain.schedules import explicit_levels
 from ..errors import UsageError
+from ..model.description import Model
+from ..pipeline.chunks import chunk_count
 from ..pipeline.decoder import frames_from
 from ..pipeline.pipeline import Pipeline
 from .metrics import Distance, distance, finite, psnr, same_shape, ssim, worst
 from .tolerances import tolerances_of
 from .trace import Run, Trace, Watch, unwatched
 
-__all__ = ["check_parity", "check_trace", "free_running"]
+__all__ = ["check_parity", "check_trace", "free_running", "joined", "probe_conditions"]
 
 Array = NDArray[Any]
 Advance = Callable[[str], None]
@@ -112,9 +116,11 @@ def check_trace(trace: Trace, manifest: Manifest) -> None:
             "take another --decoder, or record it again"
         )
     for run in trace.runs:
-        levels = explicit_levels(manifest.model.pyramid, run.schedule.levels, scaled_start=run.schedule.scaled_start)
-        if levels != run.schedule.levels:
-            raise UsageError(f"{trace.path} holds a run at impossible levels; record it again")
+        pyramid, scaled = manifest.model.pyramid, run.schedule.scaled_start
+        for levels in (run.schedule.levels, run.schedule.first_chunk or run.schedule.levels):
+            if explicit_levels(pyramid, levels, scaled_start=scaled) != levels:
+                raise UsageError(f"{trace.path} holds a run at impossible levels; record it again")
+        chunk_count(manifest.model, manifest.resolution, run.chunks if run.chunks > 1 else None, None)
 
 
 def _judge(levels: dict[str, dict[str, Any]], tolerances: dict[str, float]) -> None:
@@ -146,7 +152,7 @@ def _text(pipeline: Pipeline, trace: Trace, advance: Advance) -> dict[str, Any]:
     pairs[trace.negative_prompt] = "text.negative"
     pairs |= {prompt: f"text.probe.{index}" for index, prompt in enumerate(trace.texts)}
     assert pipeline.bundle.manifest.text is not None
-    reached = {pipeline.embed(prompt)[1].shape[1] for prompt in pairs}
+    reached = {pipeline.encoder.embed(prompt)[1].shape[1] for prompt in pairs}
     for length in pipeline.bundle.manifest.text.lengths:
         if length not in reached:
             raise UsageError(
@@ -161,7 +167,7 @@ def _text(pipeline: Pipeline, trace: Trace, advance: Advance) -> dict[str, Any]:
 
 
 def _stages(pipeline: Pipeline, trace: Trace, advance: Advance) -> dict[str, Any]:
-    conditions = {"text": trace.tensor("text.0")}
+    conditions = probe_conditions(pipeline.model, trace)
     stages, all_distances = pipeline.bundle.manifest.stages, list[Distance]()
     details: list[dict[str, Any]] = []
     for index, probe in enumerate(trace.probes):
@@ -182,36 +188,51 @@ def _chain(pipeline: Pipeline, trace: Trace, advance: Advance) -> tuple[dict[str
     growth: list[list[float]] = []
     finals: list[Array] = []
     for index, run in enumerate(trace.runs):
-        steps = plan(pipeline.model.pyramid, pipeline.bundle.manifest.resolution, run.schedule)
+        steps = plan(pipeline.model.pyramid, pipeline.bundle.manifest.resolution, run.schedule, run.chunks)
         forced += _teacher_forced(pipeline, trace, index, steps, advance)
         latents = free_running(pipeline, trace, index, steps, advance)
         after = [trace.tensor(f"run.{index}.step.{k}.after") for k in range(len(steps))]
         growth.append([finite(distance(x, y).relative_l2) for x, y in zip(latents, after, strict=True)])
         last += _by_group(steps[-1], latents[-1], after[-1]).values()
-        finals.append(latents[-1])
+        finals.append(joined(steps, latents))
     return {**worst(last), "growth": growth, "teacher_forced": worst(forced)}, finals
+
+
+def joined(steps: Sequence[StepPlan], latents: Sequence[Array]) -> Array:
+    """The latent that a run ends with, of all its chunks, from that after each step."""
+    return np.concatenate([x for step, x in zip(steps, latents, strict=True) if step.ends_chunk], axis=1)
+
+
+def probe_conditions(model: Model, trace: Trace) -> Conditions:
+    """What the stages are conditioned on in a trace's probes."""
+    history = {} if model.family.history is None else {HISTORY: trace.tensor("probe.history")}
+    return {"text": trace.tensor("text.0"), **history}
 
 
 def _teacher_forced(
     pipeline: Pipeline, trace: Trace, index: int, steps: tuple[StepPlan, ...], advance: Advance
 ) -> list[Distance]:
     """Each velocity, step and transition from the reference's own latent."""
-    conditions: Conditions = {"text": trace.tensor(f"text.{index}")}
-    negative: Conditions = {"text": trace.tensor("text.negative")}
-    noise = generator(trace.runs[index].seed)
-    initial_latent(steps, noise)  # drawn before the transitions' noise
-    solver = steps[0].solver.start()
-    distances: list[Distance] = []
-    for step in steps:
-        advance("chain")
-        name = f"run.{index}.step.{step.index}"
-        x, velocity, after = (trace.tensor(f"{name}.{what}") for what in ("before", "velocity", "after"))
-        distances += _by_group(step, guided_velocity(pipeline, step, x, conditions, negative), velocity).values()
-        distances += _by_group(step, solver(step, x, velocity, noise), after).values()
-        if step.changes_stage:
-            begun = transition(pipeline.model.pyramid.taps, step, after, noise)
-            finer = steps[step.index + 1]
-            distances += _by_group(finer, begun, trace.tensor(f"run.{index}.step.{finer.index}.before")).values()
+    given = [{"text": trace.tensor(name)} for name in (f"text.{index}", "text.negative")]
+    history, past, distances = pipeline.model.family.history, list[Array](), list[Distance]()
+    for chunk, own in groupby(steps, lambda step: step.chunk):
+        mine, before = tuple(own), np.concatenate(past, axis=1) if past else None
+        conditions, negative = (told_of(text, history, before, mine[0]) for text in given)
+        noise = generator(trace.runs[index].seed, chunk)
+        initial_latent(mine, noise)  # drawn before the transitions' noise
+        solver = steps[0].solver.start()
+        for step in mine:
+            advance("chain")
+            name = f"run.{index}.step.{step.index}"
+            x, velocity, after = (trace.tensor(f"{name}.{what}") for what in ("before", "velocity", "after"))
+            found = guided_velocity(pipeline, step, x, conditions, negative)
+            distances += _by_group(step, found, velocity).values()
+            distances += _by_group(step, solver(step, x, velocity, noise), after).values()
+            if step.changes_stage:
+                begun = transition(pipeline.model.pyramid.taps, step, after, noise)
+                finer = steps[step.index + 1]
+                distances += _by_group(finer, begun, trace.tensor(f"run.{index}.step.{finer.index}.before")).values()
+        past.append(after)
     return distances
 
 
@@ -229,8 +250,16 @@ def free_running(
     has_text = pipeline.bundle.manifest.text is not None
     text = pipeline.encode(run.prompt) if has_text else trace.tensor(f"text.{index}")
     negative = pipeline.encode(trace.negative_prompt) if has_text else trace.tensor("text.negative")
-    taps = pipeline.model.pyramid.taps
-    sample(steps, taps, pipeline, {"text": text}, negative={"text": negative}, seed=run.seed, callback=keep)
+    sample(
+        steps,
+        pipeline.model.pyramid.taps,
+        pipeline,
+        {"text": text},
+        negative={"text": negative},
+        seed=run.seed,
+        callback=keep,
+        history=pipeline.model.family.history,
+    )
     return latents
 
 

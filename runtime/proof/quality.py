@@ -18,7 +18,7 @@ from ..quantisation import COMPONENTS, SCHEMES
 from .metrics import distance, finite, psnr, ssim
 
 # What a trace must be, and the chain that runs free from the prompt on, are the same for both proofs.
-from .parity import check_trace, free_running
+from .parity import check_trace, free_running, joined
 from .trace import Frames, Trace, Watch, unwatched
 
 __all__ = [
@@ -235,15 +235,16 @@ def check_quality(
 def _run(pipeline: Pipeline, trace: Trace, index: int, advance: Advance, watch: WatchRun) -> dict[str, Any]:
     """A run that was sampled again: how far it is from the recorded one."""
     run, reference = trace.runs[index], trace.tensor(f"run.{index}.frames")
-    steps = plan(pipeline.model.pyramid, pipeline.bundle.manifest.resolution, run.schedule)
+    steps = plan(pipeline.model.pyramid, pipeline.bundle.manifest.resolution, run.schedule, run.chunks)
     latents = free_running(pipeline, trace, index, steps, advance)
-    require_finite(latents[-1], f"the latents of '{run.prompt}', seed {run.seed},")
+    final = joined(steps, latents)
+    require_finite(final, f"the latents of '{run.prompt}', seed {run.seed},")
     chain = []
     for step, latent in zip(steps, latents, strict=True):
         found = distance(latent, trace.tensor(f"run.{index}.step.{step.index}.after")).to_json()
         chain.append({"stage": step.stage.index, "relative_l2": found["relative_l2"], "cosine": found["cosine"]})
     last = {name: chain[-1][name] for name in ("relative_l2", "cosine")}
-    video = compare_videos(_decoded(pipeline, latents[-1], reference, advance, watch), reference).to_json()
+    video = compare_videos(_decoded(pipeline, final, reference, advance, watch), reference).to_json()
     return {"prompt": run.prompt, "seed": run.seed, "schedule": run.schedule.name, **last, "chain": chain, **video}
 
 

@@ -15,7 +15,7 @@ from ..documents import Fields, is_number
 from ..dtypes import DTYPES
 from ..errors import UsageError
 from ..model.safetensors import read_header, read_metadata
-from ..model.schedules import read_guidance
+from ..model.schedules import guidance_json, read_guidance, read_guidance_kind
 from ..quantisation import DECODERS
 
 __all__ = ["FORMAT", "Frames", "Probe", "Run", "Trace", "Watch", "unwatched"]
@@ -61,6 +61,7 @@ class Run:
     schedule: Schedule
     decoded: bool
     """Its frames are there too."""
+    chunks: int = 1
 
     @classmethod
     def from_json(cls, document: Any, source: str) -> "Run":
@@ -68,24 +69,23 @@ class Run:
         fields = Fields(document, source)
         fields.number("guidance_scale")
         guidance_scale, second = read_guidance(fields)
-        levels = fields.get(
-            "levels",
-            "a list of natural levels per stage",
-            lambda v: isinstance(v, list) and all(isinstance(g, list) and all(map(is_number, g)) for g in v),
-        )
         schedule = Schedule(
             fields.text("schedule"),
-            tuple(tuple(map(float, group)) for group in levels),
+            read_levels(fields, "levels"),
             guidance_scale,
             SolverChoice.from_json(fields.document.get("solver"), source),
             fields.get("scaled_start", "true or false", lambda v: isinstance(v, bool)),
             second,
+            read_guidance_kind(fields),
+            read_levels(fields, "first_chunk") if "first_chunk" in fields.document else (),
         )
         decoded = fields.get("decoded", "true or false", lambda v: isinstance(v, bool))
-        return cls(fields.text("prompt"), fields.integer("seed", least=0), schedule, decoded)
+        chunks = fields.integer("chunks", 1)
+        return cls(fields.text("prompt"), fields.integer("seed", least=0), schedule, decoded, chunks)
 
     def to_json(self) -> dict[str, Any]:
         """The document that `from_json` reads."""
+        first = {"first_chunk": [list(group) for group in self.schedule.first_chunk]}
         return {
             "prompt": self.prompt,
             "seed": self.seed,
@@ -96,15 +96,29 @@ class Run:
             "solver": self.schedule.solver.to_json(),
             "scaled_start": self.schedule.scaled_start,
             "decoded": self.decoded,
+            "chunks": self.chunks,
+            **guidance_json(self.schedule.guidance),
+            **(first if self.schedule.first_chunk else {}),
         }
+
+
+def read_levels(fields: Fields, name: str) -> tuple[tuple[float, ...], ...]:
+    """Levels of each stage, coarsest first."""
+    levels = fields.get(
+        name,
+        "a list of natural levels per stage",
+        lambda v: isinstance(v, list) and all(isinstance(g, list) and all(map(is_number, g)) for g in v),
+    )
+    return tuple(tuple(map(float, group)) for group in levels)
 
 
 class Trace:
     """A trace file; its tensors are read when they are asked for.
 
     Tensors: `text.R`, `text.negative` and `text.probe.K` (prompts of every length that has a graph) [L, D];
-    `probe.K.latent`, `probe.K.velocity`; and per step `run.R.step.K.before`, `.velocity` (after guidance) and `.after`,
-    all [C, T, H, W]; of each decoder `vae.latent`, `vae.frames` [n, 3, H, W]; `run.R.frames` [T, H, W, 3], uint8.
+    `probe.K.latent`, `probe.K.velocity`, and `probe.history` where chunks have one; and per step, counted over all
+    chunks, `run.R.step.K.before`, `.velocity` (after guidance) and `.after`, all [C, T, H, W]; of each decoder
+    `vae.latent`, `vae.frames` [n, 3, H, W]; `run.R.frames` [T, H, W, 3], uint8.
     """
 
     def __init__(self, path: Path) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from pyrexport.runtime.chain.pyramid import Stage
 from pyrexport.runtime.model.families.wan import WAN, WanConfig
 
 WAN_1_3B = {
@@ -59,7 +60,8 @@ def test_ppf_costs(make_checkpoint, cli):
     document = json.loads(cli("inspect", folder, "--json").stdout)
     config = WanConfig.from_json(WAN_1_3B, "test")
     tokens, patches = (32_760, 4_290, 624), ((1, 2, 2), (2, 4, 4), (4, 8, 8))
-    tflop = [WAN.flops(config, n, 512, p) / 1e12 for n, p in zip(tokens, patches, strict=True)]
+    stages = [Stage(0, (16, 1, 1, 1), p, (1, 1, n), 0.0, 1.0, ()) for n, p in zip(tokens, patches, strict=True)]
+    tflop = [WAN.flops(config, stage, 512) / 1e12 for stage in stages]
     assert [f"{t:.4g}" for t in tflop] == ["283", "14.69", "1.861"]
     assert [s["latent"] for s in document["stages"]] == [[16, 5, 8, 8]] * 3
 

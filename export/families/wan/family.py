@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ....runtime.bundle.graphs import Decoder
+from ....runtime.chain.noise import generator
 from ....runtime.chain.plan import StepPlan
 from ....runtime.chain.pyramid import Stage
-from ....runtime.chain.sampler import Step
+from ....runtime.chain.sampler import Step, initial_latent
 from ....runtime.model.checkpoint import Checkpoint
 from ....runtime.model.description import Model
 from ....runtime.model.families.wan import WanConfig
@@ -188,13 +189,14 @@ class WanModules:
         checkpoint: Checkpoint,
         experts: Sequence[nn.Module],
         steps: Sequence[StepPlan],
-        latent: NDArray[np.float32],
+        seed: int,
         text: NDArray[np.float32],
         negative: NDArray[np.float32],
         keep: Callable[[Step], None],
     ) -> NDArray[np.float32]:
         """By diffusers' `WanPipeline`."""
         transformers = [expert.transformer for expert in experts]
+        latent = initial_latent(steps, generator(seed))
         return run_pipeline(checkpoint, transformers, steps, latent, text, negative, keep)
 
     def token_count(self, checkpoint: Checkpoint, prompt: str) -> int:

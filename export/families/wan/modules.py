@@ -21,11 +21,14 @@ __all__ = [
     "StageTransformer",
     "check_components",
     "empty_modules",
+    "filled",
     "load_encoder",
     "load_text_encoder",
     "load_tokenizer",
     "load_transformer",
     "load_vae",
+    "read_values",
+    "transformer_config",
 ]
 
 
@@ -71,7 +74,7 @@ class StageTransformer(nn.Module):
 
 def load_transformer(checkpoint: Checkpoint, expert: int = 0) -> list[StageTransformer]:
     """One module per stage, finest first, in float32; all share their weights, those of one of the networks."""
-    tensors = _read((checkpoint.transformer, checkpoint.transformer_2)[expert])
+    tensors = read_values((checkpoint.transformer, checkpoint.transformer_2)[expert])
     pyramid = checkpoint.model.pyramid
     if pyramid.kind.own_patch_layers:
         return [_ppf_stage(checkpoint, tensors, index) for index in range(pyramid.depth)]
@@ -97,11 +100,12 @@ def _transformer(
     checkpoint: Checkpoint, patch_size: tuple[int, ...], tensors: Mapping[str, torch.Tensor]
 ) -> WanTransformer3DModel:
     with init_empty_weights(include_buffers=False):
-        module = WanTransformer3DModel.from_config(_transformer_config(checkpoint) | {"patch_size": patch_size})
-    return _filled(module, tensors)
+        module = WanTransformer3DModel.from_config(transformer_config(checkpoint) | {"patch_size": patch_size})
+    return filled(module, tensors)
 
 
-def _transformer_config(checkpoint: Checkpoint) -> dict[str, Any]:
+def transformer_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The transformer's `config.json`, as diffusers' class takes it."""
     text = (checkpoint.folders["transformer"] / "config.json").read_text("utf-8")
     return {k: v for k, v in json.loads(text).items() if not k.startswith("_")}
 
@@ -120,7 +124,7 @@ def load_encoder(checkpoint: Checkpoint) -> Callable[[NDArray[np.float32]], NDAr
     vae: Any = empty_modules(checkpoint)["vae"]
     vae.decoder = vae.post_quant_conv = None
     halves = ("encoder.", "quant_conv.")
-    _filled(vae, _read({name: entry for name, entry in checkpoint.vae.items() if name.startswith(halves)}))
+    filled(vae, read_values({name: entry for name, entry in checkpoint.vae.items() if name.startswith(halves)}))
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std))
 
     @torch.no_grad()
@@ -213,7 +217,7 @@ def _load(checkpoint: Checkpoint, component: str) -> Any:
             f"{checkpoint.folder} has no {component}/ folder; add it, or give and take tensors in its place"
         )
     _check(checkpoint, component, module)
-    return _filled(module, _read(checkpoint.components[component]))
+    return filled(module, read_values(checkpoint.components[component]))
 
 
 def _check(checkpoint: Checkpoint, component: str, module: nn.Module) -> None:
@@ -223,7 +227,12 @@ def _check(checkpoint: Checkpoint, component: str, module: nn.Module) -> None:
     check_tensors(checkpoint.folders[component], checkpoint.components[component], expected, what, tied)
 
 
-def _filled(module: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+def filled(module: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """A module with these values, for evaluation.
+
+    Raises:
+        UsageError: one of its tensors is missing.
+    """
     module.load_state_dict(dict(tensors), strict=False, assign=True)
     if hasattr(module, "tie_weights"):
         module.tie_weights()
@@ -233,7 +242,7 @@ def _filled(module: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     return module.eval().requires_grad_(False)
 
 
-def _read(tensors: Mapping[str, TensorEntry]) -> dict[str, torch.Tensor]:
+def read_values(tensors: Mapping[str, TensorEntry]) -> dict[str, torch.Tensor]:
     """Tensors in float32; each file is read from its beginning to its end."""
     by_place = sorted(tensors.items(), key=lambda item: (str(item[1].file), item[1].offset))
     return {name: read_tensor(entry) for name, entry in by_place}

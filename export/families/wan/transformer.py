@@ -5,6 +5,7 @@ patch embedding export to operators that engines run badly or not at all.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
@@ -16,7 +17,7 @@ from ....runtime.model.families.wan import WanConfig
 from ....targets.dialect import Dialect
 from ..layers import WeightSpace, linear, run_time_zero
 
-__all__ = ["StageGraph"]
+__all__ = ["Attention", "RotaryTables", "StageGraph", "modulated", "patchify", "token_chunk", "unpatchify"]
 
 
 class StageGraph(nn.Module):
@@ -46,7 +47,7 @@ class StageGraph(nn.Module):
         self.norm_out = dialect.layer_norm(config.width, config.eps)
         self.scale_shift_table = space.vector("scale_shift_table")
         self.proj_out = linear(space, f"proj_out{own}", precise=True)
-        self.rope = RotaryTables(config, stage.grid)
+        self.rope = RotaryTables(axis_tables(config, stage.grid))
         padded = tuple(n * p for n, p in zip(stage.grid, stage.patch_size, strict=True))
         self.resize = Resize(stage.latent[1:], padded) if padded != stage.latent[1:] else None
         self.restore = Resize(padded, stage.latent[1:]) if padded != stage.latent[1:] else None
@@ -66,14 +67,11 @@ class StageGraph(nn.Module):
             x = block(x, context, modulation, cos, sin)
         table = self.scale_shift_table + embedded.reshape(1, 1, -1)
         x = self.norm_out(x) * (1.0 + table[:, 1:2]) + table[:, 0:1]
-        return self._unpatchify(self.proj_out(x), grid)
+        x = unpatchify(self.proj_out(x), grid, self.stage.patch_size, self.config.out_channels)
+        return x if self.restore is None else self.restore(x)
 
     def _embed(self, latent: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
-        (t, h, w), (pt, ph, pw), c = grid, self.stage.patch_size, self.config.in_channels
-        # Five axes at most, in two moves.
-        patches = latent.reshape(c, t, pt, h * ph * w * pw).permute(1, 0, 2, 3)
-        patches = patches.reshape(t, c * pt, h, ph, w * pw).permute(0, 2, 1, 3, 4)
-        patches = patches.reshape(t * h, c * pt * ph, w, pw).permute(0, 2, 1, 3).reshape(1, t * h * w, c * pt * ph * pw)
+        (t, h, w), patches = grid, patchify(latent, grid, self.stage.patch_size)
         if self.first_frame_embedding is None:
             return self.patch_embedding(patches)
         if isinstance(t, int) and t == 1:
@@ -84,13 +82,23 @@ class StageGraph(nn.Module):
             (self.patch_embedding(first) + self.first_frame_embedding, self.patch_embedding(others)), dim=1
         )
 
-    def _unpatchify(self, x: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
-        (t, h, w), (pt, ph, pw), c = grid, self.stage.patch_size, self.config.out_channels
-        x = x.reshape(t * h, w, pt * ph, pw * c).permute(0, 2, 1, 3)  # [t·h, pt·ph, w, pw·c]
-        if pt > 1:
-            x = x.reshape(t, h, pt, ph * w * pw * c).permute(0, 2, 1, 3)
-        x = x.reshape(t * pt * h * ph * w * pw, c).transpose(0, 1).reshape(1, c, t * pt, h * ph, w * pw)
-        return x if self.restore is None else self.restore(x)
+
+def patchify(latent: torch.Tensor, grid: tuple[int, ...], patch: tuple[int, int, int]) -> torch.Tensor:
+    """A latent [1, C, T, H, W] to its patches [1, tokens, C·patch], in five axes at most."""
+    (t, h, w), (pt, ph, pw), c = grid, patch, latent.shape[1]
+    # In two moves.
+    patches = latent.reshape(c, t, pt, h * ph * w * pw).permute(1, 0, 2, 3)
+    patches = patches.reshape(t, c * pt, h, ph, w * pw).permute(0, 2, 1, 3, 4)
+    return patches.reshape(t * h, c * pt * ph, w, pw).permute(0, 2, 1, 3).reshape(1, t * h * w, c * pt * ph * pw)
+
+
+def unpatchify(x: torch.Tensor, grid: tuple[int, ...], patch: tuple[int, int, int], channels: int) -> torch.Tensor:
+    """What the output projection gives of each token [1, tokens, patch·C] to a latent [1, C, T, H, W]."""
+    (t, h, w), (pt, ph, pw), c = grid, patch, channels
+    x = x.reshape(t * h, w, pt * ph, pw * c).permute(0, 2, 1, 3)  # [t·h, pt·ph, w, pw·c]
+    if pt > 1:
+        x = x.reshape(t, h, pt, ph * w * pw * c).permute(0, 2, 1, 3)
+    return x.reshape(t * pt * h * ph * w * pw, c).transpose(0, 1).reshape(1, c, t * pt, h * ph, w * pw)
 
 
 def token_chunk(tokens: int, config: WanConfig, dialect: Dialect) -> int:
@@ -132,7 +140,7 @@ class Block(nn.Module):
         """Tokens x [1, N, width] after the block, of the same shape."""
         table = self.scale_shift_table + modulation
         shift, scale, gate = table[:, 0:1], table[:, 1:2], table[:, 2:3]
-        y = _modulated(self.norm1(x), scale, shift, self.divisor1)
+        y = modulated(self.norm1(x), scale, shift, self.divisor1)
         x = x + self.attn1(y, y, cos, sin) * gate
         y = x if self.norm2 is None else self.norm2(x, self.norm2_weight, self.norm2_bias)
         x = x + self.attn2(y, context)
@@ -144,11 +152,11 @@ class Block(nn.Module):
 
     def _feed_forward(self, x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         shift, scale, gate = table[:, 3:4], table[:, 4:5], table[:, 5:6]
-        y = _modulated(self.norm3(x), scale, shift, self.divisor3)
+        y = modulated(self.norm3(x), scale, shift, self.divisor3)
         return x + self.ffn_out(self.dialect.gelu(self.ffn_in(y))) * gate
 
 
-def _modulated(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, divisor: torch.Tensor | None) -> torch.Tensor:
+def modulated(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, divisor: torch.Tensor | None) -> torch.Tensor:
     """Normed tokens x [1, N, width], modulated by vectors [1, 1, width]; a divisor [width] acts on these alone."""
     gain = 1.0 + scale
     return x * gain + shift if divisor is None else x * (gain / divisor) + shift / divisor
@@ -175,10 +183,14 @@ class Attention(nn.Module):
         self, x: torch.Tensor, context: torch.Tensor, cos: torch.Tensor | None = None, sin: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Attend from x [1, N, width] to the context [1, M, width]; rotated where tables are given."""
-        q, k = self.rms_q(self.to_q(x), self.norm_q), self.rms_k(self.to_k(context), self.norm_k)
+        q, k = self.rms_q(self.to_q(x), self.norm_q), self.keys(context)
         if cos is not None and sin is not None:
             q, k = self.rotate(q, cos, sin), self.rotate(k, cos, sin)
         return self.to_out(self.attention(q, k, self.to_v(context), self.heads))
+
+    def keys(self, context: torch.Tensor) -> torch.Tensor:
+        """Keys of a context [1, M, width], not yet rotated."""
+        return self.rms_k(self.to_k(context), self.norm_k)
 
 
 class RotaryTables(nn.Module):
@@ -187,18 +199,13 @@ class RotaryTables(nn.Module):
     Each axis's table is zero where another axis turns, so that their sum is the table of all tokens, exactly.
     """
 
-    def __init__(self, config: WanConfig, grid: tuple[int, int, int]) -> None:
-        """Tables for a token grid, as diffusers makes them."""
+    def __init__(self, axes: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Take cos and sin [positions, head size / 2] along T, H and W, zero in channels that turn with another."""
         super().__init__()
-        self.grid = grid
-        theirs = WanRotaryPosEmbed(config.attention_head_dim, config.patch_size, max(grid))
-        sizes = [theirs.t_dim, theirs.h_dim, theirs.w_dim]
-        channel = torch.repeat_interleave(torch.arange(3), torch.tensor(sizes))
-        for name, table in (("cos", theirs.freqs_cos), ("sin", theirs.freqs_sin)):
-            for axis, length in enumerate(grid):
-                part = torch.where(channel == axis, table[:length], 0.0)[:, ::2]  # theirs is repeated for pairs
-                shape = [length if axis == other else 1 for other in range(3)]
-                self.register_buffer(f"{name}_{axis}", part.reshape(*shape, -1).float().clone(), persistent=False)
+        for axis, tables in enumerate(axes):
+            for name, table in zip(("cos", "sin"), tables, strict=True):
+                shape = [len(table) if axis == other else 1 for other in range(3)]
+                self.register_buffer(f"{name}_{axis}", table.reshape(*shape, -1).float().clone(), persistent=False)
 
     def forward(self, grid: tuple[int, ...], zero: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The tables of all tokens of a grid that is no longer on any axis; a `run_time_zero` makes them in the run."""
@@ -212,6 +219,17 @@ class RotaryTables(nn.Module):
             for axis, length in enumerate(grid)
         )
         return ((t if zero is None else t + zero) + (h + w)).reshape(math.prod(grid), -1)
+
+
+def axis_tables(config: WanConfig, grid: tuple[int, int, int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """See `RotaryTables`: those of a token grid, as diffusers makes them."""
+    theirs = WanRotaryPosEmbed(config.attention_head_dim, config.patch_size, max(grid))
+    channel = torch.repeat_interleave(torch.arange(3), torch.tensor([theirs.t_dim, theirs.h_dim, theirs.w_dim]))
+
+    def part(table: torch.Tensor, axis: int) -> torch.Tensor:
+        return torch.where(channel == axis, table[: grid[axis]], 0.0)[:, ::2]  # theirs is repeated for pairs
+
+    return [(part(theirs.freqs_cos, axis), part(theirs.freqs_sin, axis)) for axis in range(3)]
 
 
 class Resize(nn.Module):

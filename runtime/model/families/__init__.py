@@ -5,6 +5,7 @@ from typing import Any
 
 from ...errors import UsageError
 from .family import DecoderConfig, Family, Shapes, TransformerConfig
+from .helios import HELIOS
 from .tiny_decoder import TinyDecoderConfig
 from .wan import WAN, WAN_TI2V
 
@@ -18,7 +19,7 @@ __all__ = [
     "find_family",
 ]
 
-FAMILIES: Sequence[Family] = (WAN, WAN_TI2V)
+FAMILIES: Sequence[Family] = (WAN, WAN_TI2V, HELIOS)
 """Every family."""
 
 

@@ -1,8 +1,10 @@
 """What a family of models states about itself, for all who only need its data."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from ...chain.history import History
 from ...chain.kinds import Kind
 from ...chain.pyramid import Geometry, Resolution, Stage
 
@@ -80,7 +82,12 @@ class Family(Protocol):
     text_in_fp16: bool
     """Whether the activations of its text encoder stay within float16's range."""
     plain_resolution: Resolution
-    """What its plain models are sampled at, where nothing else is said."""
+    """What its models are sampled at, where nothing else is said."""
+    history: History | None
+    """What a chunk is told of those before it, of models that make videos in chunks; None: they make them whole."""
+
+    unread: tuple[str, ...]
+    """Folders that lie beside its components in its authors' checkpoints, and are no part of sampling."""
 
     def claims(self, document: Mapping[str, Any], decoder: Mapping[str, Any] | None) -> bool:
         """Whether a transformer of its class is one of it.
@@ -88,6 +95,16 @@ class Family(Protocol):
         Args:
             document: the transformer's `config.json`.
             decoder: that of the VAE beside it, where there is one.
+        """
+        ...
+
+    def described(self, folder: Path) -> dict[str, Any] | None:
+        """What the `pyramid.json` of a folder without one would say, but for format and resolution.
+
+        None: what that of a plain model would.
+
+        Raises:
+            UsageError: the folder's scheduler is none of the family's.
         """
         ...
 
@@ -122,6 +139,6 @@ class Family(Protocol):
         """
         ...
 
-    def flops(self, config: Any, tokens: int, text_length: int, patch_size: Patch) -> int:
-        """FLOPs of one forward: twice the multiply-adds of the matrix products."""
+    def flops(self, config: Any, stage: Stage, text_length: int) -> int:
+        """FLOPs of one forward of a stage: twice the multiply-adds of the matrix products."""
         ...

@@ -3,10 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
+from ...chain.history import History
 from ...chain.kinds import Kind
 from ...chain.pyramid import Geometry, Resolution, Stage
+from ...documents import is_number
 from ...errors import UsageError
 from .family import Patch, Shapes
 from .wan_decoder import Compression, WanDecoderConfig
@@ -21,6 +24,7 @@ TI2V_CHANNELS = 48
 class WanConfig:
     """Fields of diffusers' `WanTransformer3DModel` configuration that text-to-video models use."""
 
+    class_name: ClassVar[str] = "WanTransformer3DModel"
     patch_size: Patch = (1, 2, 2)
     num_attention_heads: int = 40
     attention_head_dim: int = 128
@@ -45,13 +49,18 @@ class WanConfig:
         return self.rope_max_seq_len
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any], source: str) -> "WanConfig":
+    def fixed(cls) -> Mapping[str, Any]:
+        """Fields that have one value which is supported, their default."""
+        return {"image_dim": None, "added_kv_proj_dim": None, "qk_norm": "rms_norm_across_heads"}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any], source: str) -> Self:
         """Read a diffusers `config.json`; a missing field has diffusers' default.
 
         Raises:
             UsageError: the configuration is of a variant that is not text-to-video, or has an impossible value.
         """
-        for name, allowed in (("image_dim", None), ("added_kv_proj_dim", None), ("qk_norm", "rms_norm_across_heads")):
+        for name, allowed in cls.fixed().items():
             if document.get(name, allowed) != allowed:
                 raise UsageError(
                     f"{source}: only text-to-video models are supported: expected {name} {allowed}, "
@@ -73,21 +82,27 @@ class WanConfig:
     def to_json(self) -> dict[str, Any]:
         """The document that `from_json` reads."""
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
-        return {"_class_name": Wan.transformer_class, **values}
+        return {"_class_name": self.class_name, **values}
 
 
 def _checked(name: str, value: Any, source: str) -> Any:
     def positive(n: Any) -> bool:
         return type(n) is int and 0 < n < 2**31
 
-    if name == "patch_size":
+    if name in ("patch_size", "rope_dim"):
         if isinstance(value, list) and len(value) == 3 and all(map(positive, value)):
             return tuple(value)
     elif name == "eps":
         if isinstance(value, float) and 0 < value < 1:
             return value
-    elif name == "cross_attn_norm":
+    elif name == "rope_theta":
+        if is_number(value) and 1 < value < 1e9:
+            return float(value)
+    elif name in ("cross_attn_norm", "is_amplify_history"):
         if isinstance(value, bool):
+            return value
+    elif name == "history_scale_mode":
+        if value in ("scalar", "per_head"):
             return value
     elif positive(value):
         return value
@@ -98,16 +113,22 @@ class Wan:
     """The family; see `family.Family`."""
 
     name = "wan"
-    transformer_class = "WanTransformer3DModel"
+    transformer_class = WanConfig.class_name
     frame_rate = 16
     text_in_fp16 = False  # UMT5 leaves float16's range
     plain_resolution = Resolution(81, 480, 832)
     compression = Compression(4, 8, residual=False)
     """Of its VAE."""
+    history: History | None = None
+    unread: tuple[str, ...] = ()
 
     def claims(self, document: Mapping[str, Any], decoder: Mapping[str, Any] | None) -> bool:
         """Whether the VAE, or without one the number of channels, is Wan2.1's, which Wan2.2-A14B has too."""
         return not _is_ti2v(document, decoder)
+
+    def described(self, folder: Path) -> dict[str, Any] | None:
+        """Nothing: models without `pyramid.json` are plain ones."""
+        return None
 
     def geometry(self, config: WanConfig) -> Geometry:
         """The transformer's channels, and what its VAE makes of a latent pixel."""
@@ -156,13 +177,13 @@ class Wan:
             tensors |= _block_tensors(config, f"blocks.{block}")
         return tensors
 
-    def flops(self, config: WanConfig, tokens: int, text_length: int, patch_size: Patch) -> int:
+    def flops(self, config: WanConfig, stage: Stage, text_length: int) -> int:
         """FLOPs of one forward; all of the padded prompt is attended to."""
-        n, m, d, f = tokens, text_length, config.width, config.ffn_dim
+        n, m, d, f = stage.tokens, text_length, config.width, config.ffn_dim
         self_attention = 8 * n * d * d + 4 * n * n * d
         cross_attention = 4 * n * d * d + 4 * m * d * d + 4 * n * m * d
         block = self_attention + cross_attention + 4 * n * d * f
-        patching = 2 * n * d * (config.in_channels + config.out_channels) * math.prod(patch_size)
+        patching = 2 * n * d * (config.in_channels + config.out_channels) * math.prod(stage.patch_size)
         text = 2 * m * (config.text_dim * d + d * d)
         time = 2 * (config.freq_dim * d + 7 * d * d)
         return config.num_layers * block + patching + text + time

@@ -1,0 +1,268 @@
+"""Helios' bundles against diffusers' own `HeliosPyramidPipeline`, unmodified and fed with the same noise."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyrexport
+import pytest
+import torch
+from click.testing import Result
+from diffusers import HeliosPyramidPipeline
+from pyrexport.cli import main
+from pyrexport.export.reference.record import record_trace
+from pyrexport.export.reference.reference import Reference
+from pyrexport.runtime.chain import sampler
+from pyrexport.runtime.chain.clock import Clock
+from pyrexport.runtime.chain.history import History
+from pyrexport.runtime.chain.plan import plan
+from pyrexport.runtime.chain.pyramid import Pyramid, Resolution
+from pyrexport.runtime.model.checkpoint import Checkpoint, read_checkpoint
+from pyrexport.runtime.model.families.helios import HELIOS
+from pyrexport.runtime.proof.metrics import distance, psnr
+from support.parity import parity
+
+SIZE = Resolution(9, 64, 128)
+LATENT = (16, 3, 8, 16)
+
+
+class Noise:
+    """The format's noise, as `pyrexport.runtime.chain.noise` says it, drawn here by itself."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.chunk = seed, 0
+
+    def draw(self, *shape: int) -> np.ndarray:
+        return self.stream.standard_normal(shape, dtype=np.float32)
+
+    def prepare_latents(self, *sizes: Any, **how: Any) -> torch.Tensor:
+        """What is halved bilinearly twice, times two each, to the first draw."""
+        self.stream = np.random.Generator(np.random.Philox(self.seed).jumped(self.chunk))
+        if self.chunk == 0:
+            self.stream = np.random.Generator(np.random.Philox(self.seed))
+        self.chunk += 1
+        coarse = self.draw(LATENT[0], LATENT[1], LATENT[2] // 4, LATENT[3] // 4)
+        return torch.from_numpy(np.kron(coarse, np.full((1, 1, 4, 4), 0.25, np.float32)))[None]
+
+    def sample_block_noise(self, batch: int, c: int, t: int, h: int, w: int, *rest: Any) -> torch.Tensor:
+        """Haar's high bands alone: covariance 1 on the diagonal of a block, -1/3 off it."""
+        out = np.zeros((c, t, h, w), np.float32)
+        for pattern in ([[1, -1], [1, -1]], [[1, 1], [-1, -1]], [[1, -1], [-1, 1]]):  # bands W, H, and both
+            out += np.kron(self.draw(c, t, h // 2, w // 2), np.array(pattern, np.float32) / 2)
+        return torch.from_numpy(out * np.float32(2 / math.sqrt(3)))[None]
+
+
+def by_diffusers(checkpoint: Path, seed: int, output: str, **how: Any) -> np.ndarray:
+    """Two chunks by the pipeline as its users load it: latents [C, T, H, W], or frames [T, H, W, 3]."""
+    pipeline = HeliosPyramidPipeline.from_pretrained(checkpoint)
+    pipeline.set_progress_bar_config(disable=True)
+    noise = Noise(seed)
+    pipeline.prepare_latents, pipeline.sample_block_noise = noise.prepare_latents, noise.sample_block_noise
+    size = {"height": SIZE.height, "width": SIZE.width, "num_frames": 2 * SIZE.frames, "num_latent_frames_per_chunk": 3}
+    steps = {"pyramid_num_inference_steps_list": [3, 2, 2]}
+    guidance = {"guidance_scale": 1.0 if pipeline.config.is_distilled else 5.0}
+    return pipeline("a cat", negative_prompt="", **size, **steps, **guidance, output_type=output, **how).frames[0]
+
+
+@pytest.fixture(scope="module")
+def bundle_of(shared: Any) -> Callable[[Path], Path]:
+    """A bundle of a checkpoint for ONNX Runtime. Not to be changed."""
+
+    def get(checkpoint: Path, *options: str) -> Path:
+        def write(out: Path) -> None:
+            command = ["build", checkpoint, "--target", "ort", "--resolution", SIZE, "-o", out, "--quiet", *options]
+            main([str(word) for word in command], standalone_mode=False)
+
+        return shared(("helios", str(checkpoint), *options), write)
+
+    return get
+
+
+def test_two_chunks_of_a_bundle_are_the_pipelines(
+    make_checkpoint: Callable[..., Path], bundle_of: Callable[..., Path]
+) -> None:
+    """From the prompt to the frames, the first chunk amplified."""
+    checkpoint = make_checkpoint("--random", "tiny-helios-distilled")
+    with pyrexport.load(bundle_of(checkpoint), resident=True) as pipeline:
+        ours = pipeline("a cat", schedule="3-2-2", seed=3, chunks=2)
+    latents = by_diffusers(checkpoint, 3, "latent", is_amplify_first_chunk=True).numpy()
+    # Of two engines that sum in another order; seen: 3e-7.
+    assert distance(ours.latents, latents).relative_l2 <= 1e-4
+    frames = by_diffusers(checkpoint, 3, "np", is_amplify_first_chunk=True)
+    assert ours.frames is not None
+    assert ours.frames.shape == (17, 64, 128, 3)
+    assert psnr(ours.frames, np.asarray((frames * 255).round(), np.uint8)) >= 60
+
+
+@pytest.mark.parametrize("scheduler", ["unipc", "euler"])
+def test_the_chain_of_mid_is_the_pipelines(
+    scheduler: str, make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """In NumPy, with PyTorch's transformer in the engine's place: CFG-Zero*, two steps of zero velocity, a history."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(make_checkpoint("--random", "tiny-helios"), folder)
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"scheduler_type": scheduler}))
+    checkpoint = read_checkpoint(folder, resolution=SIZE)
+    model, reference = checkpoint.model, Reference(checkpoint)
+    schedule = model.schedule("3-2-2")
+    assert schedule.solver.name == scheduler
+    steps, text = plan(model.pyramid, SIZE, schedule, 2), reference.encode(["a cat", ""])
+    how = {"negative": {"text": text[1]}, "seed": 3, "history": HELIOS.history}
+    ours = sampler.sample(steps, model.pyramid.taps, reference, {"text": text[0]}, **how)
+    # Of float32 coefficients, and a sum of float64; seen: 2e-6.
+    assert distance(ours, by_diffusers(folder, 3, "latent").numpy()).relative_l2 <= 1e-4
+
+
+def test_the_reference_is_that_pipeline_where_a_run_is_its_own(make_checkpoint: Callable[..., Path]) -> None:
+    for preset in ("tiny-helios-distilled", "tiny-helios"):
+        checkpoint = read_checkpoint(make_checkpoint("--random", preset), resolution=SIZE)
+        model, reference = checkpoint.model, Reference(checkpoint)
+        own = plan(model.pyramid, SIZE, model.schedule("2-2-1"), 2)
+        assert reference.modules.follows_pipeline(checkpoint, own)
+        for other in (model.schedule(levels=[[0.99], [0.8], [0.4]]), model.schedule("2-2-1", solver="renoise")):
+            assert not reference.modules.follows_pipeline(checkpoint, plan(model.pyramid, SIZE, other, 2))
+
+
+@pytest.fixture(scope="module")
+def lean(make_checkpoint: Callable[..., Path]) -> Checkpoint:
+    """A transformer alone."""
+    folder = make_checkpoint("--random", "tiny-helios-distilled", "--no-text-encoder", "--no-vae")
+    return read_checkpoint(folder, resolution=SIZE)
+
+
+@pytest.fixture(scope="module")
+def trace(lean: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("helios") / "trace.safetensors"
+    schedule = lean.model.schedule("1-1-1")
+    record_trace(lean, path, prompts=["a cat"], seeds=[0], schedule=schedule, negative_prompt="", chunks=2)
+    return path
+
+
+def test_a_bundle_agrees_with_its_trace(lean: Checkpoint, trace: Path, bundle_of: Callable[..., Path]) -> None:
+    result = parity(bundle_of(lean.folder), trace)
+    assert result["passed"], result
+    assert result["levels"]["stages"]["relative_l2"] <= 1e-5
+
+
+def clock_of_another_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Clock.timestep
+    monkeypatch.setattr(Clock, "timestep", lambda self, stage, rho: real(self, (stage + 1) % 3, rho))
+
+
+def timesteps_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Clock.timestep
+    monkeypatch.setattr(Clock, "timestep", lambda self, stage, rho: real(replace(self, whole=False), stage, rho))
+
+
+def history_reversed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = History.of
+    monkeypatch.setattr(History, "of", lambda *given: np.ascontiguousarray(real(*given)[:, ::-1]))
+
+
+def weaker_block_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """γ 1/4 makes it c·√5 / (√5·c + 1 - c) of what is upsampled, in place of √3·c / (1 + c)."""
+    real = sampler.upsample_and_renoise
+
+    def other(x: Any, sigma: float, taps: Any, axes: Any, noise: Any) -> Any:
+        alpha = 1 / (math.sqrt(5) * sigma + 1 - sigma)
+        clean, whole = x.repeat(2, 2).repeat(2, 3), real(x, sigma, taps, axes, noise)
+        block = (whole * (1 + sigma) - clean) / (math.sqrt(3) * sigma)
+        return (alpha * (clean + 2 * sigma * block)).astype(np.float32)
+
+    monkeypatch.setattr(sampler, "upsample_and_renoise", other)
+
+
+def velocity_by_sigma(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sigmas(self: Pyramid, stage: Any, level: float, after: float) -> Any:
+        return tuple((g.global_level(stage.index, level), g.global_level(stage.index, after)) for g in stage.groups)
+
+    monkeypatch.setattr(Pyramid, "sigmas", sigmas)
+
+
+@pytest.mark.parametrize(
+    ("fault", "failed"),
+    [
+        (clock_of_another_stage, {"stages", "chain"}),
+        (timesteps_not_cut, {"stages", "chain"}),
+        (history_reversed, {"chain"}),
+        (weaker_block_noise, {"chain"}),
+        (velocity_by_sigma, {"chain"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_planted_faults_fail_at_their_level(
+    fault: Callable[[pytest.MonkeyPatch], None],
+    failed: set[str],
+    lean: Checkpoint,
+    trace: Path,
+    bundle_of: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bundle = bundle_of(lean.folder)
+    fault(monkeypatch)
+    levels = parity(bundle, trace)["levels"]
+    assert {name for name, level in levels.items() if not level["passed"]} == failed
+
+
+def test_a_run_that_is_killed_goes_on_after_the_chunks_that_it_finished(
+    make_checkpoint: Callable[..., Path],
+    bundle_of: Callable[..., Path],
+    cli: Callable[..., Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from pyrexport.runtime.pipeline import chunks
+
+    bundle = bundle_of(make_checkpoint("--random", "tiny-helios-distilled"))
+    command = ("sample", bundle, "--prompt", "a cat", "--schedule", "1-1-1", "--chunks", 3, "--json")
+    assert cli(*command, "-o", tmp_path / "whole.npz").exit_code == 0
+    real, kept = chunks.require_finite, tmp_path / "cut.npz.latents.npy"
+
+    def stops(values: Any, what: str) -> None:
+        if what.startswith("the latents") and kept.exists():
+            raise KeyboardInterrupt
+        real(values, what)
+
+    monkeypatch.setattr(chunks, "require_finite", stops)
+    stopped = cli(*command, "-o", tmp_path / "cut.npz")
+    assert stopped.exit_code != 0
+    assert not (tmp_path / "cut.npz").exists()
+    assert np.load(kept).shape == LATENT
+    monkeypatch.undo()
+    again = cli(*command, "-o", tmp_path / "cut.npz", "--save-latents", tmp_path / "cut.npy")
+    assert again.exit_code == 0, again.output
+    assert "going on from the chunks" in again.stderr
+    assert not kept.exists()
+    frames = [np.load(tmp_path / name)["frames"] for name in ("whole.npz", "cut.npz")]
+    assert frames[0].shape == (25, 64, 128, 3)
+    np.testing.assert_array_equal(*frames)
+    assert np.load(tmp_path / "cut.npy").shape == (16, 9, 8, 16)
+
+
+def test_frames_come_chunk_by_chunk(make_checkpoint: Callable[..., Path], bundle_of: Callable[..., Path]) -> None:
+    seen: list[Any] = []
+    with pyrexport.load(bundle_of(make_checkpoint("--random", "tiny-helios-distilled")), resident=True) as pipeline:
+        pipeline(
+            "a cat",
+            schedule="1-1-1",
+            frames=10,
+            callback=lambda step: seen.append(step.plan.chunk),
+            on_frames=lambda frames: seen.append(len(frames)),
+        )
+    assert seen == [*[0] * 6, 1, 4, 4, *[1] * 3, 1, 4, 3]
+
+
+def test_only_models_of_chunks_take_chunks(
+    tiny: Path, make_checkpoint: Callable[..., Path], refused: Callable[..., str], tmp_path: Path
+) -> None:
+    out = ("--prompt", "a cat", "-o", tmp_path / "out.npy")
+    assert "makes videos whole" in refused("sample", tiny, "--resolution", "17x64x64", "--chunks", 2, *out)
+    helios = ("sample", make_checkpoint("--random", "tiny-helios"), "--resolution", SIZE, *out)
+    assert "either chunks or frames" in refused(*helios, "--chunks", 2, "--frames", 9)
+    assert "whole numbers from 1, found 0" in refused(*helios, "--chunks", 0)
