@@ -106,7 +106,8 @@ def write_checkpoint(out: Path, model: Model, components: Components, parts: Pat
 def _siblings(parts: Path) -> dict[str, dict[str, str]]:
     return {
         name: {"path": f"../{parts.resolve().name}/{name}", "sha256": folder_digest(parts / name, file_digest)}
-        for name in ("text_encoder", "tokenizer", "vae")
+        for name in ("text_encoder", "tokenizer", "vae", "tiny_decoder")
+        if (parts / name).is_dir()
     }
 
 

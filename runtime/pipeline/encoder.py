@@ -92,6 +92,19 @@ class TextEncoder:
         model = self.graphs.bundle.manifest.model
         return {"text": floats(embeds, (model.text_length, model.transformer.text_dim), f"{name}_embeds")}
 
+    def both(
+        self,
+        prompt: str | None,
+        embeds: Array | None,
+        negative: str | None,
+        negative_embeds: Array | None,
+        *,
+        guided: bool,
+    ) -> tuple[Conditions, Conditions | None]:
+        """What the stages are given of a prompt, and, where a run is guided, of a negative one; see `conditions`."""
+        conditions = self.conditions(prompt, embeds, "prompt")
+        return conditions, self.negative(negative, negative_embeds) if guided else None
+
     def negative(self, prompt: str | None, embeds: Array | None) -> Conditions:
         """Those of a negative prompt or its embeddings: of the model's own, where neither is given."""
         own = self.graphs.bundle.manifest.model.negative_prompt if prompt is None and embeds is None else prompt

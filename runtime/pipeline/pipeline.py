@@ -168,12 +168,10 @@ class Pipeline:
         """
         start, self.graphs.timings = _started(output_type), Timings()
         chosen = self.model.schedule(schedule, guidance_scale, guidance_scale_2, levels=levels, solver=solver)
-        text = self.encoder.conditions(prompt, prompt_embeds, "prompt")
-        negative = self.encoder.negative(negative_prompt, negative_prompt_embeds) if chosen.guided else None
+        given = prompt, prompt_embeds, negative_prompt, negative_prompt_embeds
+        texts = self.encoder.both(*given, guided=chosen.guided)
         made, count = list[Array](), chunk_count(self.model, self.bundle.manifest.resolution, chunks, frames)
-        sampled = self.chunks(
-            chosen, count, (text, negative), seed, callback, preview, preview_decoder, latents=latents
-        )
+        sampled = self.chunks(chosen, count, texts, seed, callback, preview, preview_decoder, latents=latents)
         shown = collect(sampled, made, partial(self.decode_chunks, count=count), output_type == "np", on_frames)
         self.timings.total = time.perf_counter() - start
         warned = self.warnings(chosen, prompt, _given(negative_prompt_embeds, negative_prompt))
