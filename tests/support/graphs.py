@@ -15,7 +15,9 @@ def blueprint(checkpoint: Path, target: BuildTarget, precision: str = "fp32", **
     """A bundle that could be built; the target's engine need not be there."""
     opened = small_checkpoint(checkpoint)
     schemes = dict.fromkeys(COMPONENTS, precision)
-    return draw(opened, target, BuildOptions((opened.resolution,), schemes, {}, (None,), "fp32", target_options))
+    decoders = tuple(opened.model.decoders)
+    options = BuildOptions((opened.resolution,), schemes, {}, (None,), "fp32", decoders, target_options)
+    return draw(opened, target, options)
 
 
 def graph_of(drawn: Blueprint, name: str) -> GraphModule:

@@ -12,7 +12,7 @@ def test_a_bundle_holds_what_its_manifest_lists(bundle, tiny):
     assert set(document["graphs"]) == {"stage0", "stage1", "stage2", "text_64", "vae_first", "vae_next"}
     assert document["model"]["schedules"].keys() == json.loads((tiny / "pyramid.json").read_text())["schedules"].keys()
     assert document["target"] == "ort"
-    assert document["target_options"] == {"kernel": "avx2"}
+    assert document["target_options"] == {"kernel": "avx2", "provider": "cpu", "provider_untested": False}
     assert document["precision"] == {
         "transformer": "fp32",
         "text_encoder": "fp32",
