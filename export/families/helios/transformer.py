@@ -11,7 +11,7 @@ from torch import nn
 from ....runtime.chain.pyramid import Stage
 from ....runtime.model.families.helios import LONG, MID, RECENT, SHORT, HeliosConfig, Pooled
 from ..layers import WeightSpace, linear, run_time_zero
-from ..wan.transformer import Attention, RotaryTables, modulated, patchify, token_chunk, unpatchify
+from ..wan.transformer import Attention, Block, RotaryTables, modulated, patchify, token_chunk, unpatchify
 
 __all__ = ["HeliosGraph"]
 
@@ -45,7 +45,7 @@ class HeliosGraph(nn.Module):
         self.time_proj = linear(space, "condition_embedder.time_proj", precise=True)
         text = "condition_embedder.text_embedder"
         self.text_1, self.text_2 = linear(space, f"{text}.linear_1"), linear(space, f"{text}.linear_2")
-        self.blocks = nn.ModuleList(Block(space, config, index, self.past) for index in range(config.num_layers))
+        self.blocks = nn.ModuleList(HeliosBlock(space, config, index, self.past) for index in range(config.num_layers))
         self.norm_out = dialect.layer_norm(config.width, config.eps)
         self.scale_shift_table = space.vector("norm_out.scale_shift_table")
         self.proj_out = linear(space, "proj_out", precise=True)
@@ -113,31 +113,15 @@ def _tables(
     return found
 
 
-class Block(nn.Module):
+class HeliosBlock(Block):
     """One transformer block. The history is not told of the text, and is at a timestep of its own."""
 
     def __init__(self, space: WeightSpace, config: HeliosConfig, index: int, past: int) -> None:
         """The block's weights; `past` is the number of the history's tokens."""
-        super().__init__()
-        name = f"blocks.{index}"
-        self.config, self.dialect, self.past = config, space.dialect, past
-        self.norm1, self.norm3 = (space.dialect.layer_norm(config.width, config.eps) for _ in range(2))
-        self.norm2 = space.dialect.layer_norm(config.width, config.eps) if config.cross_attn_norm else None
-        amplified = config.is_amplify_history
-        self.attn1 = (
-            AmplifiedAttention(space, f"{name}.attn1", config, past)
-            if amplified
-            else Attention(space, f"{name}.attn1", config)
-        )
-        self.attn2 = Attention(space, f"{name}.attn2", config)
-        asks = f"{name}.attn2.to_q"
-        self.norm2_weight = space.vector(f"{name}.norm2.weight", feeds=asks) if config.cross_attn_norm else None
-        self.norm2_bias = space.vector(f"{name}.norm2.bias", feeds=asks) if config.cross_attn_norm else None
-        self.ffn_in = linear(space, f"{name}.ffn.net.0.proj")
-        self.ffn_out = linear(space, f"{name}.ffn.net.2")
-        self.scale_shift_table = space.vector(f"{name}.scale_shift_table")
-        self.divisor1 = space.migration(f"{name}.attn1.to_q")
-        self.divisor3 = space.migration(f"{name}.ffn.net.0.proj")
+        super().__init__(space, config, index)
+        self.past = past
+        if config.is_amplify_history:
+            self.attn1 = AmplifiedAttention(space, f"blocks.{index}.attn1", config, past)
 
     def forward(
         self, x: torch.Tensor, context: torch.Tensor, modulation: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
@@ -153,9 +137,9 @@ class Block(nn.Module):
         x = x[:, self.past :] + y[:, self.past :] * new[:, 2:3]
         y = x if self.norm2 is None else self.norm2(x, self.norm2_weight, self.norm2_bias)
         x = x + self.attn2(y, context)
-        return torch.cat([*self._feed_forward(past, old), *self._feed_forward(x, new)], dim=1)
+        return torch.cat([*self._fed_forward(past, old), *self._fed_forward(x, new)], dim=1)
 
-    def _feed_forward(self, x: torch.Tensor, table: torch.Tensor) -> list[torch.Tensor]:
+    def _fed_forward(self, x: torch.Tensor, table: torch.Tensor) -> list[torch.Tensor]:
         """Tokens after the feed-forward, in the pieces that they go through it in."""
         tokens, step = x.shape[1], token_chunk(x.shape[1], self.config, self.dialect)
         starts = [0] if step == tokens else range(0, tokens, step)
