@@ -15,6 +15,8 @@ import torch
 from click.testing import Result
 from diffusers import HeliosPyramidPipeline
 from pyrexport.cli import main
+from pyrexport.export.bundle.blueprint import draw
+from pyrexport.export.lowering.onnx import export_onnx
 from pyrexport.export.reference.record import record_trace
 from pyrexport.export.reference.reference import Reference
 from pyrexport.runtime.chain import sampler
@@ -25,6 +27,8 @@ from pyrexport.runtime.chain.pyramid import Pyramid, Resolution
 from pyrexport.runtime.model.checkpoint import Checkpoint, read_checkpoint
 from pyrexport.runtime.model.families.helios import HELIOS
 from pyrexport.runtime.proof.metrics import distance, psnr
+from pyrexport.targets.facts import find_build_target
+from support.building import build_options
 from support.parity import parity
 
 SIZE = Resolution(9, 64, 128)
@@ -266,3 +270,27 @@ def test_only_models_of_chunks_take_chunks(
     helios = ("sample", make_checkpoint("--random", "tiny-helios"), "--resolution", SIZE, *out)
     assert "either chunks or frames" in refused(*helios, "--chunks", 2, "--frames", 9)
     assert "whole numbers from 1, found 0" in refused(*helios, "--chunks", 0)
+
+
+def test_stages_are_one_network_where_shapes_are_symbolic(lean: Checkpoint) -> None:
+    """The history's tokens are a fixed part of a sequence whose length is symbolic."""
+    target = find_build_target("trt")
+    options = build_options(lean, target, compute_capabilities=["8.9"])
+    blueprint = draw(lean, target, options)
+    (graphs,) = blueprint.programs.values()
+    assert [graph.spec.name for graph in graphs] == ["stage0", "stage1", "stage2"]
+    model = export_onnx(graphs[0], blueprint.dialect, "stages").model
+    inputs = {str(value.name): value.shape for value in model.graph.inputs}
+    assert inputs["history"] == (1, 16, 20, 8, 16)
+    assert inputs["latent"] is not None
+    assert not inputs["latent"].is_static()
+
+
+def test_a_recipe_is_made_of_chunks_with_a_history(
+    lean: Checkpoint, cli: Callable[..., Result], tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    how = ("--prompts", tmp_path / "prompts.txt", "--resolution", SIZE, "--schedule", "1-1-1", "--quiet")
+    made = cli("calibrate", lean.folder, *how, "-o", tmp_path / "recipe.safetensors")
+    assert made.exit_code == 0, made.output
+    assert "20 layers of a clocked checkpoint" in made.stdout
