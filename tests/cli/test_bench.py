@@ -21,7 +21,8 @@ def test_bench_reports_every_graph(bundle, cli):
 
 def test_inspect_shows_a_bundle(bundle, cli):
     document = json.loads(cli("inspect", bundle, "--json", "--quiet").stdout)
-    assert document["precision"] == {"transformer": "fp32", "text_encoder": "fp32", "vae": "fp32", "compute": "fp32"}
+    parts = ("transformer", "text_encoder", "vae", "tiny_decoder", "compute")
+    assert document["precision"] == dict.fromkeys(parts, "fp32")
     assert document["stages"][0]["tokens"] == 80
     assert document["files"]["weights.bin"] == (bundle / "weights.bin").stat().st_size
     assert Path(document["model"]) == bundle
