@@ -106,7 +106,7 @@ def test_convolutions_are_integers_on_disk_and_in_products(rounded, make_checkpo
         assert {stored[node.input[3]] for node in products} == {onnx.TensorProto.INT8}
         # Two convolutions over time have nothing to do in the first frame.
         assert len({node.input[3] for node in products}) == layers - 2 * (name == "vae_first")
-        # One before the first convolution, which has three taps once there are caches; the last one is all four frames'.
+        # One before the first convolution, which has three taps once there are caches; the last one makes all frames.
         ends = {"vae_first": 3, "vae_next": 1 + 3 + 1}
         assert Counter(node.op_type for node in model.graph.node)["Conv"] == ends[name]
     result = cli("parity", rounded, "--reference", make_checkpoint(*SPARE), "--json", "--quiet")

@@ -84,7 +84,7 @@ def test_wrong_tensors_of_the_other_parts(copy, refused, tmp_path, part, change)
         ({"schedules": {"x": {"steps": [2, 0, 1]}}, "default_schedule": "x"}, "steps per stage"),
         ({"schedules": {}}, "at least one schedule"),
         ({"default_schedule": "y"}, "field 'default_schedule': expected one of"),
-        ({"kind": "cascade"}, "expected one of pyramidal, ppf, plain, clocked"),
+        ({"kind": "cascade"}, "expected one of pyramidal, clocked, ppf, plain"),
         ({"kind": "ppf"}, "patch size"),
         ({"stages": 0}, "whole number from 1"),
         ({"format": 2}, "field 'format': expected 1"),
