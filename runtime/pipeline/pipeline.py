@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..bundle.engines import MAX_THREADS, Engine, EngineOptions, Target, find_target
 from ..bundle.graphs import LATENT, Decoder, GraphKey, stage_key
+from ..bundle.hub import find_bundle
 from ..bundle.opening import Bundle, open_bundle
 from ..chain.plan import StepPlan, plan
 from ..chain.pyramid import Resolution
@@ -228,7 +229,8 @@ def load(
         >>> video = pipeline("a cat", seed=0).frames  # doctest: +SKIP
 
     Args:
-        bundle: its folder.
+        bundle: its folder, or ORGANISATION/NAME[@REVISION] of the hub where there is no such path (extra `[hub]`): from
+            the hub's cache, or fetched into it.
         resolution: one of the bundle's, such as "81x832x448"; None: its first. Pipelines of one bundle share its
             mapped weights.
         decoder: "full" or "tiny", what decodes frames, where it has both; None: its VAE's decoder.
@@ -239,15 +241,15 @@ def load(
         target_options: the options of the bundle's target, such as `prepack=True`: see `Target.engine_options`.
 
     Raises:
-        UsageError: it is not a bundle, it has no such resolution or decoder, its engine is not installed or too old,
-            or does not have such an option, or its prompts were cleaned by another major version of ftfy than the
-            installed one.
+        UsageError: it is not a bundle, the hub does not have it, it has no such resolution or decoder, its engine is
+            not installed or too old, or does not have such an option, or its prompts were cleaned by another major
+            version of ftfy than the installed one.
         CheckFailed: a file is missing, extra or damaged.
     """
     if type(threads) is not int or not 0 <= threads <= MAX_THREADS:
         raise UsageError(f"threads is a whole number from 0 to {MAX_THREADS}, found {threads!r}")
     size = Resolution.parse(resolution) if isinstance(resolution, str) else resolution
-    opened = open_bundle(Path(bundle), resolution=size, decoder=decoder, verify=verify)
+    opened = open_bundle(find_bundle(bundle), resolution=size, decoder=decoder, verify=verify)
     target, options = find_target(opened.manifest.target), EngineOptions(threads, target_options)
     _check(opened, target)
     target.check_engine_options(options)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,15 @@ LEAN = ("--no-vae", "--no-text-encoder", "--blocks", "1")
 
 
 def run(*arguments: object, home: Path, cwd: Path, **settings: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1", **settings}
-    environment.pop("HF_HUB_CACHE", None)
-    return subprocess.run(command_line(*arguments), cwd=cwd, env=environment, capture_output=True, text=True)
+    own = environment(HF_HOME=str(home), **settings)
+    return subprocess.run(command_line(*arguments), cwd=cwd, env=own, capture_output=True, text=True)
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """Offline unless they say otherwise, and without a cache of the user's."""
+    given = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1", **settings}
+    given.pop("HF_HUB_CACHE", None)
+    return given
 
 
 @pytest.mark.slow
@@ -118,3 +125,24 @@ def test_a_bundle_is_fetched_by_its_manifest_and_a_repository_that_is_not_there_
     (line,) = missing.stderr.splitlines()
     assert missing.returncode == 2
     assert "org/nothing is no path here, and the hub does not give it" in line
+
+
+def loaded(name: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """`pyrexport.load` of a name; tells the folder that it opened."""
+    code = f"import pyrexport; print(pyrexport.load({name!r}).bundle.folder)"
+    return subprocess.run([sys.executable, "-c", code], env=environment(**settings), capture_output=True, text=True)
+
+
+def test_a_bundle_of_the_hub_is_loaded_by_its_name_and_a_checkpoint_is_not_fetched(bundle, tiny, tmp_path):
+    with serve(bundle, "org/bundle") as (address, asked):
+        online = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": address}
+        first = loaded("org/bundle", **online)
+    assert first.returncode == 0, first.stderr
+    assert set(asked) == {file.name for file in bundle.iterdir()}
+    again = loaded("org/bundle", **online)  # nobody answers by now
+    assert again.stdout == first.stdout
+    assert "UserWarning: the hub cannot be reached" in again.stderr
+    with serve(tiny, "org/model") as (address, asked):
+        refused = loaded("org/model", **online | {"HF_ENDPOINT": address})
+    assert "UsageError: org/model holds no manifest.json and is no bundle" in refused.stderr
+    assert not asked
