@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckFailed", "PyrexportError", "UsageError", "__version__", "build", "load"]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _LAZY = {"build": ".export.bundle.build", "load": ".runtime.pipeline.pipeline"}
 

@@ -1,25 +1,26 @@
 """What is installed, what it imports, and what it weighs."""
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
-import venv
-import zipfile
 from itertools import chain
 from pathlib import Path
 
+import pyrexport
 import pytest
+from check_image import stages
 from conftest import DATA, ROOT
+from distribution import PACKAGES, PLUGIN, build, check_wheel, install
 from support.prompts import LENGTH, PROMPTS, ids_in_diffusers, write_own_tokenizer
 
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text())
-FLOORS = ("calibration", "cli", "export", "runtime", "targets")
 
 
 def test_every_package_folder_is_listed():
     found = {"pyrexport"}
-    for floor in FLOORS:
+    for floor in PACKAGES:
         for init in (ROOT / floor).rglob("__init__.py"):
             found.add(".".join(("pyrexport", *init.parent.relative_to(ROOT).parts)))
     assert found == set(CONFIG["tool"]["setuptools"]["packages"])
@@ -58,39 +59,39 @@ def test_no_module_of_the_runtime_names_a_heavy_library():
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    # From a copy: a stale build/ folder would leak old modules into the wheel.
-    out = tmp_path_factory.mktemp("wheel")
-    source = out / "source"
-    command = ["git", "ls-files", "-co", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file() and not name.startswith("tests/data"):
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(out), str(source)]
-    subprocess.run(command, check=True, capture_output=True)
-    (built,) = out.glob("*.whl")
+    (built,) = build(tmp_path_factory.mktemp("wheel"), "--wheel")
     return built
 
 
 def test_the_wheel_holds_the_package_and_nothing_stray(wheel):
-    names = zipfile.ZipFile(wheel).namelist()
-    tops = {name.split("/")[0] for name in names}
-    assert tops == {"pyrexport", f"pyrexport-{CONFIG['project']['version']}.dist-info"}
-    beside = ("py.typed", "targets/executorch/shim.cpp", "cli/reports/style.css")
-    assert {f"pyrexport/{name}" for name in beside} <= set(names)
-    inside = {name.split("/")[1] for name in names if name.startswith("pyrexport/")}
-    assert inside == {"__init__.py", "__main__.py", "py.typed", *FLOORS}
+    check_wheel(wheel)
+    assert wheel.name.split("-")[1] == pyrexport.__version__
+
+
+def test_optimum_finds_its_command(tmp_path):
+    """By optimum's own command line, in two processes: about 5 s."""
+    command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "pyrexport"]
+    own = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / PLUGIN), os.environ.get("PYTHONPATH", "")])}
+    helped, refused = (
+        subprocess.run([*command, *given], cwd=tmp_path, env=own, capture_output=True, text=True)
+        for given in (["--help"], ["absent", "--target", "ort", "-o", "out.pyrx", "--quiet"])
+    )
+    assert helped.stdout.startswith("Usage: pyrexport build [OPTIONS] CHECKPOINT"), helped.stderr
+    assert refused.returncode == 2
+    assert "absent" in refused.stderr
+
+
+def test_steps_of_the_image_are_read_as_they_stand():
+    first, last = stages((ROOT / "Dockerfile").read_text("utf-8"))
+    assert [len(stage.commands) for stage in (first, last)] == [2, 1]
+    assert last.settings == {"WHEELS": "/wheels", "HOME": "/tmp"}
+    assert last.entry == list(CONFIG["project"]["scripts"])
 
 
 @pytest.fixture(scope="module")
 def lean(wheel, tmp_path_factory) -> Path:
     """An environment with the base dependencies alone: no torch, no diffusers, no onnx."""
-    folder = tmp_path_factory.mktemp("lean")
-    venv.create(folder, with_pip=True)
-    command = [folder / "bin" / "python", "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", wheel]
-    subprocess.run(command, check=True, capture_output=True)
-    return folder / "bin"
+    return install(tmp_path_factory.mktemp("lean"), wheel)
 
 
 @pytest.mark.slow
