@@ -1,7 +1,8 @@
 """Runs what the pages show, and checks that their links lead somewhere.
 
 In a ```console block, a line that begins with "$ " runs; so does a ```python block that imports pyrexport. The blocks
-of a page run in order, in a folder of its own that holds the demonstration's checkpoints and an empty `demo/`.
+of a page run in order, in a folder of its own that holds the demonstration's checkpoints and an empty `demo/`. So do
+the cells of a notebook, all of them, and what they define is there for the next ones.
 
     python scripts/check_docs.py [--links] [PAGE …]
 """
@@ -19,14 +20,27 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from click.testing import CliRunner
+from notebooks import as_markdown, cells
 from pyrexport.cli import main as pyrexport
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "docs").rglob("*.ipynb"))]
 
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\[[^\]]*\]\(([^()\s]+)\)")
 HEADING = re.compile(r"^#+ +(.+?) *$", re.MULTILINE)
+
+
+def text_of(page: Path) -> str:
+    """A page, or a notebook as one."""
+    return as_markdown(page) if page.suffix == ".ipynb" else page.read_text("utf-8")
+
+
+def steps(page: Path) -> list[tuple[str, str]]:
+    """What runs of a page or a notebook: see `runnable`."""
+    if page.suffix == ".ipynb":
+        return [(kind, text) for kind, text in cells(page) if kind != "markdown"]
+    return runnable(page.read_text("utf-8"))
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -55,13 +69,14 @@ def run_pages(pages: Iterable[Path], folder: Path) -> int:
     """
     (folder / "demo").mkdir()
     shutil.copytree(ROOT / "tests" / "data", folder / "tests" / "data")
-    found = dict.fromkeys(step for page in pages for step in runnable(page.read_text("utf-8")))
+    found = dict.fromkeys(step for page in pages for step in steps(page))
+    defined: dict[str, object] = {"__name__": "__main__"}
     with chdir(folder):
         for language, text in found:
             if language == "python":
-                exec(compile(text, "<a page>", "exec"), {"__name__": "__main__"})
+                exec(compile(text, "<a page>", "exec"), defined)
             else:
-                _run(text)
+                _run(re.sub(r"\{(\w+)\}", lambda name: str(defined.get(name[1], name[0])), text))
     return len(found)
 
 
@@ -77,7 +92,7 @@ def _run(command: str) -> None:
 
 def broken_links(page: Path) -> Iterator[str]:
     """Relative links of a page to files and headings that are not there."""
-    for target in LINK.findall(_prose(page.read_text("utf-8"))):
+    for target in LINK.findall(_prose(text_of(page))):
         if re.match(r"[a-z]+:", target):
             continue
         name, _, anchor = target.partition("#")

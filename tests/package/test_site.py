@@ -1,5 +1,6 @@
 """The documentation: its links lead somewhere, and it becomes a site without a warning and without the network."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from check_docs import PAGES, anchors, broken_links, runnable
+from check_docs import PAGES, anchors, broken_links, runnable, steps, text_of
 from conftest import ROOT
 
 LOADING = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "link": "href"}
@@ -32,6 +33,20 @@ def test_what_runs_of_a_page_is_told_by_its_form():
     page = "```console\n$ a b\noutput\n```\n```\n$ c\n```\n"
     page += "```python\nimport numpy\n```\n```python\nimport pyrexport\n```\n"
     assert runnable(page) == [("console", "a b"), ("python", "import pyrexport\n")]
+
+
+NOTEBOOKS = [page for page in PAGES if page.suffix == ".ipynb"]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda page: page.name)
+def test_a_notebook_holds_no_outputs_and_is_run_and_shown_whole(notebook):
+    document = json.loads(notebook.read_text("utf-8"))
+    code = [cell for cell in document["cells"] if cell["cell_type"] == "code"]
+    assert not [cell for cell in code if cell["outputs"] or cell["execution_count"] is not None]
+    ran, shown = steps(notebook), text_of(notebook)
+    assert len(ran) >= len(code)
+    assert shown.startswith("# ")
+    assert all(text in shown for _, text in ran)
 
 
 def test_the_diagrams_need_no_script():
@@ -95,6 +110,5 @@ def test_every_page_is_in_the_navigation():
         return [leaf for value in values for leaf in leaves(value)]  # type: ignore[union-attr]
 
     navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"]
-    assert sorted(leaves(navigation)) == sorted(
-        str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")
-    )
+    pages = (page.with_suffix(".md") for page in PAGES if page.is_relative_to(ROOT / "docs"))  # notebooks become such
+    assert sorted(leaves(navigation)) == sorted(str(page.relative_to(ROOT / "docs")) for page in pages)

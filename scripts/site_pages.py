@@ -1,13 +1,26 @@
-"""A hook of mkdocs: where a page says so, the options of every command, as click knows them."""
+"""Hooks of mkdocs: notebooks become pages, and where a page says so, it has every command's options from click."""
 
 from collections.abc import Iterator
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import click
+from mkdocs.structure.files import File, Files
+from notebooks import as_markdown
 from pyrexport.cli import COMMANDS, main
 
 MARK = "<!-- the options of every command -->"
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Called once, with all that lies in the pages' folder."""
+    for file in list(files):
+        path = Path(file.src_uri)
+        if path.suffix == ".ipynb":
+            page = as_markdown(Path(config.docs_dir) / path)
+            files.append(File.generated(config, path.with_suffix(".md").as_posix(), content=page))
+    return files
 
 
 def on_page_markdown(markdown: str, **mkdocs: Any) -> str:
