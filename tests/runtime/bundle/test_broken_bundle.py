@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 from pyrexport.runtime.bundle.opening import open_bundle
 from pyrexport.runtime.seen import Seen
+from pyrexport.targets.links import relocated
 from support.builders import resign
 
 
@@ -171,3 +172,15 @@ def test_a_bundle_that_was_signed_again_is_refused_before_a_wrong_video(copy, cl
     (line,) = result.stderr.strip().splitlines()
     assert words in line
     assert not (copy.parent / "x.mp4").exists()
+
+
+def test_weights_outside_the_folder_are_not_read(copy, cli):
+    """ONNX Runtime sees to it, and SECURITY.md counts on it."""
+    (copy.parent / "other.bin").write_bytes((copy / "weights.bin").read_bytes())
+    graph = copy / "stage2.onnx"
+    graph.write_bytes(relocated(graph.read_bytes(), {"weights.bin": "../other.bin"}))
+    resign(copy)
+    result = cli("sample", copy, "--prompt", "a", "-o", copy.parent / "x.npz", "--quiet")
+    assert result.exit_code == 2
+    assert "escapes model directory" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
