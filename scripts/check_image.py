@@ -67,7 +67,7 @@ def main() -> int:
         for number, stage in enumerate(every):
             folder = out / f"stage-{number}"
             subprocess.run([given.python, "-m", "venv", folder], check=True)
-            own = alone(**stage.settings, WHEELS=str(out / "wheels"))
+            own = alone(**stage.settings | {"WHEELS": str(out / "wheels")})
             own["PATH"] = f"{folder / 'bin'}:{own['PATH']}"
             for command in stage.commands:
                 print(f"stage {number}: {command}", flush=True)
