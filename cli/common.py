@@ -176,7 +176,7 @@ def length_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that choose a schedule, guidance and a seed."""
     for option in (
-        click.option("--seed", type=int, default=0, show_default=True),
+        click.option("--seed", type=int, show_default="0"),
         click.option("--levels", help="Natural levels in place of a schedule: 1,0.9863/0.9412,0.8645/0.5858"),
         click.option("--schedule", help="A schedule of the model, or steps per stage, coarsest first: 10-10-10"),
         click.option("--solver", type=click.Choice(list(SOLVERS)), help="In place of the schedule's own."),

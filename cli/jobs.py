@@ -1,7 +1,8 @@
 """What `sample` and `decode` have to do: a prompt and the files that it becomes."""
 
 import json
-from collections.abc import Mapping
+import socket
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from ..runtime.pipeline.latents import origin_file
 from ..runtime.pipeline.video import has_video_writer
 from .videos import VideoOptions
 
-__all__ = ["Job", "claim_folder", "make_jobs"]
+__all__ = ["Job", "claim_folder", "make_jobs", "require_claimed"]
+
+SETTINGS_FILE = "samples.json"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A prompt and the files that it becomes."""
+    """A prompt, a seed and the files that they become."""
 
     prompt: str
     output: Path
@@ -26,6 +29,12 @@ class Job:
     """Path of the contact sheet."""
     latents: Path | None
     """Path of the latents, where they are kept beside a video."""
+    seed: int = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether all that it writes is there."""
+        return all(path.exists() for path in self.files)
 
     @property
     def files(self) -> list[Path]:
@@ -72,22 +81,30 @@ class Job:
             raise UsageError(f"'{self.output.name}' is no .mp4: leave out {', '.join(video.given)}")
 
 
-def make_jobs(prompts: list[str], output: Path, video: VideoOptions, latents: Path | None, *, many: bool) -> list[Job]:
-    """A job for each prompt; where there are many, the output is a folder and files are named by number.
+def make_jobs(
+    prompts: list[str],
+    output: Path,
+    video: VideoOptions,
+    latents: Path | None,
+    *,
+    seeds: Sequence[int] = (0,),
+    many: bool,
+) -> list[Job]:
+    """A job for each prompt and seed; where there may be many, the output is a folder and files are named by number.
 
     Raises:
         UsageError: something could not be written.
     """
     make = _many if many else _one
-    jobs = make(prompts, output, video.grid, latents)
+    jobs = make(prompts, output, video.grid, latents, seeds)
     for job in jobs:
         job.check(video)
     return jobs
 
 
-def _one(prompts: list[str], output: Path, grid: str | None, latents: Path | None) -> list[Job]:
+def _one(prompts: list[str], output: Path, grid: str | None, latents: Path | None, seeds: Sequence[int]) -> list[Job]:
     sheet = None if grid is None else Path(grid) if grid else output.with_suffix(".png")
-    job = Job(prompts[0], output, sheet, latents)
+    job = Job(prompts[0], output, sheet, latents, seeds[0])
     for path in job.files:
         check_output(path, folder=path.suffix == "")
     for path in (job.latents_file, origin_file(job.latents_file)):
@@ -97,16 +114,20 @@ def _one(prompts: list[str], output: Path, grid: str | None, latents: Path | Non
     return [job]
 
 
-def _many(prompts: list[str], output: Path, grid: str | None, latents: Path | None) -> list[Job]:
+def _many(prompts: list[str], output: Path, grid: str | None, latents: Path | None, seeds: Sequence[int]) -> list[Job]:
     if grid or latents is not None:
         raise UsageError("with --prompts, give --grid without a file, and no --save-latents: files are named by number")
     if output.suffix:
         raise UsageError(f"with --prompts the output is a folder, found '{output.name}'")
     check_output(output, folder=True)
     suffix = ".mp4" if has_video_writer() else ".npz"
-    names = [output / f"{index:04d}{suffix}" for index in range(len(prompts))]
-    sheets = [None if grid is None else name.with_suffix(".png") for name in names]
-    return [Job(prompt, name, sheet, None) for prompt, name, sheet in zip(prompts, names, sheets, strict=True)]
+    jobs = []
+    for index, prompt in enumerate(prompts):
+        for seed in seeds:
+            of = "" if len(seeds) == 1 else f"-seed{seed}"
+            name = output / f"{index:04d}{of}{suffix}"
+            jobs.append(Job(prompt, name, None if grid is None else name.with_suffix(".png"), None, seed))
+    return jobs
 
 
 def claim_folder(output: Path, settings: Mapping[str, Any]) -> None:
@@ -116,11 +137,25 @@ def claim_folder(output: Path, settings: Mapping[str, Any]) -> None:
         UsageError: the folder holds something else.
     """
     output.mkdir(exist_ok=True)
-    file = output / "samples.json"
+    file = output / SETTINGS_FILE
     if file.is_file():
         if read_json(file) != settings:
             raise UsageError(f"{output} holds samples of other prompts or settings: choose another folder")
     elif any(output.iterdir()):
-        raise UsageError(f"{output} is not empty and holds no samples.json: choose another folder")
+        raise UsageError(f"{output} is not empty and holds no {SETTINGS_FILE}: choose another folder")
     else:
         write_whole(file, json.dumps(settings, indent=1).encode())
+
+
+def require_claimed(output: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse a folder that is not the one that a run on another machine claimed, or a model that is not the same.
+
+    Raises:
+        UsageError: it is so.
+    """
+    file = output / SETTINGS_FILE
+    if not file.is_file() or read_json(file) != settings:
+        raise UsageError(
+            f"{output} on {socket.gethostname()} is not the folder of this run, or the bundle there is another one: "
+            "all machines must see both under the same paths"
+        )

@@ -65,6 +65,8 @@ class Sampler(Protocol):
     """The map of previews."""
     preview_decoder: str | None
     """What decodes previews in place of the map: a name of `DECODERS`."""
+    gpus: int
+    """How many it takes: what a cluster shares out."""
     preview_seconds: float
     """What decoding the previews of the last sample took."""
 
@@ -131,6 +133,7 @@ class BundleSampler:
         self.weights = hashlib.sha256(hashes.encode()).hexdigest()
         self.checkpoint_hash, self.frame_rate = checkpoint_of(manifest), manifest.frame_rate
         self.preview, self.preview_seconds = manifest.preview, 0.0
+        self.gpus = pipeline.target.gpus(pipeline.graphs.options)
         self.preview_decoder: str | None = None
         self._said: set[str] = set()
         self.warnings = pipeline.warnings
@@ -167,7 +170,7 @@ class ReferenceSampler:
         self.has_text_encoder, self.has_decoder = bool(checkpoint.text_encoder), bool(checkpoint.model.decoders)
         self.frame_rate, self.preview = checkpoint.model.family.frame_rate, checkpoint.model.preview
         self.preview_decoder: str | None = None
-        self.preview_seconds = 0.0
+        self.preview_seconds, self.gpus = 0.0, 0
         self._reference: Any = None
         self._tokenizer: Tokenizer | None = None
 

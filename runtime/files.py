@@ -54,6 +54,7 @@ LEFT_BEHIND = (
 _POINTER = b"version https://git-lfs"
 
 _numbers = count()
+_TOKEN = os.urandom(4).hex()  # processes of two machines that share a folder may have the same number
 
 
 def cache_folder() -> Path:
@@ -91,7 +92,7 @@ def check_output(path: Path, *, folder: bool = False) -> None:
 def written_beside(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """A path to write to, made durable and renamed to `path` when all went well, and removed when not."""
     check_output(path)
-    partial = path.with_name(f".{os.getpid()}.{next(_numbers)}.partial{path.suffix}")
+    partial = path.with_name(f".{os.getpid()}.{_TOKEN}.{next(_numbers)}.partial{path.suffix}")
     try:
         yield partial
         if durable:

@@ -164,6 +164,10 @@ class Target(ABC):
         """
         return
 
+    def gpus(self, options: EngineOptions) -> int:
+        """GPUs that a process takes whose engines are opened so: what a cluster shares out."""
+        return 0
+
     def remark(self) -> str:
         """What people should know of measurements that are taken here; empty: nothing."""
         return ""

@@ -25,6 +25,8 @@ ENGINE = "onnxruntime"
 KERNELS = {"avx2": 63, "vnni": 127}
 """Largest magnitude of a weight by kernel: AVX2 adds two products of 8 bits in 16, which 2 · 255 · 127 overflows."""
 
+GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
+
 
 class Ort(BuildTarget):
     """One .onnx file per graph, all of them pointing into one weights file that they map."""
@@ -129,6 +131,10 @@ class Ort(BuildTarget):
             for name, found in facts.items()
         )
         return Table("where nodes run", columns, rows) if rows else None
+
+    def gpus(self, options: EngineOptions) -> int:
+        """One, where an execution provider of GPUs is asked for."""
+        return int(options.own.get("provider", "") in GPU_PROVIDERS)
 
     def open_engine(self, file: Path, spec: GraphSpec, facts: Facts, options: EngineOptions) -> Engine:
         """A session of a graph."""

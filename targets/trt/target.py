@@ -104,6 +104,10 @@ class Trt(BuildTarget):
             )
         check_own(self.name, self.engine_options, options.own)
 
+    def gpus(self, options: EngineOptions) -> int:
+        """The one that its engines run on."""
+        return 1
+
     def resolve_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The library and the GPUs to build for are those that are asked for, or those that are here."""
         from .library import building_library, capabilities_to_build

@@ -1,0 +1,134 @@
+"""Work on a Ray cluster: Ray starts, places and restarts the workers, and gives a lost one's work to another."""
+
+import logging
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from importlib import import_module
+from typing import Any
+
+from ..runtime.errors import CheckFailed, PyrexportError, UsageError
+
+__all__ = ["Open", "connected", "spread"]
+
+RETRIES = 3
+"""How often an item is done again whose worker was lost in it: one that needs too much memory loses each."""
+
+ANSWER_SECONDS = 5.0
+"""In which a cluster must answer; Ray itself waits for minutes."""
+
+Open = Callable[[ExitStack], Callable[[Any], Any]]
+"""What a worker is told, pickled: opens what does an item, where the worker is; the stack closes what it holds open."""
+
+
+class Worker:
+    """A process of the cluster that has its work open."""
+
+    def __init__(self, work: Open) -> None:
+        self.work, self.stack = work, ExitStack()
+
+    @cached_property
+    def _do(self) -> Callable[[Any], Any]:
+        return self.work(self.stack)  # with the first item, whose error reaches the one who asked as it is
+
+    def run(self, index: int, item: Any) -> tuple[int, Any]:
+        """Do an item; returns its number too."""
+        return index, self._do(item)
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[Any]:
+    """Ray, connected to the cluster at an address (HOST:PORT, ray://HOST:PORT, auto) or to a `local` one of its own.
+
+    None where no address is given.
+
+    Raises:
+        UsageError: Ray is not installed, or no cluster answers there.
+    """
+    if address is None:
+        yield None
+        return
+    try:
+        ray: Any = import_module("ray")
+    except ImportError:
+        raise UsageError("--ray needs Ray: pip install 'pyrexport[cluster]', here and on the cluster") from None
+    _require_answer(address)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    if address == "local":
+        quiet["include_dashboard"] = False
+    try:
+        ray.init(address, **quiet)
+    except (OSError, RuntimeError, ValueError) as error:  # of another version, or none at all
+        raise UsageError(f"no Ray cluster at '{address}': {_first_line(error)}") from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def spread(ray: Any, work: Open, items: Sequence[Any], *, workers: int | None, gpus: int) -> Iterator[tuple[int, Any]]:
+    """Do items on workers, each on `gpus` GPUs; gives an item's number and result as they come.
+
+    Without `workers`, there is one for each machine of the cluster, or for each GPU where these are needed.
+
+    Raises:
+        UsageError: the cluster has fewer GPUs than a worker needs.
+        CheckFailed: a worker was lost in the same item too often, or cannot start.
+        PyrexportError: what the work itself raised.
+    """
+    pool_type = import_module("ray.util").ActorPool
+    count = min(workers or _places(ray, gpus), len(items))
+    options = {"max_restarts": -1, "max_task_retries": RETRIES, "scheduling_strategy": "SPREAD"}
+    actor = ray.remote(Worker).options(**options, **({"num_gpus": gpus} if gpus else {}))
+    pool = pool_type([actor.remote(work) for _ in range(count)])
+    for numbered in enumerate(items):
+        pool.submit(lambda worker, given: worker.run.remote(*given), numbered)
+    while pool.has_next():
+        with _one_line(ray):
+            result = pool.get_next_unordered()
+        yield result
+        while (idle := pool.pop_idle()) is not None:  # nothing is left for it: a lost one may start in its place
+            ray.kill(idle)
+
+
+def _places(ray: Any, gpus: int) -> int:
+    if not gpus:
+        return max(1, sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0)))
+    found = int(ray.cluster_resources().get("GPU", 0)) // gpus
+    if not found:
+        raise UsageError(f"a worker needs {gpus} GPU, and the cluster has none: start its nodes with --num-gpus")
+    return found
+
+
+def _require_answer(address: str) -> None:
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon:
+        if address not in ("local", "auto"):
+            raise UsageError(f"expected the address of a Ray cluster (HOST:PORT, auto) or local, found '{address}'")
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UsageError(f"no Ray cluster at '{address}': {error}; 'ray start --head' prints its address") from None
+
+
+@contextmanager
+def _one_line(ray: Any) -> Iterator[None]:
+    """An error of the work as it was raised there, one of the cluster as ours."""
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, PyrexportError | OSError):
+            raise cause from None
+        raise CheckFailed(f"a worker failed: {type(cause).__name__}: {_first_line(cause)}") from None
+    except ray.exceptions.RayError as error:
+        raise CheckFailed(
+            f"a worker cannot start, or was lost {RETRIES + 1} times in the same work (has it the memory?): "
+            f"{_first_line(error)}"
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
