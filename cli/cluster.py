@@ -2,8 +2,9 @@
 
 import logging
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import cached_property
 from importlib import import_module
 from typing import Any
@@ -12,8 +13,8 @@ from ..runtime.errors import CheckFailed, PyrexportError, UsageError
 
 __all__ = ["Open", "connected", "spread"]
 
-RETRIES = 3
-"""How often an item is done again whose worker was lost in it: one that needs too much memory loses each."""
+RESTARTS = 8
+"""How often a worker is started again in a run: an item that needs too much memory loses each that takes it up."""
 
 ANSWER_SECONDS = 5.0
 """In which a cluster must answer; Ray itself waits for minutes."""
@@ -41,7 +42,7 @@ class Worker:
 def connected(address: str | None) -> Iterator[Any]:
     """Ray, connected to the cluster at an address (HOST:PORT, ray://HOST:PORT, auto) or to a `local` one of its own.
 
-    None where no address is given.
+    None where no address is given. Until it is left, what is printed goes to stderr.
 
     Raises:
         UsageError: Ray is not installed, or no cluster answers there.
@@ -57,14 +58,15 @@ def connected(address: str | None) -> Iterator[Any]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address == "local":
         quiet["include_dashboard"] = False
-    try:
-        ray.init(address, **quiet)
-    except (OSError, RuntimeError, ValueError) as error:  # of another version, or none at all
-        raise UsageError(f"no Ray cluster at '{address}': {_first_line(error)}") from None
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+    with redirect_stdout(sys.stderr):  # Ray prints what befalls its nodes, and has no option not to
+        try:
+            ray.init(address, **quiet)
+        except (OSError, RuntimeError, ValueError) as error:  # of another version, or none at all
+            raise UsageError(f"no Ray cluster at '{address}': {_first_line(error)}") from None
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
 
 
 def spread(ray: Any, work: Open, items: Sequence[Any], *, workers: int | None, gpus: int) -> Iterator[tuple[int, Any]]:
@@ -74,12 +76,12 @@ def spread(ray: Any, work: Open, items: Sequence[Any], *, workers: int | None, g
 
     Raises:
         UsageError: the cluster has fewer GPUs than a worker needs.
-        CheckFailed: a worker was lost in the same item too often, or cannot start.
+        CheckFailed: a worker was lost too often, or cannot start.
         PyrexportError: what the work itself raised.
     """
     pool_type = import_module("ray.util").ActorPool
     count = min(workers or _places(ray, gpus), len(items))
-    options = {"max_restarts": -1, "max_task_retries": RETRIES, "scheduling_strategy": "SPREAD"}
+    options = {"max_restarts": RESTARTS, "max_task_retries": -1, "scheduling_strategy": "SPREAD"}
     actor = ray.remote(Worker).options(**options, **({"num_gpus": gpus} if gpus else {}))
     pool = pool_type([actor.remote(work) for _ in range(count)])
     for numbered in enumerate(items):
@@ -125,8 +127,8 @@ def _one_line(ray: Any) -> Iterator[None]:
         raise CheckFailed(f"a worker failed: {type(cause).__name__}: {_first_line(cause)}") from None
     except ray.exceptions.RayError as error:
         raise CheckFailed(
-            f"a worker cannot start, or was lost {RETRIES + 1} times in the same work (has it the memory?): "
-            f"{_first_line(error)}"
+            f"a worker cannot start, or was lost {RESTARTS + 1} times (has it the memory?): {_first_line(error)}; "
+            "run again, it goes on"
         ) from None
 
 

@@ -1,10 +1,11 @@
 """`pyrexport sample`: prompts to videos, from a bundle or, with the PyTorch reference, from a checkpoint."""
 
+import sys
 import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -82,6 +83,7 @@ def command(
     quiet: bool,
 ) -> None:
     """Sample a video from MODEL, a bundle or a checkpoint."""
+    out = None if as_json else sys.stdout
     words, output = _words(prompt, many.prompts), many.path(output)
     _check_usage(preview, preview_decoder, many, seed)
     jobs = make_jobs(words, output, video, save_latents, seeds=many.seeds_of(seed), many=many.given)
@@ -102,7 +104,7 @@ def command(
         work = partial(open_worker, opening=opening, options=options, prompts=words)
         there = partial(spread, ray, work, workers=many.workers, gpus=sampler.gpus) if ray is not None else None
         made = do_jobs(jobs, do, there)
-        results = {job: _said(result, as_json) | {"warnings": warned[job.output]} for job, result in made}
+        results = {job: _said(result, out) | {"warnings": warned[job.output]} for job, result in made}
     _tell([results[job] for job in jobs], time.perf_counter() - start if many.given else None, as_json)
 
 
@@ -151,14 +153,14 @@ def _check_components(model: Path, sampler: Sampler, jobs: list[Job]) -> None:
         raise UsageError(f"{model} has no VAE: only latents can be written; give an output that ends in .npy")
 
 
-def _said(result: dict[str, Any], as_json: bool) -> dict[str, Any]:
+def _said(result: dict[str, Any], out: TextIO | None) -> dict[str, Any]:
     """A job's result, of which people are told as soon as it is there."""
-    if not as_json and not result.get("kept"):
+    if out is not None and not result.get("kept"):
         what = f"{', '.join(result['files'])}: schedule {result['schedule']}, seed {result['seed']}"
         took = f", {result['seconds']:.1f} s" if "seconds" in result else ", by a worker that was lost after it"
         previews = f", {result['preview_seconds']:.1f} s of it for previews" if result.get("preview_seconds") else ""
         where = f", on {result['worker']}" if "worker" in result else ""
-        click.echo(f"{what}{took}{previews}{where}")
+        click.echo(f"{what}{took}{previews}{where}", file=out)
     return result
 
 

@@ -6,11 +6,20 @@ import socket
 import sys
 import threading
 import time
+from contextlib import ExitStack
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from pyrexport.runtime.bundle.engines import find_target
+from pyrexport.cli import sample
+from pyrexport.cli.jobs import Job
+from pyrexport.cli.reading import Reading
+from pyrexport.cli.running import RunOptions, open_worker
+from pyrexport.cli.samplers import open_sampler
+from pyrexport.cli.videos import VideoOptions
+from pyrexport.runtime.bundle.engines import EngineOptions, find_target
+from pyrexport.runtime.errors import UsageError
 
 HOW = ("--schedule", "1-1-1", "--threads", "1", "--quiet")
 
@@ -40,7 +49,9 @@ def test_each_prompt_and_seed_is_a_file(bundle, cli, refused, prompts, tmp_path,
     *lines, last = done.stdout.splitlines()
     assert [line.split(": ")[0] for line in lines] == [str(out / name) for name in found]
     assert re.fullmatch(r"9 made in [\d.]+ s, [\d,]+ an hour", last)
-    again = json.loads(cli("sample", bundle, "--prompts", prompts, "--seeds", "0-1,7", "-o", out, *HOW, "--json").stdout)
+    again = json.loads(
+        cli("sample", bundle, "--prompts", prompts, "--seeds", "0-1,7", "-o", out, *HOW, "--json").stdout
+    )
     assert (again["throughput"]["made"], again["throughput"]["kept"]) == (0, 9)
     assert "other prompts or settings" in refused(
         "sample", bundle, "--prompts", prompts, "--seeds", "0-2", "-o", out, *HOW
@@ -72,7 +83,29 @@ def test_without_ray_one_line_says_what_to_install(bundle, refused, prompts, tmp
     assert not (tmp_path / "clips").exists()
 
 
-needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'pyrexport[cluster]'")
+def test_a_worker_that_sees_another_folder_says_so(bundle, tmp_path):
+    """Where folders are not shared, the path may be there and be another folder."""
+    opening = partial(open_sampler, bundle, Reading(), EngineOptions(1), resident=True, decoder=None, cache=False)
+    job = Job("a cat", tmp_path / "0000.npz", None, None)
+    with opening() as here:
+        options = RunOptions(bundle, VideoOptions(), None, 1, here.model.schedule("1-1-1"), "", (0,))
+        settings = options.start(here).settings(["a cat"])
+    with ExitStack() as stack:
+        do = open_worker(stack, opening=opening, options=options, prompts=["a cat"])
+        for found in (None, settings | {"weights": "0" * 64}):
+            if found is not None:
+                (tmp_path / "samples.json").write_text(json.dumps(found))
+            with pytest.raises(UsageError, match="is not the folder of this run, or the bundle there is another one"):
+                do(job)
+        assert not job.output.exists()
+        (tmp_path / "samples.json").write_text(json.dumps(settings))
+        assert do(job)["files"] == [str(job.output)]
+        assert do(job)["kept"]
+
+
+needs_ray = pytest.mark.skipif(
+    find_spec("ray") is None, reason="Ray is not installed: pip install 'pyrexport[cluster]'"
+)
 
 
 @needs_ray
@@ -89,21 +122,30 @@ def test_a_cluster_that_does_not_answer(bundle, refused, prompts, tmp_path):
 
 @needs_ray
 @pytest.mark.slow
-def test_a_node_is_lost_and_no_video_with_it(bundle, cli, refused, tmp_path):
-    """24 jobs on two nodes, of which one is killed after a third of them. A minute, most of it Ray's processes."""
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_a_node_is_lost_and_no_video_with_it(gpus, bundle, cli, refused, tmp_path, monkeypatch):
+    """24 jobs on two nodes, of which one is killed when both have made some. A minute, most of it Ray's processes.
+
+    Where each node has one GPU and a worker takes one, the lost one can only start when the other has ended.
+    """
     from ray.cluster_utils import Cluster
 
     prompts, here, there = tmp_path / "prompts.txt", tmp_path / "here", tmp_path / "there"
     prompts.write_text("\n".join(f"a cat, {number}" for number in range(6)))
     arguments = ("sample", bundle, "--prompts", prompts, "--seeds", "0-3", *HOW)
     assert cli(*arguments, "-o", here).exit_code == 0
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    monkeypatch.setattr(type(find_target("ort")), "gpus", lambda self, options: gpus)
+    has = {"num_cpus": 1, "num_gpus": gpus}
+    nodes = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **has})
     lost: list[int] = []
+    workers: set[str] = set()
+    said = sample._said
+    monkeypatch.setattr(sample, "_said", lambda result, out: workers.add(result.get("worker", "")) or said(result, out))
     try:
-        second = nodes.add_node(num_cpus=1)
+        second = nodes.add_node(**has)
 
         def lose() -> None:
-            while len(videos(there)) < 8:
+            while len(workers) < 2 or len(videos(there)) < 6:
                 time.sleep(0.05)
             nodes.remove_node(second, allow_graceful=False)
             lost.append(len(videos(there)))
@@ -123,6 +165,6 @@ def test_a_node_is_lost_and_no_video_with_it(bundle, cli, refused, tmp_path):
     *lines, last = done.stdout.splitlines()
     assert last.startswith("24 made in ")
     assert sorted(line.split(": ")[0] for line in lines) == [str(there / name) for name in videos(here)]
-    assert len({line.rpartition(" on ")[2] for line in lines}) == 3  # two, and the one that took the lost one's place
+    assert len({line.rpartition(" on ")[2] for line in lines}) == 3  # two, and the one in the lost one's place
     assert videos(there) == videos(here)
     assert again["throughput"]["kept"] == 24
