@@ -83,8 +83,7 @@ def command(
     quiet: bool,
 ) -> None:
     """Sample a video from MODEL, a bundle or a checkpoint."""
-    out = None if as_json else sys.stdout
-    words, output = _words(prompt, many.prompts), many.path(output)
+    words, output, out = _words(prompt, many.prompts), many.path(output), None if as_json else sys.stdout
     _check_usage(preview, preview_decoder, many, seed)
     jobs = make_jobs(words, output, video, save_latents, seeds=many.seeds_of(seed), many=many.given)
     model = many.model(find_model(model, reading.weights.files.variant, quiet=quiet))
@@ -98,12 +97,10 @@ def command(
         chunks = chunk_count(sampler.model, sampler.resolution, **length)
         options = RunOptions(model, video, decoder, chunks, chosen, negative, many.seeds_of(seed))
         run = options.start(sampler, show)
-        _claim(jobs, run, words if many.given else None)
-        warned = _warn(jobs, sampler, chosen, negative_prompt)
+        warned = _begin(jobs, run, words if many.given else None, negative_prompt)
         start, do = time.perf_counter(), partial(do_job, run=run, keep=many.given, quiet=quiet)
         work = partial(open_worker, opening=opening, options=options, prompts=words)
-        there = partial(spread, ray, work, workers=many.workers, gpus=sampler.gpus) if ray is not None else None
-        made = do_jobs(jobs, do, there)
+        made = do_jobs(jobs, do, ray and partial(spread, ray, work, workers=many.workers, gpus=sampler.gpus))
         results = {job: _said(result, out) | {"warnings": warned[job.output]} for job, result in made}
     _tell([results[job] for job in jobs], time.perf_counter() - start if many.given else None, as_json)
 
@@ -128,12 +125,16 @@ def _words(prompt: str | None, prompts: Path | None) -> list[str]:
     raise UsageError("give either --prompt or --prompts")
 
 
-def _claim(jobs: list[Job], run: Run, words: list[str] | None) -> None:
-    """Make sure that nobody else's files are in the way; of many prompts, the folder is this run's from now on."""
+def _begin(jobs: list[Job], run: Run, words: list[str] | None, negative: str | None) -> dict[Path, tuple[str, ...]]:
+    """Refuse where others' files are in the way, and say what there is to know of the prompts; returns it by output.
+
+    Of many prompts, `words`, the folder is this run's from now on.
+    """
     if words is not None:
         claim_folder(jobs[0].output.parent, run.settings(words))
     for job in jobs:
         run.finish.check(job, run.origin(job))
+    return _warn(jobs, run.finish.sampler, run.schedule, negative)
 
 
 def _warn(jobs: list[Job], sampler: Sampler, schedule: Schedule, negative: str | None) -> dict[Path, tuple[str, ...]]:
