@@ -1,6 +1,6 @@
 """How `parity` and `quality` record a reference: which runs, and at which sizes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,12 +74,14 @@ class Recording:
         """Record a checkpoint; beside a bundle, at its resolution and on a tile of its size."""
         resolution, tile, decoder = self._decoding(bundle)
         found = resolve_checkpoint(checkpoint, resolution, self.weights)
-        if decoder is not None and decoder not in found.model.decoders:
-            raise UsageError(
-                f"{checkpoint} has no {decoder}, which is to decode: a tiny one is given with --vae-decoder"
-            )
+        needed: Collection[str] = () if decoder is None else (decoder,)
         if bundle is not None:
-            require_same_loras(bundle, open_bundle(bundle).manifest.provenance, found)
+            manifest = open_bundle(bundle).manifest
+            require_same_loras(bundle, manifest.provenance, found)
+            needed = manifest.decoders
+        for name in needed:
+            if name not in found.model.decoders:
+                raise UsageError(f"{checkpoint} has no {name}: a tiny decoder is given with --vae-decoder FILE")
         levels = None if self.levels is None else parse_levels(self.levels)
         chosen = found.model.schedule(self.schedule, levels=levels, solver=self.solver, **self.guidance)
         words = read_prompts(self.prompts_file) if self.prompts_file else list(self.prompts or DEFAULT_PROMPTS)

@@ -163,14 +163,14 @@ def test_what_a_pickle_holds_beside_tensors_is_refused(tiny, refused, tmp_path):
     assert "it is not opened" in line
 
 
-def test_a_decoder_that_is_not_there_is_refused(tiny, bundle, both, refused, tmp_path):
-    out = tmp_path / "out.npz"
+def test_a_decoder_that_is_not_there_is_refused(tiny, bundle, both, make_checkpoint, refused, tmp_path):
+    source, out = make_checkpoint("--stages", "1"), tmp_path / "out.npz"
     assert "no tiny decoder to be built" in refused(
         "build", tiny, "--target", "ort", "-o", tmp_path / "out", "--decoder", "tiny", *SMALL
     )
     assert "decodes by full" in refused("sample", bundle, "--prompt", "x", "-o", out, "--decoder", "tiny", "--quiet")
     assert "has no tiny decoder" in refused("sample", tiny, "--prompt", "x", "-o", out, "--decoder", "tiny", "--quiet")
-    assert "--vae-decoder" in refused("parity", both, "--reference", tiny, "--prompt", "x", "--quiet")
+    assert "--vae-decoder" in refused("parity", both, "--reference", source, "--prompt", "x", "--quiet")
     preview = ("--preview", tmp_path / "p.png", "--preview-decoder", "tiny")
     assert "no tiny decoder" in refused("sample", bundle, "--prompt", "x", "-o", out, *preview, "--quiet")
     assert "is for --preview" in refused("sample", bundle, "--prompt", "x", "-o", out, *preview[2:], "--quiet")

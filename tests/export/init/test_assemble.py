@@ -14,7 +14,8 @@ from click.testing import Result
 from pyrexport.export.weights.edits import read_tensor
 from pyrexport.export.weights.lora import merge_loras, parse_lora
 from pyrexport.export.weights.names import to_diffusers
-from pyrexport.runtime.model.checkpoint import Checkpoint, read_checkpoint
+from pyrexport.export.weights.pickled import read_any_header
+from pyrexport.runtime.model.checkpoint import Checkpoint, Files, read_checkpoint
 from safetensors.torch import load_file, save_file
 from support.originals import original_residual_vae, original_text, original_transformer, original_vae
 
@@ -467,14 +468,17 @@ def test_pyramids_of_two_networks_from_parts(make_checkpoint: Make, tmp_path: Pa
     assert (made.model.pyramid.kind.name, made.model.experts) == ("pyramidal", 2)
 
 
-def test_a_file_is_a_pickle_by_its_content_too(
-    single: Path, plain: Path, tmp_path: Path, cli: Run, refused: Refused
-) -> None:
+def test_a_file_is_a_pickle_by_its_content_too(single: Path, plain: Path, tmp_path: Path, cli: Run) -> None:
+    """A single file in a component's place is read where its tensors lie; `init` reads it as well."""
     file = tmp_path / "model"
     torch.save(load_file(single / "model.safetensors"), file)
     assert cli("init", file, "--heads", "4", "-o", tmp_path / "made", "--quiet").exit_code == 0
-    words = ("build", plain, "--target", "ort", "-o", tmp_path / "out", "--transformer", file)
-    assert "is a pickle of PyTorch, which `pyrexport init` alone reads" in refused(*words)
+    theirs, ours = (
+        read_checkpoint(plain, rename=to_diffusers, files=Files(transformer=each), header=read_any_header).transformer
+        for each in (file, single / "model.safetensors")
+    )
+    assert set(theirs) == set(ours)
+    assert all(torch.equal(read_tensor(theirs[name]), read_tensor(ours[name])) for name in ours)
 
 
 def test_a_link_to_nothing_is_named(single: Path, tmp_path: Path, cli: Run, refused: Refused) -> None:
