@@ -132,7 +132,7 @@ def test_the_runtime_samples_and_proves_itself_without_torch(lean, shapes_bundle
     document = json.loads(run(lean / "pyrexport", "parity", bundle, "--trace", trace, *told))
     assert document["passed"] is True
     assert "parity passed" in (tmp_path / "parity.html").read_text("utf-8")
-    assert set(document["levels"]) == {"text", "stages", "chain", "vae", "video"}
+    assert set(document["levels"]) == {"text", "stages", "chain", "vae", "tiny_decoder", "video"}
     run(lean / "pyrexport", "sample", bundle, "--prompt", "a cat", "-o", tmp_path / "frames", "--quiet")
     assert len(list((tmp_path / "frames").glob("*.png"))) == 17
     code = f"""

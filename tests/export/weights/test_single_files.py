@@ -95,7 +95,7 @@ def test_refused(full: Path, tmp_path: Path, refused: Callable[..., str]) -> Non
     command = ["build", full, "--target", "ort", "-o", tmp_path / "out", "--quiet"]
     assert "does not exist" in refused(*command, "--vae", tmp_path / "no.safetensors")
     assert "not a whole safetensors file" in refused(*command, "--vae", tmp_path / "empty.safetensors")
-    assert "not a whole safetensors file" in refused(*command, "--transformer", tmp_path / "model.pth")
+    assert "is no file of torch.save" in refused(*command, "--transformer", tmp_path / "model.pth")
     other = repackaged(full, "vae", str, tmp_path / "vae.safetensors")
     assert "is missing" in refused(*command, "--transformer", other)
     assert not (tmp_path / "out").exists()
