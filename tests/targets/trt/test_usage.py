@@ -127,12 +127,13 @@ def test_options_that_are_none_are_refused(engines, tiny, refused, tmp_path, opt
     assert "other options" in refused("parity", broken, "--reference", tiny, "--graph", "--quiet")
 
 
-@pytest.mark.parametrize(("field", "name", "value"), [("precision", "vae", "zz"), ("vae", "tile", "ab")])
-def test_a_precision_or_a_tile_that_is_none_is_refused(engines, tiny, refused, tmp_path, field, name, value):
+@pytest.mark.parametrize(("part", "name", "value"), [("precision", "vae", "zz"), ("decoders", "tile", "ab")])
+def test_a_precision_or_a_tile_that_is_none_is_refused(engines, tiny, refused, tmp_path, part, name, value):
     broken = tmp_path / "bundle"
     shutil.copytree(engines, broken)
-    written = json.loads((broken / "manifest.json").read_text())[field]
-    resign(broken, **{field: written | {name: value}})
+    written = json.loads((broken / "manifest.json").read_text())[part]
+    (written if part == "precision" else written["vae"])[name] = value
+    resign(broken, **{part: written})
     assert f"'{name}'" in refused("parity", broken, "--reference", tiny, "--graph", "--quiet")
 
 
