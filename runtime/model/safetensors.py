@@ -15,7 +15,16 @@ from ..errors import UsageError
 from ..files import check_output, refuse_pointer
 from .variants import choose_weights
 
-__all__ = ["Edit", "TensorEntry", "check_tensors_output", "read_header", "read_metadata", "read_tensors", "shards_of"]
+__all__ = [
+    "Edit",
+    "TensorEntry",
+    "check_tensors_output",
+    "is_archive",
+    "read_header",
+    "read_metadata",
+    "read_tensors",
+    "shards_of",
+]
 
 _HEADER_LIMIT = 100_000_000
 _ARCHIVE = b"PK"

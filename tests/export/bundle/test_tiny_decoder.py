@@ -129,12 +129,26 @@ def test_previews_are_decoded_after_each_stage(make_checkpoint, weights: Path, t
 
 
 def test_a_checkpoint_may_have_it_in_a_folder_of_its_own(tiny: Path, weights: Path, tmp_path: Path) -> None:
-    """And of other latents: Wan2.2's have more channels, and their decoder makes patches of pixels."""
     folder = tmp_path / "checkpoint"
     shutil.copytree(tiny, folder)
     (folder / "tiny_decoder").mkdir()
     write_tiny_decoder(folder / "tiny_decoder" / "diffusion_pytorch_model.safetensors")
     assert set(read_checkpoint(folder).model.decoders) == {"vae", "tiny_decoder"}
+
+
+def test_one_of_wan22s_latents_makes_patches_of_pixels(make_checkpoint, cli: Cli, tmp_path: Path) -> None:
+    """Their latents have 48 channels, and each pixel of the last convolution is 2x2 of the video."""
+    checkpoint, out = make_checkpoint("--random", "tiny-ti2v", "--no-text-encoder"), tmp_path / "bundle"
+    weights = write_tiny_decoder(tmp_path / "taew2_2.safetensors", channels=48, patch_size=2)
+    sizes = ("--resolution", "5x64x64", "--quiet")
+    given = ("--vae-decoder", weights, "--decoder", "tiny")
+    assert cli("build", checkpoint, "--target", "ort", "-o", out, *given, *sizes).exit_code == 0
+    how = ("--reference", checkpoint, *given, "--prompt", "x", "--schedule", "1", "--json", "--quiet")
+    result = cli("parity", out, *how)
+    assert result.exit_code == 0, result.output
+    levels = json.loads(result.stdout)["levels"]
+    assert levels["tiny_decoder"]["relative_l2"] <= 1e-5
+    assert levels["video"]["psnr"] >= 60
 
 
 @pytest.mark.parametrize(
