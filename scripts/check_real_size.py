@@ -19,6 +19,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 from pyrexport.runtime.bundle.graphs import STAGE, GraphKey, decoder_key, stage_key, text_key
+from pyrexport.runtime.chain.history import HISTORY
 from pyrexport.runtime.chain.plan import StepPlan, single_step
 from pyrexport.runtime.model.safetensors import TensorEntry
 from pyrexport.runtime.pipeline.pipeline import Pipeline, load
@@ -28,8 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 PROMPT = "a red circle moving left"
-LEVELS = (0.7, 0.95)
-"""Natural levels that stages are evaluated at: the first at which the part's own network evaluates."""
+PLACES = (0.7, 0.05)
+"""Where between a stage's ends it is evaluated: the first at which the part's own network evaluates."""
 LATENT_FRAMES = 3
 
 Arrays = dict[str, NDArray[Any]]
@@ -43,9 +44,16 @@ def noise(*shape: int) -> NDArray[np.float32]:
 def step_of(pipeline: Pipeline, part: str) -> StepPlan:
     """One evaluation of the stage that a part is."""
     manifest = pipeline.bundle.manifest
-    pyramid, key = pipeline.model.pyramid, next(key for key in manifest.graphs if key.name == part)
-    level = next(level for level in LEVELS if pyramid.expert(pyramid.kind.timestep(level)) == key.expert)
-    return single_step(pyramid, manifest.stages[key.stage], level)
+    key = next(key for key in manifest.graphs if key.name == part)
+    stage = manifest.stages[key.stage]
+    levels = (stage.noisy + place * (stage.clean - stage.noisy) for place in PLACES)
+    steps = (single_step(pipeline.model.pyramid, stage, level) for level in levels)
+    return next(step for step in steps if step.expert == key.expert)
+
+
+def conditions_of(inputs: Arrays) -> Arrays:
+    """A stage's inputs but for its latent."""
+    return {name: values for name, values in inputs.items() if name != "latent"}
 
 
 def inputs_of(pipeline: Pipeline, part: str) -> Arrays:
@@ -57,8 +65,12 @@ def inputs_of(pipeline: Pipeline, part: str) -> Arrays:
     if part == "vae":
         assert manifest.decoder is not None
         return {"latent": noise(model.pyramid.geometry.channels, LATENT_FRAMES, *manifest.decoder.tiles.tile)}
-    latent = step_of(pipeline, part).stage.latent
-    return {"latent": noise(*latent), "text": noise(model.text_length, model.transformer.text_dim)}
+    stage, history = step_of(pipeline, part).stage, model.family.history
+    inputs = {"latent": noise(*stage.latent), "text": noise(model.text_length, model.transformer.text_dim)}
+    if history is not None:
+        channels, _, height, width = stage.whole
+        inputs[HISTORY] = noise(channels, history.frames, height, width)
+    return inputs
 
 
 def reference(part: str, bundle: str, checkpoint: str) -> Arrays:
@@ -73,7 +85,7 @@ def reference(part: str, bundle: str, checkpoint: str) -> Arrays:
         resolution = pipeline.bundle.manifest.resolution
     opened = read_checkpoint(Path(checkpoint), resolution=resolution)
     if step is not None:
-        return {"velocity": Reference(opened).velocity(step, inputs["latent"], {"text": inputs["text"]})}
+        return {"velocity": Reference(opened).velocity(step, inputs["latent"], conditions_of(inputs))}
     if part == "vae":
         return {"frames": Reference(opened).decode_float(inputs["latent"])}
     with torch.no_grad():
@@ -134,9 +146,12 @@ def _evaluate(pipeline: Pipeline, part: str, inputs: Arrays) -> tuple[GraphKey, 
         key = text_key(inputs["mask"].shape[1])
         return key, pipeline.run(key, inputs)
     if part == "vae":
-        return decoder_key("vae", first=False), {"frames": np.concatenate(list(pipeline.decode_tile(inputs["latent"])))}
+        decoder = pipeline.bundle.manifest.decoder
+        assert decoder is not None
+        frames = pipeline.decode_tile(inputs["latent"], decoder)
+        return decoder_key("vae", first=False), {"frames": np.concatenate(list(frames))}
     step = step_of(pipeline, part)
-    velocity = pipeline.velocity(step, inputs["latent"], {"text": inputs["text"]})
+    velocity = pipeline.velocity(step, inputs["latent"], conditions_of(inputs))
     return stage_key(step.stage.index, step.expert), {"velocity": velocity}
 
 
