@@ -14,7 +14,8 @@ import onnx_ir as ir
 __all__ = ["peak_bytes"]
 
 VIEWS = {"Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity"}
-IN_PLACE = {"Add", "Mul", "Sub", "Div", "Clip", "Sqrt", "Reciprocal", "Softmax", "Neg"}
+IN_PLACE = {"Clip", "Relu", "Sigmoid", "Softmax", "Tanh"}
+"""Operators that write over their input, by what runs of them take: sums and products are not among them."""
 
 
 def peak_bytes(model: ir.Model) -> int:
@@ -86,12 +87,10 @@ def _in_place(
     owners: dict[ir.Value, ir.Value],
 ) -> _Buffer | None:
     """The buffer of an input that ends here, where the operator can write over it."""
-    if node.op_type not in IN_PLACE:
-        return None
-    for value in node.inputs[:2]:
-        owner = owners.get(value, value) if value is not None else None
-        if owner in of and last[owner] == index and _shape(owner) == _shape(output):
-            return of[owner]
+    value = node.inputs[0] if node.op_type in IN_PLACE else None
+    owner = owners.get(value, value) if value is not None else None
+    if owner in of and last[owner] == index and _shape(owner) == _shape(output):
+        return of[owner]
     return None
 
 
