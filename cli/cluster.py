@@ -3,15 +3,19 @@
 import logging
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial, wraps
 from importlib import import_module
+from pathlib import Path
 from typing import Any
+
+import click
 
 from ..runtime.errors import CheckFailed, PyrexportError, UsageError
 
-__all__ = ["Open", "connected", "spread"]
+__all__ = ["Cluster", "Open", "Spread", "cluster_options", "require_same"]
 
 RESTARTS = 8
 """How often a worker is started again in a run: an item that needs too much memory loses each that takes it up."""
@@ -21,6 +25,71 @@ ANSWER_SECONDS = 5.0
 
 Open = Callable[[ExitStack], Callable[[Any], Any]]
 """What a worker is told, pickled: opens what does an item, where the worker is; the stack closes what it holds open."""
+
+Spread = Callable[[Open, Sequence[Any]], Iterator[tuple[int, Any]]]
+"""Does items on the workers of a cluster; gives an item's number and result as they come: see `_spread`."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where a command's jobs are done, as it was asked for."""
+
+    address: str | None = None
+    """Of a Ray cluster; `local`: one that is started here; None: in this process."""
+    workers: int | None = None
+    """That are at work at the same time; None: as many as fit."""
+
+    def path(self, path: Path) -> Path:
+        """A path as workers find it, which start in other folders."""
+        return path if self.address is None else path.absolute()
+
+    @contextmanager
+    def connected(self, gpus: int = 0) -> Iterator[Spread | None]:
+        """What spreads jobs over workers, each on so many GPUs; None where no address is given.
+
+        Without `workers`, there is one for each machine of the cluster, or for each GPU where these are needed. What is
+        printed meanwhile goes to stderr.
+
+        Raises:
+            UsageError: Ray is not installed, or no cluster answers there.
+        """
+        if self.address is None:
+            yield None
+            return
+        with _connected(self.address) as ray:
+            yield partial(_spread, ray, self.workers, gpus)
+
+
+def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options `--ray` and `--workers`, as one argument `cluster`."""
+
+    @wraps(command)
+    def wrapped(*arguments: Any, ray: str | None, workers: int | None, **others: Any) -> Any:
+        if workers is not None and ray is None:
+            raise UsageError("--workers is for --ray ADDRESS: on one machine, one thing is done after another")
+        return command(*arguments, cluster=Cluster(ray, workers), **others)
+
+    most = click.IntRange(1, 10_000)
+    workers = click.option("--workers", type=most, help="Of --ray; default: one for each machine or GPU.")
+    return click.option("--ray", metavar="ADDRESS|local", help="Share the work out on a Ray cluster.")(workers(wrapped))
+
+
+def require_same(here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+    """Refuse, on a worker, files and versions that are not those of the command.
+
+    Args:
+        here: facts by their names, as the worker finds them.
+        there: the same, as the command found them.
+
+    Raises:
+        UsageError: some differ; names them.
+    """
+    differing = [name for name in there if here.get(name) != there[name]]
+    if differing:
+        raise UsageError(
+            f"{', '.join(differing)} on {socket.gethostname()} differ from those of this run: all machines must see "
+            "the same files under the same paths, and have the same versions"
+        )
 
 
 class Worker:
@@ -39,17 +108,8 @@ class Worker:
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[Any]:
-    """Ray, connected to the cluster at an address (HOST:PORT, ray://HOST:PORT, auto) or to a `local` one of its own.
-
-    None where no address is given. Until it is left, what is printed goes to stderr.
-
-    Raises:
-        UsageError: Ray is not installed, or no cluster answers there.
-    """
-    if address is None:
-        yield None
-        return
+def _connected(address: str) -> Iterator[Any]:
+    """Ray, connected to the cluster at an address (HOST:PORT, ray://HOST:PORT, auto) or to a `local` one of its own."""
     try:
         ray: Any = import_module("ray")
     except ImportError:
@@ -69,10 +129,8 @@ def connected(address: str | None) -> Iterator[Any]:
             ray.shutdown()
 
 
-def spread(ray: Any, work: Open, items: Sequence[Any], *, workers: int | None, gpus: int) -> Iterator[tuple[int, Any]]:
-    """Do items on workers, each on `gpus` GPUs; gives an item's number and result as they come.
-
-    Without `workers`, there is one for each machine of the cluster, or for each GPU where these are needed.
+def _spread(ray: Any, workers: int | None, gpus: int, work: Open, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    """Do items on workers; see `Cluster.connected`.
 
     Raises:
         UsageError: the cluster has fewer GPUs than a worker needs.
@@ -128,7 +186,7 @@ def _one_line(ray: Any) -> Iterator[None]:
     except ray.exceptions.RayError as error:
         raise CheckFailed(
             f"a worker cannot start, or was lost {RESTARTS + 1} times (has it the memory?): {_first_line(error)}; "
-            "run again, it goes on"
+            "run it again"
         ) from None
 
 

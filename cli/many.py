@@ -1,7 +1,7 @@
 """Many videos: which prompts and seeds they are of, and where they are made."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import click
 from ..runtime.bundle.opening import is_bundle
 from ..runtime.documents import MAX_INTEGER
 from ..runtime.errors import UsageError
+from .cluster import Cluster, cluster_options
 from .common import PATH
 
 __all__ = ["Many", "many_options"]
@@ -47,10 +48,8 @@ class Many:
     """A file with a prompt a line."""
     seeds: tuple[int, ...] | None = None
     """Of each prompt."""
-    ray: str | None = None
-    """Address of a Ray cluster; `local`: one that is started here."""
-    workers: int | None = None
-    """Pipelines that are open at the same time on a cluster; None: as many as fit."""
+    cluster: Cluster = field(default_factory=Cluster)
+    """Where they are made."""
 
     def check(self, seed: int | None) -> None:
         """Refuse what does not go together.
@@ -58,13 +57,11 @@ class Many:
         Raises:
             UsageError: it is so.
         """
-        for flag, value in (("--seeds", self.seeds), ("--ray", self.ray)):
+        for flag, value in (("--seeds", self.seeds), ("--ray", self.cluster.address)):
             if value is not None and self.prompts is None:
                 raise UsageError(f"{flag} is for --prompts FILE, whose output is a folder")
         if seed is not None and self.seeds is not None:
             raise UsageError("give either --seed or --seeds")
-        if self.workers is not None and self.ray is None:
-            raise UsageError("--workers is for --ray ADDRESS: on one machine, videos are made one after another")
         if seed is not None and seed < 0:
             raise UsageError(f"a seed is a whole number from 0, found {seed}")
 
@@ -77,19 +74,15 @@ class Many:
         """The seeds of each prompt."""
         return self.seeds or (seed or 0,)
 
-    def path(self, path: Path) -> Path:
-        """A path as workers find it, which start in other folders."""
-        return path if self.ray is None else path.absolute()
-
     def model(self, model: Path) -> Path:
         """The model, as workers find it.
 
         Raises:
             UsageError: it is not for workers.
         """
-        if self.ray is not None and not is_bundle(model):
+        if self.cluster.address is not None and not is_bundle(model):
             raise UsageError(f"{model} is no bundle, and --ray is for bundles, which need no PyTorch: build one")
-        return self.path(model)
+        return self.cluster.path(model)
 
     def stay_open(self, model: Path) -> bool:
         """Whether engines stay open from one video to the next."""
@@ -101,23 +94,10 @@ def many_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def wrapped(
-        *arguments: Any,
-        prompts: Path | None,
-        seeds: tuple[int, ...] | None,
-        ray: str | None,
-        workers: int | None,
-        **others: Any,
+        *arguments: Any, prompts: Path | None, seeds: tuple[int, ...] | None, cluster: Cluster, **others: Any
     ) -> Any:
-        return command(*arguments, many=Many(prompts, seeds, ray, workers), **others)
+        return command(*arguments, many=Many(prompts, seeds, cluster), **others)
 
-    decorated: Callable[..., Any] = wrapped
-    for option in (
-        click.option(
-            "--workers", type=click.IntRange(1, 10_000), help="Of --ray; default: one for each machine or GPU."
-        ),
-        click.option("--ray", metavar="ADDRESS|local", help="Of --prompts: make the videos on a Ray cluster."),
-        click.option("--seeds", type=SeedsType(), help="Of --prompts: a video for each prompt and seed, such as 0-4."),
-        click.option("--prompts", type=PATH, help="A file with a prompt a line; OUTPUT is a folder then."),
-    ):
-        decorated = option(decorated)
-    return decorated
+    of_each = "Of --prompts: a video for each prompt and seed, such as 0-4."
+    seeds = click.option("--seeds", type=SeedsType(), help=of_each)(cluster_options(wrapped))
+    return click.option("--prompts", type=PATH, help="A file with a prompt a line; OUTPUT is a folder then.")(seeds)

@@ -122,7 +122,7 @@ def do_job(job: Job, *, run: Run, keep: bool, quiet: bool) -> dict[str, Any]:
 def open_worker(
     stack: ExitStack, *, opening: Opening, options: RunOptions, prompts: list[str]
 ) -> Callable[[Job], Result]:
-    """What does jobs in another process, with a pipeline of its own: see `cluster.spread`.
+    """What does jobs in another process, with a pipeline of its own: see `cluster.Open`.
 
     Raises:
         UsageError: the model cannot be opened there; a job's folder or the model is another one than here.

@@ -14,7 +14,6 @@ from ..runtime.chain.schedules import Schedule, parse_levels
 from ..runtime.errors import UsageError
 from ..runtime.pipeline.chunks import chunk_count
 from ..runtime.quantisation import DECODERS
-from .cluster import connected, spread
 from .common import (
     PATH,
     decoder_option,
@@ -83,13 +82,13 @@ def command(
     quiet: bool,
 ) -> None:
     """Sample a video from MODEL, a bundle or a checkpoint."""
-    words, output, out = _words(prompt, many.prompts), many.path(output), None if as_json else sys.stdout
+    words, output, out = _words(prompt, many.prompts), many.cluster.path(output), None if as_json else sys.stdout
     _check_usage(preview, preview_decoder, many, seed)
     jobs = make_jobs(words, output, video, save_latents, seeds=many.seeds_of(seed), many=many.given)
     model = many.model(find_model(model, reading.weights.files.variant, quiet=quiet))
     stay = many.stay_open(model) if resident is None else resident
     opening = partial(open_sampler, model, reading, engine, resident=stay, decoder=decoder, cache=not no_cache)
-    with opening() as sampler, connected(many.ray) as ray:
+    with opening() as sampler, many.cluster.connected(sampler.gpus) as spread:
         _check_components(model, sampler, jobs)
         chosen = sampler.model.schedule(schedule, levels=_levels(levels), solver=solver, **guidance)
         negative = sampler.model.negative_prompt if negative_prompt is None else negative_prompt
@@ -100,7 +99,7 @@ def command(
         warned = _begin(jobs, run, words if many.given else None, negative_prompt)
         start, do = time.perf_counter(), partial(do_job, run=run, keep=many.given, quiet=quiet)
         work = partial(open_worker, opening=opening, options=options, prompts=words)
-        made = do_jobs(jobs, do, ray and partial(spread, ray, work, workers=many.workers, gpus=sampler.gpus))
+        made = do_jobs(jobs, do, spread and partial(spread, work))
         results = {job: _said(result, out) | {"warnings": warned[job.output]} for job, result in made}
     _tell([results[job] for job in jobs], time.perf_counter() - start if many.given else None, as_json)
 
@@ -112,7 +111,7 @@ def _levels(text: str | None) -> list[list[float]] | None:
 def _check_usage(preview: Path | None, preview_decoder: str | None, many: Many, seed: int | None) -> None:
     if preview is None and preview_decoder is not None:
         raise UsageError("--preview-decoder is for --preview FILE")
-    if preview is not None and many.ray is not None:
+    if preview is not None and many.cluster.address is not None:
         raise UsageError("--preview shows a video that is made here: leave it out with --ray")
     many.check(seed)
 
