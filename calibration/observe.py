@@ -16,7 +16,7 @@ from ..runtime.chain.plan import StepPlan
 from ..runtime.chain.pyramid import Stage
 from ..runtime.errors import CheckFailed
 from ..runtime.ranges import output_of
-from .statistics import Place, Sizes, Statistics
+from .statistics import Place, Seen, Sizes, Statistics
 
 __all__ = ["Observer", "frame_groups", "in_pieces", "observed", "observed_decoder"]
 
@@ -41,23 +41,14 @@ def frame_groups(stages: Sequence[Stage]) -> tuple[tuple[str, ...], list[tuple[i
 class Observer:
     """Statistics of layers, filled by hooks on the modules that it is told of."""
 
-    def __init__(
-        self,
-        sizes: Sizes,
-        bounds: Sequence[tuple[int, ...]],
-        inputs: dict[str, Statistics] | None = None,
-        owners: Mapping[str, str] | None = None,
-    ) -> None:
-        """Go on from statistics that were kept, or from none.
+    def __init__(self, sizes: Sizes, bounds: Sequence[tuple[int, ...]]) -> None:
+        """Begin with none.
 
         Args:
-            sizes: of the runs.
+            sizes: of the run.
             bounds: token bounds of each stage's frame groups: see `frame_groups`.
-            inputs: statistics of inputs, by the first layer that each goes into.
-            owners: of each layer, which layer's input is its own.
         """
-        self.sizes, self.bounds = sizes, bounds
-        self.inputs, self.owners = inputs or {}, dict(owners or {})
+        self.sizes, self.bounds, self.seen = sizes, bounds, Seen()
         self.place = Place(0, 0, 0)
         self.start = 0
         """Number of the first token that a layer is given, where a block runs in pieces."""
@@ -77,16 +68,16 @@ class Observer:
         """A layer is given its input [1, tokens, in]; layers that are given the same one share its statistics."""
         values = inputs[0]
         if self._last is not None and self._last[0]() is values:
-            self.owners[layer] = self._last[1]
+            self.seen.owners[layer] = self._last[1]
             return
-        self._last, self.owners[layer] = (weakref.ref(values), layer), layer
+        self._last, self.seen.owners[layer] = (weakref.ref(values), layer), layer
         text = any(value() is values for value in self._beside)
         # One group has all tokens, also those of a history, which no stage counts.
         whole = text or len(self.bounds[self.place.stage]) == 2
         bounds = (0, values.shape[1]) if whole else self.bounds[self.place.stage]
-        if layer not in self.inputs:
-            self.inputs[layer] = Statistics.begin(self.sizes, len(bounds) - 1, values.shape[2])
-        statistics, start = self.inputs[layer], 0 if whole else self.start
+        if layer not in self.seen.inputs:
+            self.seen.inputs[layer] = Statistics.begin(self.sizes, len(bounds) - 1, values.shape[2])
+        statistics, start = self.seen.inputs[layer], 0 if whole else self.start
         for group, (first, end) in enumerate(pairwise(bounds)):
             rows = values[0, max(first - start, 0) : max(end - start, 0)]
             statistics.see(self.place, group, rows.numpy())
@@ -98,14 +89,14 @@ class Observer:
 
     def see_frames(self, layer: str, values: torch.Tensor) -> None:
         """Something of the decoder, [n, C, (T,) H, W]: a decoder knows of no stage and no step."""
-        if layer not in self.inputs:
+        if layer not in self.seen.inputs:
             one = Sizes(1, self.sizes.passes, self.sizes.steps)
-            self.inputs[layer], self.owners[layer] = Statistics.begin(one, 1, values.shape[1]), layer
+            self.seen.inputs[layer], self.seen.owners[layer] = Statistics.begin(one, 1, values.shape[1]), layer
         place = Place(0, self.sizes.steps - 1, 0)
         for clip in values.flatten(3 if values.ndim == 5 else 2).unbind(0):
             for frame in clip.unbind(1) if clip.ndim == 3 else [clip]:
-                self.inputs[layer].see(place, 0, frame.T.numpy())
-        if not self.inputs[layer].finite:
+                self.seen.inputs[layer].see(place, 0, frame.T.numpy())
+        if not self.seen.inputs[layer].finite:
             raise CheckFailed(f"'{layer}' of the decoder is not finite: its weights are damaged; run parity")
 
 

@@ -4,7 +4,8 @@ These alone are kept, never an activation, so that runs of several prompts add u
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..runtime.ranges import Ranges
 
-__all__ = ["BINS", "Place", "Sizes", "Statistics", "histogram", "percentile"]
+__all__ = ["BINS", "Place", "Seen", "Sizes", "Statistics", "histogram", "percentile"]
 
 PER_OCTAVE = 64
 """Bins from each power of two to the next, equally wide: a value is known to 1/64 of itself."""
@@ -25,6 +26,17 @@ _SHIFT = 23 - 6  # a float32 has 23 bits after its exponent's: the first six of 
 _FIRST = (127 + LEAST) * PER_OCTAVE
 PIECE_VALUES = 2**18
 """Values that are looked at at once: temporary arrays hold so many, and fit in a core's cache."""
+
+COMBINED: Mapping[str, np.ufunc] = {
+    "lowest": np.minimum,
+    "highest": np.maximum,
+    "squares": np.add,
+    "count": np.add,
+    "passes": np.maximum,
+    "steps": np.maximum,
+    "histogram": np.add,
+}
+"""How the statistics of two runs become those of both. Of these the sums of squares alone depend on the order."""
 
 Floats = NDArray[np.float32]
 
@@ -108,6 +120,11 @@ class Statistics:
             for name, index in (("passes", (place.stage, place.passed)), ("steps", place.step)):
                 arrays[name][index] = np.maximum(arrays[name][index], greatest)
 
+    def add(self, other: "Statistics") -> None:
+        """Add what another run has seen."""
+        for name, combine in COMBINED.items():
+            combine(self.arrays[name], other.arrays[name], out=self.arrays[name])
+
     def ranges(self, percent: float) -> Ranges:
         """What a recipe says of the input: the magnitude is never above the greatest that was seen."""
         arrays = self.arrays
@@ -121,3 +138,22 @@ class Statistics:
             passes=arrays["passes"],
             steps=arrays["steps"],
         )
+
+
+@dataclass
+class Seen:
+    """What layers were given in some runs."""
+
+    inputs: dict[str, Statistics] = field(default_factory=dict)
+    """Statistics of inputs, by the first layer that each goes into."""
+    owners: dict[str, str] = field(default_factory=dict)
+    """Of each layer, which layer's input is its own."""
+
+    def add(self, other: "Seen") -> None:
+        """Add what was seen in another run of the same layers."""
+        self.owners |= other.owners
+        for layer, statistics in other.inputs.items():
+            if layer in self.inputs:
+                self.inputs[layer].add(statistics)
+            else:
+                self.inputs[layer] = statistics

@@ -3,25 +3,27 @@
 import logging
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property, partial, wraps
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from ..runtime.errors import CheckFailed, PyrexportError, UsageError
 
-__all__ = ["Cluster", "Open", "Spread", "cluster_options", "require_same"]
+__all__ = ["Cluster", "Open", "Spread", "cluster_options", "in_order", "require_same"]
 
 RESTARTS = 8
 """How often a worker is started again in a run: an item that needs too much memory loses each that takes it up."""
 
 ANSWER_SECONDS = 5.0
 """In which a cluster must answer; Ray itself waits for minutes."""
+
+Result = TypeVar("Result")
 
 Open = Callable[[ExitStack], Callable[[Any], Any]]
 """What a worker is told, pickled: opens what does an item, where the worker is; the stack closes what it holds open."""
@@ -72,6 +74,17 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     most = click.IntRange(1, 10_000)
     workers = click.option("--workers", type=most, help="Of --ray; default: one for each machine or GPU.")
     return click.option("--ray", metavar="ADDRESS|local", help="Share the work out on a Ray cluster.")(workers(wrapped))
+
+
+def in_order(results: Iterable[tuple[int, Result]]) -> Iterator[Result]:
+    """Results in the order of their numbers, each as soon as those before it are there."""
+    early: dict[int, Result] = {}
+    place = 0
+    for number, result in results:
+        early[number] = result
+        while place in early:
+            yield early.pop(place)
+            place += 1
 
 
 def require_same(here: Mapping[str, Any], there: Mapping[str, Any]) -> None:

@@ -1,7 +1,6 @@
 """`pyrexport quality`: how much a bundle's rounding changes videos."""
 
 import math
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +8,13 @@ import click
 from rich.markup import escape
 
 from ..runtime.bundle.engines import EngineOptions
-from ..runtime.bundle.graphs import stage_key
-from ..runtime.chain.pyramid import Resolution
 from ..runtime.errors import CheckFailed, UsageError
-from ..runtime.pipeline.pipeline import Pipeline, load
-from ..runtime.proof.quality import QualityLimits, check_quality, check_traces, limits_of
-from ..runtime.proof.trace import Trace, Watch
+from ..runtime.pipeline.pipeline import Pipeline
+from ..runtime.proof.quality import QualityLimits, check_traces, limits_of
 from ..runtime.quantisation import COMPONENTS
-from .common import PATH, engine_options, output_options, print_json, print_table, progress, require_bundle
+from .cluster import Cluster, cluster_options
+from .common import PATH, engine_options, output_options, print_json, print_table, require_bundle
+from .comparing import Comparison, compare_elsewhere, compare_here
 from .hub import find_model
 from .plots import check_plot, write_plot
 from .reading import resolve_checkpoint
@@ -50,6 +48,7 @@ from .reports import (
 )
 @click.option("--plot", type=PATH, help="A .png of the errors along the chain and along the videos.")
 @click.option("--html", type=PATH, help="A page to look at: limits, curves and frames side by side.")
+@cluster_options
 @engine_options
 @output_options
 def command(
@@ -60,6 +59,7 @@ def command(
     max_motion_error: float | None,
     plot: Path | None,
     html: Path | None,
+    cluster: Cluster,
     engine: EngineOptions,
     as_json: bool,
     quiet: bool,
@@ -75,25 +75,20 @@ def command(
     bundle = find_model(bundle, quiet=quiet)
     require_bundle(bundle)
     reference = None if reference is None else find_model(reference, asked.weights.files.variant, quiet=quiet)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        _open(bundle, asked.size_for(traces), asked.decoder, engine) as pipeline,
-    ):
-        check_traces(pipeline, ())  # before the reference, which may take hours
-        if reference is not None:
-            _check_model(pipeline, reference, asked)
-            traces = (Path(folder) / "trace.safetensors",)
-            asked.write(reference, traces[0], bundle, quiet)
-        limits = _limits(pipeline, min_psnr, max_motion_error)
-        manifest, opened = pipeline.bundle.manifest, [Trace(path) for path in traces]
-        pairs = FramePairs(manifest.resolution.frames)
-        result = _compare(pipeline, opened, limits, pairs, quiet)
+    comparison = Comparison(bundle, reference, traces, asked, engine).on(cluster)
+    with comparison.open() as pipeline:
+        limits = _check(pipeline, comparison, min_psnr, max_motion_error)
+        pairs = FramePairs(pipeline.bundle.manifest.resolution.frames)
+        with cluster.connected(pipeline.target.gpus(pipeline.graphs.options)) as spread:
+            if spread is None:
+                result, runs = compare_here(pipeline, comparison, limits, pairs, quiet)
+            else:
+                result, runs = compare_elsewhere(pipeline, comparison, limits, pairs, quiet, spread)
     if plot is not None:
         write_plot(plot, result)
     if html is not None:
-        runs = tuple(run for trace in opened for run in trace.runs)
         origin = ", ".join(map(str, [reference] if reference else traces))
-        write_page(html, quality_page(Subject(bundle, manifest, origin, runs, engine), result, pairs))
+        write_page(html, quality_page(Subject(bundle, pipeline.bundle.manifest, origin, runs, engine), result, pairs))
     _tell(result, as_json)
 
 
@@ -113,20 +108,19 @@ def _check_limits(min_psnr: float | None, max_motion_error: float | None) -> Non
         raise UsageError(f"--max-motion-error is a ratio from 0, such as 0.05, found {max_motion_error:g}")
 
 
-def _open(bundle: Path, resolution: Resolution | None, decoder: str | None, engine: EngineOptions) -> Pipeline:
-    """The bundle, with a device that answers where it needs one."""
-    pipeline = load(bundle, resolution=resolution, decoder=decoder, threads=engine.threads, **engine.own)
-    if pipeline.target.needs_device:
-        pipeline.open(stage_key(0))
-    return pipeline
-
-
-def _check_model(pipeline: Pipeline, reference: Path, asked: Recording) -> None:
-    manifest = pipeline.bundle.manifest
-    if resolve_checkpoint(reference, manifest.resolution, asked.weights).model.to_json() != manifest.model.to_json():
-        raise UsageError(
-            f"{reference} is another model than {pipeline.bundle.folder}: give the one that it was built from"
-        )
+def _check(
+    pipeline: Pipeline, comparison: Comparison, min_psnr: float | None, max_motion_error: float | None
+) -> QualityLimits:
+    """What can be refused before the reference, which may take hours; returns the limits."""
+    check_traces(pipeline, comparison.opened())
+    manifest, reference = pipeline.bundle.manifest, comparison.reference
+    if reference is not None:
+        found = resolve_checkpoint(reference, manifest.resolution, comparison.asked.weights)
+        if found.model.to_json() != manifest.model.to_json():
+            raise UsageError(
+                f"{reference} is another model than {pipeline.bundle.folder}: give the one that it was built from"
+            )
+    return _limits(pipeline, min_psnr, max_motion_error)
 
 
 def _limits(pipeline: Pipeline, min_psnr: float | None, max_motion_error: float | None) -> QualityLimits:
@@ -136,17 +130,6 @@ def _limits(pipeline: Pipeline, min_psnr: float | None, max_motion_error: float 
         own.min_psnr if min_psnr is None else min_psnr,
         own.max_motion_error if max_motion_error is None else max_motion_error,
     )
-
-
-def _compare(
-    pipeline: Pipeline, traces: list[Trace], limits: QualityLimits, watch: Watch, quiet: bool
-) -> dict[str, Any]:
-    runs = [run for trace in traces for run in trace.runs]
-    _, frames, *_ = pipeline.bundle.manifest.stages[0].latent
-    totals = {"chain": sum(sum(run.schedule.steps) for run in runs), "video": len(runs) * frames}
-    with progress(quiet) as bar:
-        tasks = {name: bar.add_task(name, total=total) for name, total in totals.items()}
-        return check_quality(pipeline, traces, limits, advance=lambda level: bar.advance(tasks[level]), watch=watch)
 
 
 def _tell(result: dict[str, Any], as_json: bool) -> None:

@@ -51,6 +51,22 @@ class Weights:
             flag = name.replace("_", "-")
             raise UsageError(f"{bundle} is a bundle, whose weights are fixed: give --{flag} to build one")
 
+    def absolute(self) -> "Weights":
+        """The same files, as processes find them that start in other folders.
+
+        Raises:
+            UsageError: a LoRA is not there.
+        """
+        given: dict[str, Any] = vars(self.files)
+        given = {name: value.absolute() if isinstance(value, Path) else value for name, value in given.items()}
+        files = Files(**given)
+        if not self.loras:
+            return Weights(files)
+        from ..export.weights.lora import parse_lora
+
+        loras = (parse_lora(text) for text in self.loras)
+        return Weights(files, tuple(f"{lora.component}={lora.file.absolute()}:{lora.scale}" for lora in loras))
+
 
 @dataclass(frozen=True)
 class Reading:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..runtime.chain.schedules import parse_levels
 from ..runtime.chain.solvers import SOLVERS
 from ..runtime.documents import MAX_INTEGER
 from ..runtime.errors import UsageError
+from ..runtime.model.checkpoint import Checkpoint
 from ..runtime.pipeline.chunks import MOST_CHUNKS, chunk_count
 from ..runtime.proof.trace import Trace
 from ..runtime.quantisation import DECODERS
@@ -70,27 +71,40 @@ class Recording:
     decoder: str | None = None
     chunks: int | None = None
 
-    def write(self, checkpoint: Path, trace: Path, bundle: Path | None, quiet: bool) -> None:
-        """Record a checkpoint; beside a bundle, at its resolution and on a tile of its size."""
-        resolution, tile, decoder = self._decoding(bundle)
-        found = resolve_checkpoint(checkpoint, resolution, self.weights)
-        needed: Collection[str] = () if decoder is None else (decoder,)
-        if bundle is not None:
-            manifest = open_bundle(bundle).manifest
-            require_same_loras(bundle, manifest.provenance, found)
-            needed = manifest.decoders
-        for name in needed:
-            if name not in found.model.decoders:
-                raise UsageError(f"{checkpoint} has no {name}: a tiny decoder is given with --vae-decoder FILE")
+    @property
+    def words(self) -> list[str]:
+        """The prompts of the runs, of which there is one for each of these and each seed."""
+        return read_prompts(self.prompts_file) if self.prompts_file else list(self.prompts or DEFAULT_PROMPTS)
+
+    def elsewhere(self) -> "Recording":
+        """The same, for processes that start in other folders."""
+        return replace(self, prompts=tuple(self.words), prompts_file=None, weights=self.weights.absolute())
+
+    def write(
+        self,
+        checkpoint: Path,
+        trace: Path,
+        bundle: Path | None,
+        quiet: bool,
+        *,
+        only: Sequence[int] | None = None,
+        parts: bool = True,
+    ) -> None:
+        """Record a checkpoint; beside a bundle, at its resolution and on a tile of its size.
+
+        See `record_trace` for `only` and `parts`.
+        """
+        found, tile, decoder = self._resolved(checkpoint, bundle)
         levels = None if self.levels is None else parse_levels(self.levels)
         chosen = found.model.schedule(self.schedule, levels=levels, solver=self.solver, **self.guidance)
-        words = read_prompts(self.prompts_file) if self.prompts_file else list(self.prompts or DEFAULT_PROMPTS)
+        words = self.words
         from ..export.reference.record import PROBES, record_trace
 
         asked = chunk_count(found.model, found.resolution, self.chunks, None)
         chunks = found.model.telling_chunks if self.chunks is None else asked
         run = len(plan(found.model.pyramid, found.resolution, chosen, chunks))
-        total = len(PROBES) * found.model.pyramid.depth + len(words) * len(self.seeds) * run
+        runs = len(words) * len(self.seeds) if only is None else len(only)
+        total = len(PROBES) * found.model.pyramid.depth * parts + runs * run
         with progress(quiet) as bar:
             task = bar.add_task("reference", total=total)
             record_trace(
@@ -104,6 +118,8 @@ class Recording:
                 decoder=decoder,
                 vae_tile=tile,
                 chunks=chunks,
+                only=only,
+                parts=parts,
                 advance=lambda: bar.advance(task),
             )
 
@@ -114,6 +130,20 @@ class Recording:
         with suppress(UsageError):
             return Resolution.parse(str(Trace(traces[0]).model.get("resolution")))
         return None
+
+    def _resolved(self, checkpoint: Path, bundle: Path | None) -> tuple[Checkpoint, tuple[int, int] | None, str | None]:
+        """The checkpoint, with all that a bundle is compared by; the decoder's tile, and the component that decodes."""
+        resolution, tile, decoder = self._decoding(bundle)
+        found = resolve_checkpoint(checkpoint, resolution, self.weights)
+        needed: Collection[str] = () if decoder is None else (decoder,)
+        if bundle is not None:
+            manifest = open_bundle(bundle).manifest
+            require_same_loras(bundle, manifest.provenance, found)
+            needed = manifest.decoders
+        for name in needed:
+            if name not in found.model.decoders:
+                raise UsageError(f"{checkpoint} has no {name}: a tiny decoder is given with --vae-decoder FILE")
+        return found, tile, decoder
 
     def _decoding(self, bundle: Path | None) -> tuple[Resolution | None, tuple[int, int] | None, str | None]:
         """The resolution, the tile of a decoder that has some, and the component that decodes."""

@@ -1,6 +1,5 @@
 """What samples and decodes: a bundle's pipeline, or a checkpoint's PyTorch reference."""
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -129,8 +128,7 @@ class BundleSampler:
         manifest = pipeline.bundle.manifest
         self.pipeline, self.model, self.resolution = pipeline, pipeline.model, manifest.resolution
         self.has_text_encoder, self.has_decoder = manifest.text is not None, manifest.decoder is not None
-        hashes = "\n".join(f"{name} {entry.sha256}" for name, entry in sorted(manifest.files.items()))
-        self.weights = hashlib.sha256(hashes.encode()).hexdigest()
+        self.weights = manifest.digest
         self.checkpoint_hash, self.frame_rate = checkpoint_of(manifest), manifest.frame_rate
         self.preview, self.preview_seconds = manifest.preview, 0.0
         self.gpus = pipeline.target.gpus(pipeline.graphs.options)

@@ -52,6 +52,11 @@ class Trajectories:
         """Evaluations of each step."""
         return PASSES if self.schedule.guided else PASSES[:1]
 
+    def differing(self, document: Mapping[str, Any]) -> list[str]:
+        """The fields that differ in the document of another run."""
+        ours = self.to_json()
+        return [name for name in ours if document.get(name) != ours[name]]
+
     @classmethod
     def from_json(cls, document: Any, source: str) -> "Trajectories":
         """Read a recipe's description.

@@ -1,8 +1,7 @@
 """Recording the reference: its inputs, every velocity and every latent, and the frames, in one file."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,8 @@ VAE_FRAMES = 3
 
 Tensors = dict[str, NDArray[Any]]
 Advance = Callable[[], None]
+_Placed = tuple[int, Run]
+"""A run, and the position of its prompt."""
 
 
 def record_trace(
@@ -49,6 +50,8 @@ def record_trace(
     decoder: str | None = None,
     vae_tile: tuple[int, int] | None = None,
     chunks: int = 1,
+    only: Sequence[int] | None = None,
+    parts: bool = True,
     advance: Advance = lambda: None,
 ) -> None:
     """Record a run per prompt and seed, a few probes of each stage, and the VAE on a few frames.
@@ -64,6 +67,8 @@ def record_trace(
         decoder: the component that decodes them; None: the checkpoint's first decoder.
         vae_tile: height and width in latent pixels of the corner that the VAE is recorded on; None: all of the frame.
         chunks: how many a run has, of a model that makes videos in chunks.
+        only: numbers of the runs to record, seed by seed; None: all.
+        parts: also what `parity` alone compares, beside the runs: stages, texts of every length, decoders.
         advance: called after each evaluation of the reference.
 
     Raises:
@@ -71,25 +76,26 @@ def record_trace(
     """
     tile = _tile(checkpoint, vae_tile)
     reference, used = Reference(checkpoint), decoder or next(iter(checkpoint.model.decoders), None)
-    text = _embeddings(reference, [*prompts, negative_prompt])
-    tensors: Tensors = {"text.negative": text[-1]}
-    probes = _record_probes(tensors, reference, text[0], advance)
-    texts = _record_texts(tensors, reference)
-    runs = [Run(prompt, seed, schedule, decoded=False, chunks=chunks) for seed in seeds for prompt in prompts]
-    latents = _record_runs(tensors, reference, runs, text, advance)
-    decode = decode and used is not None
-    tensors |= {f"run.{index}.frames": reference.decode(x, used) for index, x in enumerate(latents if decode else ())}
-    _record_decoders(tensors, reference, latents[0], tile)
-    runs = [replace(run, decoded=decode) for run in runs]
+    decoded, words = decode and used is not None, list(enumerate(prompts))
+    runs = [(at, Run(prompt, seed, schedule, decoded, chunks)) for seed in seeds for at, prompt in words]
+    runs = runs if only is None else [runs[number] for number in only]
+    text = reference.embed({at: run.prompt for at, run in runs} | {len(words): negative_prompt})
+    tensors, latents = _record_runs(reference, runs, text, used if decoded else None, advance)
+    probes, texts = _record_parts(tensors, reference, latents[0], tile, advance) if parts else ([], [])
     _save(path, reference, tensors, probes, runs, negative_prompt=negative_prompt, texts=texts, decoder=used)
 
 
 def _save(
-    path: Path, reference: Reference, tensors: Tensors, probes: Sequence[Probe], runs: Sequence[Run], **described: Any
+    path: Path,
+    reference: Reference,
+    tensors: Tensors,
+    probes: Sequence[Probe],
+    runs: Sequence[_Placed],
+    **described: Any,
 ) -> None:
     checkpoint = reference.checkpoint
     model = {**checkpoint.model.to_json(), "resolution": str(checkpoint.resolution)}
-    listed = {"probes": [probe.to_json() for probe in probes], "runs": [run.to_json() for run in runs]}
+    listed = {"probes": [probe.to_json() for probe in probes], "runs": [run.to_json() for _, run in runs]}
     document = {"format": FORMAT, "model": model, **described, **listed}
     arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     with written_beside(path) as partial:
@@ -104,20 +110,33 @@ def _tile(checkpoint: Checkpoint, asked: tuple[int, int] | None) -> tuple[int, i
 
 
 def _record_runs(
-    tensors: Tensors,
     reference: Reference,
-    runs: Sequence[Run],
-    text: NDArray[np.float32],
+    runs: Sequence[_Placed],
+    text: Mapping[int, NDArray[np.float32]],
+    decoder: str | None,
     advance: Advance,
-) -> list[NDArray[np.float32]]:
-    """The latent of each run; runs take the embeddings in turn, of which the last is the negative prompt's."""
-    checkpoint, latents = reference.checkpoint, list[NDArray[np.float32]]()
-    for index, run in enumerate(runs):
+) -> tuple[Tensors, list[NDArray[np.float32]]]:
+    """What is recorded of runs, and the latent of each; the embedding that comes last is the negative prompt's."""
+    checkpoint, latents, (*_, negative) = reference.checkpoint, list[NDArray[np.float32]](), text.values()
+    tensors: Tensors = {"text.negative": negative}
+    for index, (at, run) in enumerate(runs):
         steps = plan(checkpoint.model.pyramid, checkpoint.resolution, run.schedule, run.chunks)
-        embeddings = tensors[f"text.{index}"] = text[index % (len(text) - 1)]
-        texts = embeddings, text[-1]
+        tensors[f"text.{index}"] = text[at]
+        texts = text[at], negative
         latents.append(_record_run(tensors, f"run.{index}", reference, steps, texts, run.seed, advance))
-    return latents
+    if decoder is not None:
+        tensors |= {f"run.{index}.frames": reference.decode(latent, decoder) for index, latent in enumerate(latents)}
+    return tensors, latents
+
+
+def _record_parts(
+    tensors: Tensors, reference: Reference, latent: NDArray[np.float32], tile: tuple[int, int], advance: Advance
+) -> tuple[list[Probe], list[str]]:
+    """What is compared apart from runs; a decoder is given a run's latent."""
+    probes = _record_probes(tensors, reference, tensors["text.0"], advance)
+    texts = _record_texts(tensors, reference)
+    _record_decoders(tensors, reference, latent, tile)
+    return probes, texts
 
 
 def _record_decoders(
@@ -162,14 +181,6 @@ def _record_texts(tensors: Tensors, reference: Reference) -> list[str]:
         below = length
     tensors |= {f"text.probe.{index}": value for index, value in enumerate(reference.encode(texts))}
     return texts
-
-
-def _embeddings(reference: Reference, prompts: list[str]) -> NDArray[np.float32]:
-    model = reference.checkpoint.model
-    if reference.checkpoint.text_encoder:
-        return reference.encode(prompts)
-    shape = (model.text_length, model.transformer.text_dim)
-    return np.stack([standard_normal(generator(index), shape) for index in range(len(prompts))])
 
 
 def _record_run(

@@ -1,6 +1,6 @@
 """The PyTorch reference: the family's own modules in the engine's place of the runtime's chain."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ import torch
 from diffusers.video_processor import VideoProcessor
 from numpy.typing import NDArray
 
+from ...runtime.chain.noise import generator, standard_normal
 from ...runtime.chain.plan import StepPlan
 from ...runtime.chain.sampler import Conditions, Step, sample
 from ...runtime.model.checkpoint import Checkpoint
@@ -35,6 +36,17 @@ class Reference:
     def encode(self, prompts: list[str]) -> NDArray[np.float32]:
         """Prompt embeddings [prompts, text length, text width]."""
         return self.modules.encode(self.checkpoint, prompts)
+
+    def embed(self, prompts: Mapping[int, str]) -> dict[int, NDArray[np.float32]]:
+        """Embeddings [text length, text width] of some prompts of a list, by their positions in it.
+
+        Without a text encoder each is noise that is drawn from its position.
+        """
+        if self.checkpoint.text_encoder:
+            return dict(zip(prompts, self.encode(list(prompts.values())), strict=True))
+        model = self.checkpoint.model
+        shape = (model.text_length, model.transformer.text_dim)
+        return {position: standard_normal(generator(position), shape) for position in prompts}
 
     def sample(
         self,

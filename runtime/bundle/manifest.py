@@ -109,6 +109,12 @@ class Manifest:
         return SCHEMES[self.quantised.get(component, self.precision[component])]
 
     @property
+    def digest(self) -> str:
+        """One SHA-256 of all its files."""
+        lines = "\n".join(f"{name} {entry.sha256}" for name, entry in sorted(self.files.items()))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    @property
     def resolutions(self) -> tuple[Resolution, ...]:
         """What it can sample at; the first is the default."""
         return tuple(size.resolution for size in self.sizes)

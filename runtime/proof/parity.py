@@ -56,6 +56,7 @@ def check_parity(
     """
     manifest = pipeline.bundle.manifest
     check_trace(trace, manifest)
+    _check_parts(trace, manifest)
     levels: dict[str, dict[str, Any]] = {} if ranges is None else {"ranges": dict(ranges)}
     if manifest.text is not None:
         levels["text"] = _text(pipeline, trace, advance)
@@ -88,27 +89,14 @@ def _check_model(trace: Trace, manifest: Manifest) -> None:
 
 
 def check_trace(trace: Trace, manifest: Manifest) -> None:
-    """Refuse a trace of another model, or one that does not hold what is to be compared.
+    """Refuse a trace of another model, or one whose runs are not what is to be compared.
 
     Raises:
-        UsageError: it is, it has no runs or probes, or some of them are cut or of other shapes.
+        UsageError: it is, or it has no runs, or some at impossible levels.
     """
     _check_model(trace, manifest)
-    depth = manifest.model.pyramid.depth
-    if not trace.runs or not trace.probes:
-        raise UsageError(f"{trace.path} holds no run or no probe; record it again")
-    for probe in trace.probes:
-        if probe.stage >= depth or not 0 < probe.level <= 1:
-            raise UsageError(
-                f"{trace.path} holds a probe of stage {probe.stage} at level {probe.level:g}, "
-                "which the model does not have"
-            )
-    unprobed = set(range(depth)) - {probe.stage for probe in trace.probes}
-    if unprobed:
-        raise UsageError(f"{trace.path} holds no probe of stage {min(unprobed)}; record it again")
-    for component in manifest.decoders:
-        if f"{component}.latent" not in trace:
-            raise UsageError(f"{trace.path} holds nothing of the {component} that the bundle has; record it again")
+    if not trace.runs:
+        raise UsageError(f"{trace.path} holds no run; record it again")
     decodes = manifest.decoder and manifest.decoder.component
     if trace.decoder != decodes and any(run.decoded for run in trace.runs):
         raise UsageError(
@@ -121,6 +109,23 @@ def check_trace(trace: Trace, manifest: Manifest) -> None:
             if explicit_levels(pyramid, levels, scaled_start=scaled) != levels:
                 raise UsageError(f"{trace.path} holds a run at impossible levels; record it again")
         chunk_count(manifest.model, manifest.resolution, run.chunks if run.chunks > 1 else None, None)
+
+
+def _check_parts(trace: Trace, manifest: Manifest) -> None:
+    """Refuse a trace that lacks what is compared apart from runs, or has it of what the model does not have."""
+    depth = manifest.model.pyramid.depth
+    for probe in trace.probes:
+        if probe.stage >= depth or not 0 < probe.level <= 1:
+            raise UsageError(
+                f"{trace.path} holds a probe of stage {probe.stage} at level {probe.level:g}, "
+                "which the model does not have"
+            )
+    unprobed = set(range(depth)) - {probe.stage for probe in trace.probes}
+    if unprobed:
+        raise UsageError(f"{trace.path} holds no probe of stage {min(unprobed)}; record it again")
+    for component in manifest.decoders:
+        if f"{component}.latent" not in trace:
+            raise UsageError(f"{trace.path} holds nothing of the {component} that the bundle has; record it again")
 
 
 def _judge(levels: dict[str, dict[str, Any]], tolerances: dict[str, float]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bundle.manifest import Manifest
 from ..chain.plan import plan
 from ..errors import UsageError
 from ..pipeline.decoder import frames_from, require_finite
@@ -27,7 +28,9 @@ __all__ = [
     "VideoErrors",
     "check_quality",
     "check_traces",
+    "compare_run",
     "compare_videos",
+    "judge_runs",
     "limits_of",
     "sharpness",
 ]
@@ -215,11 +218,16 @@ def check_quality(
         CheckFailed: latents or frames are not finite.
     """
     check_traces(pipeline, traces)
-    manifest = pipeline.bundle.manifest
     places = [(trace, index) for trace in traces for index in range(len(trace.runs))]
     runs = [
-        _run(pipeline, trace, index, advance, partial(watch, number)) for number, (trace, index) in enumerate(places)
+        compare_run(pipeline, trace, index, advance, partial(watch, number))
+        for number, (trace, index) in enumerate(places)
     ]
+    return judge_runs(pipeline.bundle.manifest, runs, limits)
+
+
+def judge_runs(manifest: Manifest, runs: list[dict[str, Any]], limits: QualityLimits) -> dict[str, Any]:
+    """The document of runs that were compared: see `check_quality`."""
     medians = {name: median(run[name] for run in runs) for name in SUMMARISED}
     passed = medians["psnr"] >= limits.min_psnr and medians["motion_error"] <= limits.max_motion_error
     return {
@@ -232,8 +240,8 @@ def check_quality(
     }
 
 
-def _run(pipeline: Pipeline, trace: Trace, index: int, advance: Advance, watch: WatchRun) -> dict[str, Any]:
-    """A run that was sampled again: how far it is from the recorded one."""
+def compare_run(pipeline: Pipeline, trace: Trace, index: int, advance: Advance, watch: WatchRun) -> dict[str, Any]:
+    """Sample a run of a trace again: how far it is from the recorded one; see `check_quality`."""
     run, reference = trace.runs[index], trace.tensor(f"run.{index}.frames")
     steps = plan(pipeline.model.pyramid, pipeline.bundle.manifest.resolution, run.schedule, run.chunks)
     latents = free_running(pipeline, trace, index, steps, advance)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pyrexport.calibration import observe, run
+from pyrexport.calibration import observe
 from pyrexport.calibration.run import CalibrationRequest, calibrate
 from pyrexport.export.reference.reference import Reference
 from pyrexport.runtime.chain.noise import generator, standard_normal
@@ -51,7 +51,7 @@ class Oracle:
     def run(self, schedule, seed):
         checkpoint = self.reference.checkpoint
         steps = plan(checkpoint.model.pyramid, checkpoint.resolution, schedule)
-        *texts, negative = run._embeddings(self.reference, [*PROMPTS, checkpoint.model.negative_prompt], 0)
+        *texts, negative = self.reference.embed(dict(enumerate([*PROMPTS, checkpoint.model.negative_prompt]))).values()
         self.negative = {"text": negative}
         for index, text in enumerate(texts):
             sample(
@@ -270,9 +270,9 @@ def test_weights_that_are_not_finite_are_found(make_checkpoint, prompts, cli, tm
 
 def test_noise_in_place_of_prompts_is_drawn_from_positions(make_checkpoint):
     reference = Reference(small_checkpoint(make_checkpoint(*LEAN)))
-    later = run._embeddings(reference, ["b", ""], 1)
-    assert np.array_equal(later[0], standard_normal(generator(1), later[0].shape))
-    assert np.array_equal(later[1], run._embeddings(reference, ["a", "b", ""], 0)[2])
+    later = reference.embed({1: "b", 2: ""})
+    assert np.array_equal(later[1], standard_normal(generator(1), later[1].shape))
+    assert np.array_equal(later[2], reference.embed({0: "a", 1: "b", 2: ""})[2])
 
 
 def test_an_input_that_is_always_zero_is_refused(recipe):

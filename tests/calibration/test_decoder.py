@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 from conftest import build
-from pyrexport.calibration.run import CalibrationRequest, _embeddings, calibrate
+from pyrexport.calibration.run import CalibrationRequest, calibrate
 from pyrexport.export.families.wan.vae import decoder_layer
 from pyrexport.export.proof.ranges import range_errors
 from pyrexport.export.reference.reference import Reference
@@ -73,7 +73,7 @@ def test_ranges_are_those_of_activations_that_were_kept(recipe, make_checkpoint)
     for name, layer in convolutions(reference.decoder()).items():
         layer.register_forward_hook(lambda _, inputs, output, name=name: keep(name, inputs[0]))
         layer.register_forward_hook(lambda _, inputs, output, name=name: keep(output_of(name), output))
-    *texts, negative = _embeddings(reference, [*PROMPTS, ""], 0)
+    *texts, negative = reference.embed(dict(enumerate([*PROMPTS, ""]))).values()
     steps = plan(checkpoint.model.pyramid, checkpoint.resolution, found.run.schedule)
     for seed, text in enumerate(texts):
         taps, words = checkpoint.model.pyramid.taps, ({"text": text}, {"text": negative})
