@@ -122,8 +122,8 @@ class Statistics:
 
     def add(self, other: "Statistics") -> None:
         """Add what another run has seen."""
-        for name, combine in COMBINED.items():
-            combine(self.arrays[name], other.arrays[name], out=self.arrays[name])
+        arrays = self.arrays  # which may be read-only, where they come from another process
+        self.arrays = {name: combine(arrays[name], other.arrays[name]) for name, combine in COMBINED.items()}
 
     def ranges(self, percent: float) -> Ranges:
         """What a recipe says of the input: the magnitude is never above the greatest that was seen."""

@@ -50,8 +50,10 @@ def prompts(tmp_path) -> Path:
 
 
 def sent(value):
-    """What arrives in another process."""
-    return pickle.loads(pickle.dumps(value))
+    """What arrives in another process: as with Ray, arrays are read-only there."""
+    buffers: list[pickle.PickleBuffer] = []
+    told = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    return pickle.loads(told, buffers=[buffer.raw().tobytes() for buffer in buffers])
 
 
 @pytest.fixture
