@@ -105,7 +105,7 @@ def main(blocks: int, threads: int, runs: int, only: tuple[str, ...], memory: bo
         models = make_models(folder, blocks, wanted)
         opened = read_checkpoint(models["checkpoint"])
         model, (place,) = opened.model, opened.model.stages(opened.resolution)
-        flop = model.family.flops(model.transformer, place.tokens, model.text_length, place.patch_size)
+        flop = model.family.flops(model.transformer, place, model.text_length)
         contenders = dict[str, Contender]()
         for each in wanted:
             kind, what = CONTENDERS[each]
