@@ -21,7 +21,7 @@ COMMANDS = {
     "quality": "Measure how much a bundle's rounding changes videos.",
     "bench": "Measure a bundle: latency, load time, memory, glue.",
     "calibrate": "Collect statistics of a checkpoint's activations for quantisation.",
-    "init": "Make a checkpoint of random weights, to try things on.",
+    "init": "Make a checkpoint of an author's files, or of random weights to try things on.",
     "inspect": "Show the stages, shapes, sizes and costs of a bundle or a checkpoint.",
 }
 

@@ -100,10 +100,12 @@ def command(
     kind = "graph_parity" if graph else "parity"
     if store:
         _store(pipeline.bundle, result, kind)
-    if html is not None:
-        subject = Subject(bundle, pipeline.bundle.manifest, str(reference or trace), tuple(recorded.runs), engine)
-        write_page(html, parity_page(subject, result, TITLES[kind], pairs))
-    _tell(result, as_json)
+    try:
+        _tell(result, as_json)
+    finally:
+        if html is not None:
+            subject = Subject(bundle, pipeline.bundle.manifest, str(reference or trace), tuple(recorded.runs), engine)
+            write_page(html, parity_page(subject, result, TITLES[kind], pairs))
 
 
 def _check_usage(

@@ -84,12 +84,15 @@ def command(
                 result, runs = compare_here(pipeline, comparison, limits, pairs, quiet)
             else:
                 result, runs = compare_elsewhere(pipeline, comparison, limits, pairs, quiet, spread)
-    if plot is not None:
-        write_plot(plot, result)
-    if html is not None:
-        origin = ", ".join(map(str, [reference] if reference else traces))
-        write_page(html, quality_page(Subject(bundle, pipeline.bundle.manifest, origin, runs, engine), result, pairs))
-    _tell(result, as_json)
+    try:
+        _tell(result, as_json)
+    finally:
+        if plot is not None:
+            write_plot(plot, result)
+        if html is not None:
+            origin = ", ".join(map(str, [reference] if reference else traces))
+            subject = Subject(bundle, pipeline.bundle.manifest, origin, runs, engine)
+            write_page(html, quality_page(subject, result, pairs))
 
 
 def _check_usage(reference: Path | None, traces: tuple[Path, ...], asked: Recording) -> None:

@@ -13,6 +13,7 @@ from .errors import UsageError
 
 __all__ = [
     "LEFT_BEHIND",
+    "MANIFEST_FILE",
     "cache_folder",
     "check_output",
     "file_digest",
@@ -24,6 +25,9 @@ __all__ = [
     "write_whole",
     "written_beside",
 ]
+
+MANIFEST_FILE = "manifest.json"
+"""What makes a folder a bundle."""
 
 LEFT_BEHIND = (
     ".cache",  # downloads into a folder: what was fetched, and its locks
@@ -67,7 +71,7 @@ def check_output(path: Path, *, folder: bool = False) -> None:
     """Refuse a file (or a folder) that could not be written, before the work that it is for.
 
     Raises:
-        UsageError: its parent is missing or not writable, something of another kind is there, or its name is too long.
+        UsageError: its parent is missing, not writable or a bundle, something of another kind is there, or its name is too long.
     """
     if not path.name:
         raise UsageError(f"'{path}' is no output: expected the name of a file or a folder")
@@ -80,6 +84,8 @@ def check_output(path: Path, *, folder: bool = False) -> None:
         raise UsageError(
             f"folder {path.parent} of the output is not writable ({error.strerror}); choose another"
         ) from None
+    if (parent / MANIFEST_FILE).is_file():
+        raise UsageError(f"{path.parent} is a bundle, which holds its own files alone: choose another folder")
     if len(os.fsencode(path.name)) > 255:
         raise UsageError(f"the name of the output is longer than 255 bytes: {path.name[:40]}…")
     if path.is_dir() and not folder:

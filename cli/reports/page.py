@@ -12,6 +12,9 @@ __all__ = ["Child", "check_page", "page", "section", "table", "tag", "write_page
 
 Child = Element | str
 
+GENERATOR = "pyrexport"
+"""What a page says that it was made by."""
+
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """What a browser may load for the page: the images and the style that are in it."""
 
@@ -61,6 +64,7 @@ def page(title: str, subtitle: str, *, passed: bool, verdict: str, sections: Ite
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
+        tag("meta", name="generator", content=GENERATOR),
         tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("title", f"{title} {word}: {subtitle}"),
@@ -75,11 +79,13 @@ def check_page(path: Path) -> None:
     """Refuse, before the work, a page that could not be written.
 
     Raises:
-        UsageError: it is another kind of file, or something is in its way.
+        UsageError: it is another kind of file, or something else is in its way.
     """
     if path.suffix not in (".html", ".htm"):
         raise UsageError(f"--html writes a .html, found '{path.name}'")
     check_output(path)
+    if path.exists() and f'content="{GENERATOR}"'.encode() not in path.read_bytes()[:1000]:
+        raise UsageError(f"{path} is no report of pyrexport: choose another name")
 
 
 def write_page(path: Path, document: Element) -> None:

@@ -126,5 +126,7 @@ def _rows(name: str, level: dict[str, Any]) -> list[list[str]]:
 
     rows = [[name, *numbers(level), f"<= {tolerance}", verdict]]
     if name == "chain":
-        rows.append(["  teacher-forced", *numbers(level["teacher_forced"]), "", ""])
+        forced = level["teacher_forced"]
+        within = "pass" if forced["relative_l2"] <= forced["tolerance"] else "FAIL"
+        rows.append(["  teacher-forced", *numbers(forced), f"<= {forced['tolerance']:g}", within])
     return rows

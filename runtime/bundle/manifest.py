@@ -10,6 +10,7 @@ from typing import Any
 from ..chain.pyramid import Resolution, Stage
 from ..documents import Fields
 from ..errors import UsageError
+from ..files import MANIFEST_FILE
 from ..model.description import Model
 from ..model.preview import PreviewMap
 from ..quantisation import DECODERS, SCHEMES, Scheme
@@ -31,7 +32,6 @@ from .sizes import Size, decoders_json, entries_of, read_sizes
 __all__ = ["MANIFEST_FILE", "TOKENIZER_FILE", "WEIGHTS_FILE", "Manifest", "digest", "parse_manifest", "signed"]
 
 FORMAT = 6
-MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "weights.bin"
 TOKENIZER_FILE = "tokenizer.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
