@@ -11,6 +11,8 @@ from support.builders import SMALL
 
 LEAN = ("--no-text-encoder", "--no-vae")
 """For `make_checkpoint`: a transformer alone."""
+ONE_STAGE = ("--stages", "1", "--blocks", "1", "--no-vae")
+"""A transformer of one stage and one block, and a text encoder: a graph of each."""
 
 
 def small_checkpoint(folder: Path) -> Checkpoint:

@@ -11,6 +11,7 @@ from pyrexport.runtime.errors import UsageError
 from pyrexport.runtime.model.checkpoint import Files, read_checkpoint
 from pyrexport.runtime.model.variants import choose_weights
 from safetensors.torch import load_file, save_file
+from support.building import ONE_STAGE
 
 TRANSFORMER = "diffusion_pytorch_model"
 LEAN = ("--no-vae", "--no-text-encoder", "--blocks", "1")
@@ -121,7 +122,7 @@ def test_a_git_lfs_pointer_is_named(folder, refused, name):
 
 def test_a_text_encoder_of_transformers_5_is_read(make_checkpoint, cli, tmp_path):
     """Its table is called by the name of its other owner; the bundle is the same, byte for byte."""
-    plain = make_checkpoint("--no-vae", "--blocks", "1")
+    plain = make_checkpoint(*ONE_STAGE)
     folder = Path(shutil.copytree(plain, tmp_path / "checkpoint"))
     weights = folder / "text_encoder" / "model.safetensors"
     tensors = load_file(weights)
@@ -141,7 +142,7 @@ def test_a_text_encoder_of_transformers_5_is_read(make_checkpoint, cli, tmp_path
 
 def test_a_table_that_is_there_twice_is_there_once(make_checkpoint, cli, refused, tmp_path):
     """Where the two differ, either could be the one that was trained."""
-    folder = Path(shutil.copytree(make_checkpoint("--no-vae", "--blocks", "1"), tmp_path / "checkpoint"))
+    folder = Path(shutil.copytree(make_checkpoint(*ONE_STAGE), tmp_path / "checkpoint"))
     weights = folder / "text_encoder" / "model.safetensors"
     tensors = load_file(weights)
     tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"].clone()

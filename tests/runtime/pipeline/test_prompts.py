@@ -10,6 +10,7 @@ import pytest
 from click.testing import Result
 from pyrexport.runtime.pipeline import prompts
 from pyrexport.runtime.pipeline.prompts import PromptCache, encoder_hash
+from support.building import ONE_STAGE
 
 PROMPT = "a red circle"
 
@@ -71,12 +72,12 @@ def test_a_cache_that_cannot_be_written_is_told_of_once(
     assert cli(*sample, "--no-cache").stderr == ""
 
 
-def test_encoders_that_are_stored_otherwise_share_nothing(make_bundle: Callable[..., Path], bundle: Path) -> None:
-    def of(folder: Path) -> str:
-        return encoder_hash(pyrexport.load(folder).bundle.manifest)
+def test_encoders_that_are_stored_otherwise_share_nothing(make_bundle: Callable[..., Path]) -> None:
+    def of(*arguments: str, **options: str) -> str:
+        return encoder_hash(pyrexport.load(make_bundle(*ONE_STAGE, *arguments, **options)).bundle.manifest)
 
-    assert of(bundle) != of(make_bundle(precision="text_encoder=bf16"))
-    assert of(bundle) != of(make_bundle("--seed", "1"))
+    assert of() != of(precision="text_encoder=bf16")
+    assert of() != of("--seed", "1")
 
 
 def test_it_holds_no_more_than_it_may(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:

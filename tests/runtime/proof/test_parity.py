@@ -12,6 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 from pyrexport.runtime.proof.metrics import distance
 from pyrexport.runtime.quantisation import SCHEMES
 from support.builders import resign
+from support.building import ONE_STAGE
 from support.parity import parity, tampered
 
 
@@ -51,7 +52,7 @@ def test_reduced_storage_stays_within_its_tolerance_and_is_not_exact(make_bundle
 
 @pytest.mark.parametrize("method", ["w8", "w4"])
 def test_a_quantised_text_encoder_stays_within_its_tolerance(make_bundle, record, method):
-    result = parity(make_bundle("--no-vae", quantize=f"text_encoder={method}"), record("--no-vae"))
+    result = parity(make_bundle(*ONE_STAGE, quantize=f"text_encoder={method}"), record(*ONE_STAGE))
     levels = result["levels"]
     assert result["passed"]
     assert levels["text"]["tolerance"] / 30 < levels["text"]["relative_l2"] <= levels["text"]["tolerance"]
@@ -69,7 +70,7 @@ def test_the_unchanged_bundle_passes(good):
 def test_every_length_of_the_text_encoder_is_proved(make_checkpoint, cli, refused, tmp_path):
     """Prompts are short: without others, only the shortest graph would ever be compared."""
     checkpoint, bundle, trace = tmp_path / "checkpoint", tmp_path / "bundle", tmp_path / "trace.safetensors"
-    shutil.copytree(make_checkpoint("--no-vae", "--blocks", "1"), checkpoint)
+    shutil.copytree(make_checkpoint(*ONE_STAGE), checkpoint)
     description = json.loads((checkpoint / "pyramid.json").read_text())
     (checkpoint / "pyramid.json").write_text(json.dumps(description | {"text_length": 96}))
     assert cli("build", checkpoint, "--target", "ort", "-o", bundle, "--quiet").exit_code == 0
@@ -96,8 +97,8 @@ def test_every_length_of_the_text_encoder_is_proved(make_checkpoint, cli, refuse
 
 def test_plain_wan_equals_diffusers_own_pipeline(make_checkpoint, make_bundle):
     """Same initial latents, guidance and negative prompt, 8 steps of the flow-Euler scheduler."""
-    arguments = ("--kind", "plain", "--resolution", "17x64x64")
-    bundle, checkpoint = make_bundle(*arguments), make_checkpoint(*arguments)
+    size = ("--resolution", "17x64x64")
+    bundle, checkpoint = make_bundle("--kind", "plain", "--no-vae", *size), make_checkpoint("--kind", "plain", *size)
     latents = np.random.default_rng(0).standard_normal((16, 5, 8, 8)).astype(np.float32)
     theirs = WanPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
     theirs.set_progress_bar_config(disable=True)
