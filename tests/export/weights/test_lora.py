@@ -323,9 +323,10 @@ def test_a_file_and_its_scale(tmp_path: Path) -> None:
 
 
 def test_from_build_to_parity(
-    tiny: Path, tmp_path: Path, cli: Run, refused: Callable[..., str], opened: Checkpoint
+    make_checkpoint: Make, tmp_path: Path, cli: Run, refused: Callable[..., str], opened: Checkpoint
 ) -> None:
     # The tiny pyramidal transformer has the plain one's layers.
+    tiny = make_checkpoint(*LEAN)
     file = write(tmp_path / "style.safetensors", comfy(opened, 1))
     command = ["build", str(tiny), "--target", "ort", "-o", str(tmp_path / "bundle"), "--quiet", "--json"]
     document: dict[str, Any] = json.loads(cli(*command, "--lora", f"{file}:0.5").stdout)

@@ -117,8 +117,8 @@ def test_a_header_of_another_format_is_refused(lean: Path, tmp_path: Path) -> No
         small_checkpoint(folder)
 
 
-def test_builds_and_passes_parity(tiny: Path, tmp_path: Path, cli: Run) -> None:
-    folder, out = write_scaled(tiny, tmp_path / "checkpoint", by_row=True), tmp_path / "bundle"
+def test_builds_and_passes_parity(lean: Path, tmp_path: Path, cli: Run) -> None:
+    folder, out = write_scaled(lean, tmp_path / "checkpoint", by_row=True), tmp_path / "bundle"
     built = cli("build", folder, "--target", "ort", "-o", out, "--quiet", "--resolution", "17x64x64")
     assert built.exit_code == 0, built.output
     proved = cli("parity", out, "--reference", folder, "--quiet")
