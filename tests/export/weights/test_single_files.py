@@ -12,6 +12,7 @@ from pyrexport.runtime.model.checkpoint import Checkpoint, Files, read_checkpoin
 from safetensors.torch import load_file, save_file
 from support.builders import SMALL
 from support.originals import original_text, original_transformer, original_vae
+from support.stopping import weights_of
 
 Make = Callable[..., Path]
 Run = Callable[..., Result]
@@ -81,12 +82,8 @@ def test_a_bundle_of_files_is_that_of_the_folder(full: Path, tmp_path: Path, cli
             repackaged(full, component, rename, tmp_path / f"{component}.safetensors"),
         )
     ]
-    command = ["build", full, "--target", "ort", "--quiet", "--resolution", "17x64x64", "--no-run"]
-    for out, more in (("folder", []), ("files", files)):
-        result = cli(*command, "-o", tmp_path / out, *more)
-        assert result.exit_code == 0, result.output
-    one, other = ((tmp_path / out / "weights.bin").read_bytes() for out in ("folder", "files"))
-    assert one == other
+    given = (full, "--resolution", "17x64x64")
+    assert weights_of(cli, tmp_path / "folder", *given) == weights_of(cli, tmp_path / "files", *given, *files)
 
 
 def test_refused(full: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
