@@ -16,6 +16,7 @@ from pyrexport.cli.reports.charts import Bar, Curve, Interval, bars, curves, int
 from pyrexport.cli.reports.frames import FramePairs
 from pyrexport.runtime.proof.trace import Trace
 from support.builders import resign
+from support.building import LEAN
 
 av = pytest.importorskip("av")
 
@@ -226,15 +227,13 @@ def test_large_frames_are_thinned_and_many_runs_are_cut():
         assert decoded(image.attrib["src"]).shape == (122, 3 * 210, 3)
 
 
-def test_the_quantised_page_draws_what_integers_hold(shared, make_checkpoint, lean_recipe, tmp_path, cli):
-    checkpoint = make_checkpoint("--no-text-encoder", "--no-vae")
-    how = ("--quantize", "w8a8", "--recipe", lean_recipe, "--resolution", "17x64x64", QUIET)
-    assert cli("build", checkpoint, "--target", "ort", "-o", tmp_path / "b", *how).exit_code == 0
+def test_the_quantised_page_draws_what_integers_hold(make_bundle, make_checkpoint, lean_recipe, tmp_path, cli):
+    bundle = make_bundle(*LEAN, quantize="w8a8", recipe=str(lean_recipe))
     out = ("--html", tmp_path / "a.html", "--schedule", "1-1-1", QUIET)
-    result = cli("parity", tmp_path / "b", "--reference", checkpoint, *out)
+    result = cli("parity", bundle, "--reference", make_checkpoint(*LEAN), *out)
     assert result.exit_code in (0, 1), result.output
     page = Page(tmp_path / "a.html")
-    layers = len(json.loads((tmp_path / "b" / "manifest.json").read_text())["ranges"])
+    layers = len(json.loads((bundle / "manifest.json").read_text())["ranges"])
     assert layers
     pictures = [svg for svg in page.all("svg") if re.match(f"what the integers of {layers} inputs", svg["aria-label"])]
     assert len(pictures) == 3
