@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from pyrexport.cli.hub import find_model
+from support.building import ONE_STAGE
 from support.hub import command_line, lay_in_cache, serve
 
 LEAN = ("--no-vae", "--no-text-encoder", "--blocks", "1")
@@ -27,11 +28,11 @@ def environment(**settings: str) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_build_sample_and_parity_work_offline_from_a_cache_made_by_hand(tiny, bundle, tmp_path):
+def test_build_sample_and_parity_work_offline_from_a_cache_made_by_hand(make_checkpoint, make_bundle, tmp_path):
     """Three processes: half a minute."""
     home = tmp_path / "home"
-    lay_in_cache(tiny, home, "org/model")
-    lay_in_cache(bundle, home, "org/bundle")
+    lay_in_cache(make_checkpoint(*ONE_STAGE), home, "org/model")
+    lay_in_cache(make_bundle(*ONE_STAGE), home, "org/bundle")
     built = run("build", "org/model", "--target", "ort", "-o", "out", "--quiet", home=home, cwd=tmp_path)
     assert (built.returncode, built.stderr) == (0, "")
     assert (tmp_path / "out" / "manifest.json").is_file()
@@ -46,7 +47,7 @@ def test_build_sample_and_parity_work_offline_from_a_cache_made_by_hand(tiny, bu
             "--quiet",
             "--json",
             "--schedule",
-            "1-1-1",
+            "1",
             "--no-decode",
         ),
         home=home,

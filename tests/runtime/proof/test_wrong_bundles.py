@@ -10,6 +10,7 @@ from pyrexport.runtime.bundle.graphs import decoder_key
 from pyrexport.runtime.chain import resample
 from pyrexport.runtime.pipeline.graphs import OpenGraphs
 from support.builders import resign
+from support.building import LEAN
 from support.parity import OBLONG, Change, change_weight, parity
 
 
@@ -86,7 +87,7 @@ def test_rope_axes_exchanged_fail_at_the_stages(record, make_checkpoint, cli, tm
         return torch.cat((table[..., : -2 * size], width, height), dim=-1).reshape(t * h * w, -1)
 
     monkeypatch.setattr(RotaryTables, "_tokens", exchanged)
-    arguments = (*OBLONG, "--no-vae")
+    arguments = (*OBLONG, *LEAN)
     assert cli("build", make_checkpoint(*arguments), "--target", "ort", "-o", tmp_path / "b", "--quiet").exit_code == 0
     levels = parity(tmp_path / "b", record(*arguments))["levels"]
     assert [name for name, level in levels.items() if not level["passed"]] == ["stages", "chain"]
