@@ -76,7 +76,7 @@ def test_the_same_input_gives_the_same_bytes(tiny, tmp_path):
 
 def test_a_build_whose_attention_is_not_fused_leaves_no_bundle(make_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("pyrexport.targets.trt.check.ATTENTION_KERNEL", re.compile("never"))
-    checkpoint, target = small_checkpoint(make_checkpoint(*LEAN)), find_build_target("trt")
+    checkpoint, target = small_checkpoint(make_checkpoint(*LEAN, "--blocks", "1")), find_build_target("trt")
     options = build_options(checkpoint, target, "bf16", compute_capabilities=["8.9"])
     with pytest.raises(CheckFailed, match=r"attention '.*' is fused in 0 of 3 profiles"):
         build_bundle(checkpoint, target, tmp_path / "out", options)
