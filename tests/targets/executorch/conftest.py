@@ -13,7 +13,9 @@ from pyrexport.export.bundle.build import build_bundle
 from pyrexport.runtime.bundle.engines import EngineOptions
 from pyrexport.runtime.bundle.graphs import stage_key
 from pyrexport.runtime.bundle.opening import open_bundle
+from pyrexport.runtime.files import cache_folder
 from pyrexport.runtime.reporter import Reporter
+from pyrexport.targets.executorch.compile import library_file
 from pyrexport.targets.executorch.session import ExecutorchEngine
 from pyrexport.targets.facts import find_build_target
 from support.building import build_options, small_checkpoint
@@ -46,10 +48,23 @@ def tiny(shared: Make, make_checkpoint: Make) -> Path:
 
 
 @pytest.fixture(scope="session")
-def built(shared: Make, tiny: Path) -> SimpleNamespace:
-    """A bundle of the tiny checkpoint with all parts, and what its build said: about two minutes."""
+def library(shared: Make) -> None:
+    """The session's library, compiled once for all processes that test side by side."""
     if not any(map(shutil.which, ("g++", "clang++", "c++"))):
         pytest.skip("the session's library needs a C++ compiler")
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        with library_file() as compiled:
+            for file in compiled.parent.glob(f"{compiled.stem}.*"):
+                shutil.copy2(file, folder)
+
+    shutil.copytree(shared(["library of executorch"], write), cache_folder(), dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="session")
+def built(shared: Make, tiny: Path, library: None) -> SimpleNamespace:
+    """A bundle of the tiny checkpoint with all parts, and what its build said: about two minutes."""
 
     def write(folder: Path) -> None:
         folder.mkdir()

@@ -28,6 +28,7 @@ from safetensors.numpy import load_file, save_file
 from support.building import LEAN, build_options, small_checkpoint
 
 pytest.importorskip("executorch")
+pytestmark = pytest.mark.usefixtures("library")
 
 
 @pytest.mark.slow

@@ -19,6 +19,8 @@ from pyrexport.export.weights.quantising import block_step, channel_step
 from pyrexport.targets.executorch.lowering import lower, merge
 from pyrexport.targets.executorch.session import ExecutorchEngine
 
+pytestmark = pytest.mark.usefixtures("library")
+
 TOKENS, INPUTS, OUTPUTS = 5, 64, 24
 
 
