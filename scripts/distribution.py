@@ -68,8 +68,8 @@ def check_sdist(sdist: Path) -> None:
 def install(folder: Path, wheel: Path, python: str | Path = sys.executable) -> Path:
     """Make an environment with the wheel and the base dependencies alone; the folder of its programs."""
     subprocess.run([python, "-m", "venv", folder], check=True, capture_output=True)
-    command = [folder / "bin" / "python", "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", wheel]
-    subprocess.run(command, check=True, capture_output=True, env=alone())
+    command = [folder / "bin" / "python", "-m", "pip", "install", "-q", "--no-compile", "-c", ROOT / "constraints.txt"]
+    subprocess.run([*command, wheel], check=True, capture_output=True, env=alone())
     return folder / "bin"
 
 

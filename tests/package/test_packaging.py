@@ -121,7 +121,8 @@ print(json.dumps([tokenizer(prompt).ids for prompt in json.load(sys.stdin)]))
 def test_the_runtime_samples_and_proves_itself_without_torch(lean, shapes_bundle, cli, tmp_path):
     """The demonstration, from the command line and from Python, in the lean environment: about 40 s."""
     bundle, trace = shapes_bundle, tmp_path / "trace.safetensors"
-    how = ("--prompt", "a red circle moving left", "--schedule", "2-2-1", "--quiet")
+    few = ("--schedule", "2-2-1", "--quiet")
+    how = ("--prompt", "a red circle moving left", *few)
     assert cli("parity", "--record", trace, "--reference", DATA / "moving-shapes", *how).exit_code == 0
 
     def run(*arguments: object) -> str:
@@ -133,7 +134,7 @@ def test_the_runtime_samples_and_proves_itself_without_torch(lean, shapes_bundle
     assert document["passed"] is True
     assert "parity passed" in (tmp_path / "parity.html").read_text("utf-8")
     assert set(document["levels"]) == {"text", "stages", "chain", "vae", "tiny_decoder", "video"}
-    run(lean / "pyrexport", "sample", bundle, "--prompt", "a cat", "-o", tmp_path / "frames", "--quiet")
+    run(lean / "pyrexport", "sample", bundle, "--prompt", "a cat", "-o", tmp_path / "frames", *few)
     assert len(list((tmp_path / "frames").glob("*.png"))) == 17
     code = f"""
 import sys, pyrexport
