@@ -28,7 +28,7 @@ Cli = Callable[..., Result]
 Refused = Callable[..., str]
 
 SMALL = {"height": 64, "width": 64, "num_frames": 17}
-TWO = ("--random", "tiny-a14b", "--no-vae", "--no-text-encoder")
+TWO = ("--random", "tiny-a14b", "--blocks", "1", "--no-vae", "--no-text-encoder")
 GUIDED: dict[str, dict[str, float]] = {
     "tiny-ti2v": {"guidance_scale": 5.0},
     "tiny-a14b": {"guidance_scale": 4.0, "guidance_scale_2": 3.0},
@@ -110,14 +110,14 @@ def test_experts_that_changed_places_are_noticed(
 
 def test_a_pyramid_has_the_experts_that_its_stages_need(make_bundle: Make) -> None:
     """Stages end at 0.94, 0.59 and 0, and the second network takes over at 0.875."""
-    bundle = make_bundle("--random", "tiny-a14b", "--kind", "pyramidal", "--no-vae", "--no-text-encoder")
+    bundle = make_bundle(*TWO, "--kind", "pyramidal")
     names = {path.stem for path in bundle.glob("stage*.onnx")}
     assert names == {"stage2", "stage1", "stage1_expert1", "stage0_expert1"}
 
 
 @pytest.mark.slow
 def test_parity_of_a_pyramid_of_two_networks(make_bundle: Make, make_checkpoint: Make, cli: Cli) -> None:
-    arguments = ("--random", "tiny-a14b", "--kind", "pyramidal", "--no-vae", "--no-text-encoder")
+    arguments = (*TWO, "--kind", "pyramidal")
     how = ("--schedule", "2-3-1", "--guidance-scale", 3, "--guidance-scale-2", 2, "--quiet")
     result = cli("parity", make_bundle(*arguments), "--reference", make_checkpoint(*arguments), *how)
     assert result.exit_code == 0, result.output
