@@ -1,5 +1,6 @@
 """Checkpoints that several tests read, made once."""
 
+import gc
 import hashlib
 import os
 import shutil
@@ -20,6 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tests run side by side: threads of one that wait for work would take the cores of the other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+gc.set_threshold(50_000)  # exports make so many objects that looking for garbage among them was a fifteenth of a build
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="pyrexport-tests-")
 
 Make = Callable[..., Path]
@@ -41,8 +43,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def engines_take_one_core() -> None:
+    """As for `OMP_NUM_THREADS`: by default they have a thread for each core that this names, and those wait by turning.
+
+    Processes that tests start have the machine's.
+    """
+    os.sched_getaffinity = lambda process: {0}
+
+
+@pytest.fixture(scope="session", autouse=True)
 def operators_are_listed_once() -> None:
-    """PyTorch's exporter lists all of ONNX's operators anew for each graph, which is a fifth of a tiny export."""
+    """PyTorch's exporter lists all of ONNX's operators and its own anew for each graph: a fourth of a tiny export."""
+    from torch._export import utils
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     make = cache(ONNXRegistry.from_torchlib)
@@ -54,6 +66,7 @@ def operators_are_listed_once() -> None:
         return found
 
     ONNXRegistry.from_torchlib = staticmethod(listed)
+    utils._materialize_cpp_cia_ops = cache(utils._materialize_cpp_cia_ops)
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,7 @@ def test_a_process_killed_while_it_decodes_loses_nothing(bundle, cli, tmp_path):
     """Its latents are decoded by another process to the very bytes of a run that was not killed."""
     whole, killed, again = (tmp_path / name for name in ("whole.npz", "killed.npz", "again.npz"))
     assert cli("sample", bundle, *HOW, "-o", whole).exit_code == 0
-    command = [sys.executable, "-c", KILLED, "sample", str(bundle), *HOW, "-o", str(killed)]
+    command = [sys.executable, "-c", KILLED, "sample", str(bundle), *HOW, "--threads", "1", "-o", str(killed)]
     assert subprocess.run(command, check=False, cwd=ROOT, env=os.environ).returncode == -signal.SIGKILL
     left = tmp_path / "killed.npz.latents.npy"
     assert {left.name, origin_file(left).name} <= set(names(tmp_path))
