@@ -62,11 +62,18 @@ def _without_numbers(model: ModelProto) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("target", "options"), [(ORT, {}), (TRT, {"layout": "shared"})], ids=["onnxruntime", "tensorrt"]
+    ("target", "options", "name"),
+    [
+        (ORT, {}, "stage0"),
+        (ORT, {}, "text_64"),
+        (ORT, {}, "vae_next"),
+        (TRT, {"layout": "shared"}, "stage0"),
+        (TRT, {"layout": "shared"}, "vae_next"),
+    ],
+    ids=lambda value: getattr(value, "name", None),
 )
-@pytest.mark.parametrize("name", ["stage0", "text_64", "vae_next"])
 def test_a_module_is_exported_twice_with_the_same_bytes(tiny: Path, target: Any, options: Any, name: str) -> None:
-    """In one process: its parameters are put back, and keep their sources. A minute for all."""
+    """In one process: its parameters are put back, and keep their sources. 50 s for all."""
     drawn = blueprint(tiny, target, **options)
     graph = graph_of(drawn, name)
     before = {path: id(parameter) for path, parameter in graph.module.named_parameters()}
