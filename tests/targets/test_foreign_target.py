@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,20 +37,22 @@ def run(environment: dict[str, str], *arguments: object) -> str:
 
 
 @pytest.mark.slow
-def test_it_builds_samples_and_passes_parity(installed: dict[str, str], tiny: Path, tmp_path: Path) -> None:
-    """From the command line, with its own dialect, operators, options and session; about 60 s."""
-    out = tmp_path / "plain.pyrx"
+def test_it_builds_samples_and_passes_parity(
+    installed: dict[str, str], make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """From the command line, with its own dialect, operators, options and session; about 40 s."""
+    checkpoint, out = make_checkpoint("--stages", "1"), tmp_path / "plain.pyrx"
     small = ("--resolution", "17x64x64", "--quiet")
-    run(installed, "build", tiny, "--target", "plainly", "--colour", "blue", "-o", out, *small)
+    run(installed, "build", checkpoint, "--target", "plainly", "--colour", "blue", "-o", out, *small)
     manifest = json.loads((out / "manifest.json").read_text())
     assert (manifest["target"], manifest["engine"]["name"]) == ("plainly", "onnx")
     assert manifest["target_options"] == {"colour": "blue"}
     assert "Attention" in manifest["graphs"]["stage0"]["facts"]["operators"]
     clip = tmp_path / "clip.npz"
-    run(installed, "sample", out, "--prompt", "a cat", "--schedule", "1-1-1", "-o", clip, "--chatty", "--quiet")
+    run(installed, "sample", out, "--prompt", "a cat", "--schedule", "1", "-o", clip, "--chatty", "--quiet")
     assert clip.is_file()
-    how = ("--prompt", "a cat", "--schedule", "1-1-1", "--json", "--quiet")
-    result = json.loads(run(installed, "parity", out, "--reference", tiny, *how))
+    how = ("--prompt", "a cat", "--schedule", "1", "--json", "--quiet")
+    result = json.loads(run(installed, "parity", out, "--reference", checkpoint, *how))
     assert result["passed"] is True
     assert set(result["levels"]) == {"text", "stages", "chain", "vae", "video"}
     assert max(level["relative_l2"] for name, level in result["levels"].items() if name != "video") < 1e-5
