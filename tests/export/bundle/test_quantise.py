@@ -31,7 +31,7 @@ def test_matrices_of_blocks_are_integers_on_disk_and_in_products(
     make_bundle, make_checkpoint, lean_recipe, cli, method, operator, kind
 ):
     """Ten of a block; and the parity that its scheme promises, which is not that of float32."""
-    given = {"recipe": str(lean_recipe)} if method == "w8a8" else {}
+    given = {"w8a8": {"recipe": str(lean_recipe)}, "w8a8-dynamic": {"kernel": "avx2"}}.get(method, {})
     bundle = make_bundle(*LEAN, quantize=method, **given)
     model = layers(bundle)
     blocks = open_bundle(bundle).manifest.model.transformer.num_layers
