@@ -21,6 +21,7 @@ from .common import (
     own_options,
     print_json,
     print_memory,
+    print_table,
     progress,
 )
 from .hub import find_model
@@ -79,7 +80,7 @@ AGAIN = f"COMPONENT is one of {', '.join(COMPONENTS)}, without one the transform
 @weights_options
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
 @click.option("--no-run", is_flag=True, help="Do not run each lowered graph once, which takes long at the real size.")
-@click.option("--plan", is_flag=True, help="Only say what each graph will need in memory; write nothing.")
+@click.option("--plan", is_flag=True, help="Only say what each graph will need in memory, or in files; write nothing.")
 @output_options
 def command(
     checkpoint: Path,
@@ -145,18 +146,22 @@ def _said_of(change: Mapping[str, Any]) -> str:
 
 
 def _plan(checkpoint: Any, target: BuildTarget, options: Any, *, as_json: bool, quiet: bool) -> None:
-    from ..export.bundle.build import plan_memory
+    from ..export.bundle.planning import plan_bundle
 
     with progress(quiet) as bar:
-        memory = plan_memory(checkpoint, target, options, reporter=Bars(bar))
+        plan = plan_bundle(checkpoint, target, options, reporter=Bars(bar))
     decoders = options.decoders_of(checkpoint, packed=target.packs_caches)
     peaks = {
-        size: predicted_peaks(memory[size], next(iter(each), None), size.frames, target.process_bytes)
+        size: predicted_peaks(plan.memory[size], next(iter(each), None), size.frames, target.process_bytes)
         for size, each in decoders.items()
+        if size in plan.memory
     }
     if as_json:
         document = {str(size): {"peak_anonymous_bytes": found} for size, found in peaks.items()}
-        print_json({"model": str(checkpoint.folder), "resolutions": document})
+        print_json({"model": str(checkpoint.folder), "resolutions": document, "files": dict(plan.files)})
         return
     for size, found in peaks.items():
         print_memory(found, str(size))
+    if plan.files:
+        rows = [[name, f"{nbytes:,}"] for name, nbytes in plan.files.items()]
+        print_table("files that will hold weights", ("file", "bytes expected"), rows)

@@ -106,7 +106,7 @@ class BuildTarget(Target):
         return False
 
     def files(self, program: str, graphs: Sequence[GraphSpec], options: Mapping[str, Any]) -> tuple[str, ...]:
-        """Names of the files that a program of some graphs is written to; sessions are given the first one."""
+        """Names of the files that a program of some graphs is always written to; sessions are given the first one."""
         return (f"{program}{self.suffix}",)
 
     @abstractmethod
@@ -130,6 +130,11 @@ class BuildTarget(Target):
 
     def memory_plan(self, options: Mapping[str, Any]) -> Callable[[Any], int] | None:
         """What tells of a form, before it is built, the anonymous memory that a run of it will take; None: nothing."""
+        return None
+
+    def file_plan(self, options: Mapping[str, Any]) -> Callable[[Sequence[Any]], Mapping[str, int]] | None:
+        """What tells of a program's forms, before it is built, the files that will hold its weights, and about how
+        many bytes each will have; None: nothing."""
         return None
 
     def network_digest(self, facts: Facts) -> str:

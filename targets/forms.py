@@ -71,3 +71,5 @@ class Lowering:
     """Facts for the manifest, as JSON: a session is given them."""
     memory: int | None = None
     """What a run will take, in bytes, without weights; None where that is not known."""
+    files: tuple[str, ...] = ()
+    """Files that it became beside those that `BuildTarget.files` names: what only the graph itself tells."""

@@ -4,19 +4,16 @@ import errno
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from ...runtime.bundle.graphs import GraphKey
 from ...runtime.bundle.manifest import MANIFEST_FILE
 from ...runtime.chain.pyramid import Resolution
-from ...runtime.errors import CheckFailed, UsageError
+from ...runtime.errors import CheckFailed
 from ...runtime.files import write_whole
 from ...runtime.model.checkpoint import Checkpoint, Files, read_checkpoint
 from ...runtime.reporter import Reporter
 from ...targets.facts import DEFAULT_TARGET, BuildTarget, find_build_target
 from ..families import modules_of
-from ..lowering.forms import make_forms
 from ..weights.lora import merge_loras, parse_lora
 from ..weights.names import to_diffusers
 from ..weights.pickled import read_any_header
@@ -27,7 +24,7 @@ from .options import BuildOptions, BuildRequest, Choices, resolve_options
 from .output import check_replaceable, locked, partial_of, swap
 from .work import clean, make_room, try_graphs, write_programs, write_tokenizer, write_weights
 
-__all__ = ["build", "build_bundle", "plan_memory"]
+__all__ = ["build", "build_bundle"]
 
 
 def build(
@@ -137,11 +134,10 @@ def build_bundle(
 
 def _write(folder: Path, blueprint: Blueprint, reporter: Reporter, *, run_graphs: bool) -> None:
     """Write all files of a bundle, the manifest last."""
-    clean(folder, blueprint)
     journal = Journal(folder, blueprint)  # before any file: it is what tells the folder from somebody else's
+    clean(folder, blueprint, journal)
     write_tokenizer(folder, blueprint)
-    files = {program: [folder / name for name in blueprint.files_of(program)] for program in blueprint.programs}
-    kept = {program for program, written in files.items() if journal.keeps_program(program, written)}
+    kept = {program for program in blueprint.programs if journal.keeps_program(program)}
     lowers = len(kept) < len(blueprint.programs)
     make_room(folder, blueprint, lowers=lowers)
     write_weights(folder, blueprint, journal, reporter, lowers=lowers)
@@ -150,42 +146,6 @@ def _write(folder: Path, blueprint: Blueprint, reporter: Reporter, *, run_graphs
     for component in blueprint.checkpoint.components:
         journal.identities.require_unchanged(component)
     (folder / LOWERING_FILE).unlink(missing_ok=True)
-    document = make_manifest(folder, blueprint, graphs, reporter).to_json()
+    files = [name for program in blueprint.programs for name in journal.files_of(program)]
+    document = make_manifest(folder, blueprint, graphs, files, reporter).to_json()
     write_whole(folder / MANIFEST_FILE, json.dumps(document, indent=1, ensure_ascii=False).encode())
-
-
-def plan_memory(
-    checkpoint: Checkpoint, target: BuildTarget, options: BuildOptions, reporter: Reporter | None = None
-) -> dict[Resolution, dict[GraphKey, int]]:
-    """What a run of each graph of a bundle would take in memory, in bytes, without weights; writes nothing.
-
-    Args:
-        checkpoint: read and checked.
-        target: to build for.
-        options: see `build_bundle`.
-        reporter: told about progress.
-
-    Raises:
-        UsageError: the target cannot tell before it is built.
-    """
-    plan = target.memory_plan(options.target)
-    if plan is None:
-        raise UsageError(
-            f"target '{target.name}' has no plan of memory before it is built: read `inspect BUNDLE` after that"
-        )
-    modules_of(checkpoint.model.family).check_components(checkpoint)
-    reporter, blueprint = reporter or Reporter(), draw(checkpoint, target, options)
-    found = dict[str, int]()
-    with TemporaryDirectory(prefix="pyrexport-") as folder:
-        for name, places in blueprint.files.items():
-            with (Path(folder) / name).open("wb") as file:
-                file.truncate(places.nbytes)  # nothing is read of it, or written to the disk
-        for program, graphs in blueprint.programs.items():
-            reporter.begin(f"graph {program}", 1)
-            name = blueprint.weights_of(program)
-            places, weights = blueprint.files[name], Path(folder) / name
-            forms = make_forms(target.form, program, graphs, blueprint.dialect, places, weights)
-            for graph, form in zip(graphs, forms, strict=True):
-                found[graph.spec.name] = plan(form)
-            reporter.advance(1)
-    return {size: {key: found[spec.name] for key, spec in specs.items()} for size, specs in blueprint.specs.items()}

@@ -20,8 +20,9 @@ __all__ = ["Identities", "Journal", "fingerprint", "program_digest"]
 PACKAGES = ("pyrexport", "torch", "onnxscript")
 """Packages whose versions decide what a graph becomes."""
 
-FIELDS = {"weights": {"inputs", "sha256"}, "program": {"inputs", "sha256", "graphs"}}
-"""Fields of each kind of entry: what it was made from, what it became, and what was found out about its graphs."""
+FIELDS = {"weights": {"inputs", "sha256"}, "program": {"inputs", "sha256", "graphs", "files"}}
+"""Fields of each kind of entry: what it was made from, what it became, and of a program what was found out about its
+graphs, and the names of its files."""
 
 
 def fingerprint(lines: Iterable[str]) -> str:
@@ -139,8 +140,13 @@ class Journal:
         self.entries[key] = entry
         self._save()
 
-    def keeps_program(self, name: str, files: Sequence[Path]) -> bool:
+    def files_of(self, program: str) -> list[str]:
+        """Names of a finished program's files; none where it is not finished."""
+        files: list[str] = self.get(f"program {program}").get("files", [])
+        return files
+
+    def keeps_program(self, name: str) -> bool:
         """Whether a program of an interrupted build is there whole, and of the same inputs."""
-        entry = self.get(f"program {name}")
+        entry, files = self.get(f"program {name}"), [self.file.with_name(file) for file in self.files_of(name)]
         there = entry.get("inputs") == self.inputs and all(file.is_file() for file in files)
         return there and program_digest(files) == entry["sha256"]

@@ -1,7 +1,7 @@
 """The manifest of a finished bundle: what it holds, and what it was made of."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,13 @@ PACKAGES = ("pyrexport", "torch", "diffusers", "transformers", "onnx", "onnx-ir"
 
 
 def make_manifest(
-    folder: Path, blueprint: Blueprint, graphs: Mapping[GraphKey, GraphEntry], reporter: Reporter
+    folder: Path,
+    blueprint: Blueprint,
+    graphs: Mapping[GraphKey, GraphEntry],
+    programs: Sequence[str],
+    reporter: Reporter,
 ) -> Manifest:
-    """Hash the files, and say what they are."""
+    """Hash the files, those of programs among them, and say what they are."""
     checkpoint, target, options = blueprint.checkpoint, blueprint.target, blueprint.options
     mean, std = modules_of(checkpoint.model.family).latent_statistics(checkpoint)
     engine, engine_version = target.engine_of(options.target)
@@ -48,7 +52,7 @@ def make_manifest(
         latents_std=tuple(std),
         preview=find_preview(checkpoint, reporter),
         text=_text(blueprint),
-        files=_files(folder, blueprint, reporter),
+        files=_files(folder, blueprint, programs, reporter),
         weight_bytes=blueprint.weight_bytes,
         provenance=_provenance(blueprint),
         parity={},
@@ -82,8 +86,8 @@ def _text(blueprint: Blueprint) -> TextEntry | None:
     return TextEntry(blueprint.lengths, TableEntry(place.offset, rows, width, place.dtype), version("ftfy"))
 
 
-def _files(folder: Path, blueprint: Blueprint, reporter: Reporter) -> dict[str, FileEntry]:
-    names = [name for program in blueprint.programs for name in blueprint.files_of(program)]
+def _files(folder: Path, blueprint: Blueprint, programs: Sequence[str], reporter: Reporter) -> dict[str, FileEntry]:
+    names = list(programs)
     names += [WEIGHTS_FILE] if WEIGHTS_FILE in blueprint.files else []
     names += [TOKENIZER_FILE] if blueprint.checkpoint.text_encoder else []
     files = {}

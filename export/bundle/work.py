@@ -23,9 +23,10 @@ from .output import STATE_FILE
 __all__ = ["clean", "make_room", "try_graphs", "write_programs", "write_tokenizer", "write_weights"]
 
 
-def clean(folder: Path, blueprint: Blueprint) -> None:
+def clean(folder: Path, blueprint: Blueprint, journal: Journal) -> None:
     """Remove what an interrupted build of other options left."""
     files = {name for program in blueprint.programs for name in blueprint.files_of(program)}
+    files |= {name for program in blueprint.programs for name in journal.files_of(program)}
     wanted = {MANIFEST_FILE, STATE_FILE, *blueprint.files, *files}
     wanted |= {TOKENIZER_FILE} if blueprint.checkpoint.text_encoder else set()
     for stale in folder.iterdir():
@@ -91,39 +92,35 @@ def _region(file: Path, places: Places, component: str) -> str:
     return file_digest(file, start=first, end=last)
 
 
-def write_programs(
-    folder: Path, blueprint: Blueprint, journal: Journal, reporter: Reporter, kept: set[str]
-) -> dict[str, dict[str, Any]]:
-    """Write each program that is not kept; returns what is known of every graph, by its name, as the journal has it."""
-    found: dict[str, dict[str, Any]] = {}
+def write_programs(folder: Path, blueprint: Blueprint, journal: Journal, reporter: Reporter, kept: set[str]) -> None:
+    """Write each program that is not kept; what is known of its graphs by then is in the journal."""
     for program, graphs in blueprint.programs.items():
-        key = f"program {program}"
         if program in kept:
             reporter.kept(f"graph {program}")
         else:
             reporter.begin(f"graph {program}", len(graphs))
-            known = _write_program(folder, blueprint, program, graphs, reporter)
-            sha256 = program_digest([folder / name for name in blueprint.files_of(program)])
-            journal.finish(key, {"inputs": journal.inputs, "graphs": known, "sha256": sha256})
-        found |= journal.get(key)["graphs"]
-    return found
+            written = _write_program(folder, blueprint, program, graphs, reporter)
+            sha256 = program_digest([folder / name for name in written["files"]])
+            journal.finish(f"program {program}", {"inputs": journal.inputs, "sha256": sha256, **written})
 
 
 def _write_program(
     folder: Path, blueprint: Blueprint, program: str, graphs: Sequence[GraphModule], reporter: Reporter
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Any]:
+    """Write a program; returns what is known of each graph, by its name, and the names of all files."""
     target, name = blueprint.target, blueprint.weights_of(program)
     forms = make_forms(target.form, program, graphs, blueprint.dialect, blueprint.files[name], folder / name)
-    known = {}
+    known, files = {}, dict.fromkeys(blueprint.files_of(program))
     lowered = target.write_program(program, forms, folder, blueprint.options.target)
     for graph, lowering in zip(graphs, lowered, strict=True):
         if lowering.line:
             reporter.said(lowering.line)
         known[graph.spec.name] = {"memory": lowering.memory, "facts": dict(lowering.facts)}
+        files |= dict.fromkeys(lowering.files)
         reporter.advance(1)
-    for written in blueprint.files_of(program):
+    for written in files:
         sync_file(folder / written)
-    return known
+    return {"graphs": known, "files": list(files)}
 
 
 def try_graphs(

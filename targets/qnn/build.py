@@ -1,14 +1,17 @@
-"""Networks to contexts: compiled for each chip with nothing left to the CPU, and run in the emulation."""
+"""Networks to contexts: cut, compiled for each chip with nothing left to the CPU, and run in the emulation."""
 
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from ...runtime.bundle.engines import EngineOptions, Facts
@@ -19,14 +22,60 @@ from ..external import refer
 from ..forms import Lowering, OnnxForm
 from .chips import CHIPS
 from .compile import CONTEXT
-from .names import context_file, head_digest, is_on_cpu, is_shared, network_file, weights_name
+from .cutting import cut_network, stored_bytes
+from .names import context_file, head_digest, is_on_cpu, is_shared, network_file, part_name, weights_name
 from .provider import is_emulated
 from .session import QnnEngine
 
-__all__ = ["try_contexts", "write_contexts"]
+__all__ = ["plan_contexts", "try_contexts", "write_contexts"]
 
 REFERENCE = "ep_cache_context"
 """The attribute of a context's node that names its file."""
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A graph's network, and the parts that it is cut into."""
+
+    form: OnnxForm
+    parts: tuple[OnnxForm, ...]
+
+    @property
+    def spec(self) -> GraphSpec:
+        """Of the graph."""
+        return self.form.graphs[0]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the parts."""
+        return [part_name(self.spec.name, index) for index in range(len(self.parts))]
+
+    def files(self, chip: str, shared: bool) -> list[str]:
+        """What the contexts of the parts lie in."""
+        spec = self.spec
+        return [weights_name(spec.key.program, spec.name, chip, shared, part) for part in range(len(self.parts))]
+
+
+def _cut(form: OnnxForm, options: Mapping[str, Any]) -> _Network:
+    return _Network(form, tuple(cut_network(form, int(options["context_limit"]))))
+
+
+def plan_contexts(forms: Sequence[OnnxForm], options: Mapping[str, Any]) -> dict[str, int]:
+    """Bytes of weights and constants of each context that a program will become, by the name of its file.
+
+    Raises:
+        UsageError: a network cannot be cut into contexts within their limit.
+    """
+    if is_on_cpu(forms[0].graphs[0].key.component, options):
+        return {}
+    shared = is_shared([form.graphs[0] for form in forms], options)
+    found = dict[str, int]()
+    for network in (_cut(form, options) for form in forms):
+        nbytes = list(map(stored_bytes, network.parts))
+        for chip in options["soc"]:
+            for name, size in zip(network.files(chip, shared), nbytes, strict=True):
+                found[name] = max(size, found.get(name, 0))  # once for all that share it
+    return found
 
 
 def write_contexts(
@@ -45,34 +94,45 @@ def write_contexts(
 
     Raises:
         CheckFailed: the compiler refuses a network, or would leave a part of it to the CPU.
+        UsageError: a network cannot be cut into contexts within their limit.
     """
     if is_on_cpu(forms[0].graphs[0].key.component, options):
         for form in forms:
             _save(form, folder / network_file(form.graphs[0].name))
             yield Lowering(facts=_facts(form, options, False, {}))
         return
-    specs = [form.graphs[0] for form in forms]
-    names, shared = [spec.name for spec in specs], is_shared(specs, options)
-    contexts = folder / f"{program}.contexts"
+    networks, contexts = [_cut(form, options) for form in forms], folder / f"{program}.contexts"
+    shared = is_shared([network.spec for network in networks], options)
     shutil.rmtree(contexts, ignore_errors=True)
     contexts.mkdir()
-    for form, name in zip(forms, names, strict=True):
-        _save(form, folder / network_file(name))
-    heads: dict[str, dict[str, str]] = {name: {} for name in names}
+    for network in networks:
+        for name, part in zip(network.names, network.parts, strict=True):
+            _save(part, folder / network_file(name))
     for chip in options["soc"]:
-        _compile(folder, contexts, names, chip, options["finalisation"], shared)
-        for name in names:
-            weights = weights_name(program, name, chip, shared)
-            _take(contexts, folder, name, chip, weights)
-            heads[name][chip] = head_digest(folder / weights)
+        _compile(folder, contexts, _batches(networks, shared), chip, options["finalisation"], shared)
+        for network in networks:
+            _take(contexts, folder, network, chip, shared)
     shutil.rmtree(contexts)
-    for form, name in zip(forms, names, strict=True):
-        (folder / network_file(name)).unlink()
-        facts = _facts(form, options, shared, heads[name])
-        yield Lowering(f"{name}: one context for {', '.join(options['soc'])}, nothing on the CPU", facts)
+    for network in networks:
+        for name in network.names:
+            (folder / network_file(name)).unlink()
+        yield _lowering(network, folder, options, shared)
 
 
-def _facts(form: OnnxForm, options: Mapping[str, Any], shared: bool, heads: Mapping[str, str]) -> dict[str, Any]:
+def _lowering(network: _Network, folder: Path, options: Mapping[str, Any], shared: bool) -> Lowering:
+    """What became of a network."""
+    files = {chip: network.files(chip, shared) for chip in options["soc"]}
+    heads = {chip: [head_digest(folder / name) for name in names] for chip, names in files.items()}
+    count = len(network.parts)
+    contexts = "one context" if count == 1 else f"{count} contexts, one after the other,"
+    return Lowering(
+        f"{network.spec.name}: {contexts} for {', '.join(options['soc'])}, nothing on the CPU",
+        _facts(network.form, options, shared, heads),
+        files=tuple(name for names in files.values() for name in names),
+    )
+
+
+def _facts(form: OnnxForm, options: Mapping[str, Any], shared: bool, heads: Mapping[str, list[str]]) -> dict[str, Any]:
     return {
         "chips": list(heads),
         "heads": dict(heads),
@@ -87,14 +147,24 @@ def _save(form: OnnxForm, file: Path) -> None:
     ir.save(form.model, file)
 
 
-def _compile(folder: Path, contexts: Path, names: Sequence[str], chip: str, finalisation: str, shared: bool) -> None:
-    """Compile networks for a chip, in a process of its own."""
+def _batches(networks: Sequence[_Network], shared: bool) -> list[list[str]]:
+    """Names of what is compiled together: where weights are shared, the parts of all graphs that are alike."""
+    names = [network.names for network in networks]
+    if not shared:
+        return [[name] for each in names for name in each]
+    return [[name for name in alike if name] for alike in zip_longest(*names)]
+
+
+def _compile(
+    folder: Path, contexts: Path, batches: Sequence[Sequence[str]], chip: str, finalisation: str, shared: bool
+) -> None:
+    """Compile networks for a chip, each batch in a process of its own."""
     request: dict[str, Any] = {"folder": str(folder), "contexts": str(contexts), "chip": chip}
     request |= {"finalisation": finalisation, "shared": shared}
-    for batch in [list(names)] if shared else [[name] for name in names]:
+    for batch in batches:
         # -P: no module of the folder that the build happens to be called from.
         command = [sys.executable, "-P", "-m", "pyrexport.targets.qnn.compile"]
-        text = json.dumps(request | {"networks": batch})
+        text = json.dumps(request | {"networks": list(batch)})
         done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
         if done.returncode:
             line = (done.stderr.strip().splitlines() or [f"the compiler ended with code {done.returncode}"])[-1]
@@ -104,17 +174,39 @@ def _compile(folder: Path, contexts: Path, names: Sequence[str], chip: str, fina
             raise CheckFailed(f"{', '.join(batch)} cannot be compiled for {chip} ({sold}): {line}"[:400])
 
 
-def _take(contexts: Path, folder: Path, name: str, chip: str, weights: str) -> None:
-    """Move a context to its place in the bundle, under a name of its own."""
-    compiled = contexts / f"{name}{CONTEXT}"
-    model = ir.load(compiled)
-    (node,) = (node for node in model.graph if node.op_type == "EPContext")
-    source = contexts / node.attributes[REFERENCE].as_string()
-    if source.exists():  # of several that share it, the first one moves it
-        source.replace(folder / weights)
-    node.attributes[REFERENCE] = ir.AttrString(REFERENCE, weights)
-    ir.save(model, folder / context_file(name, chip))
-    compiled.unlink()
+def _take(contexts: Path, folder: Path, network: _Network, chip: str, shared: bool) -> None:
+    """Move a network's contexts to their places in the bundle, and write the graph that runs them in turn."""
+    models, spec = [], network.spec
+    for name, weights in zip(network.names, network.files(chip, shared), strict=True):
+        compiled = contexts / f"{name}{CONTEXT}"
+        model = onnx.load(compiled)
+        (node,) = (node for node in model.graph.node if node.op_type == "EPContext")
+        (refers,) = (attribute for attribute in node.attribute if attribute.name == REFERENCE)
+        source = contexts / refers.s.decode()
+        if source.exists():  # of several that share it, the first one moves it
+            source.replace(folder / weights)
+        refers.s = weights.encode()
+        models.append(model)
+        compiled.unlink()
+    onnx.save(_joined(models, spec), folder / context_file(spec.name, chip))
+
+
+def _joined(models: Sequence[onnx.ModelProto], spec: GraphSpec) -> onnx.ModelProto:
+    """The graph of several, each of which takes by name what those before it give."""
+    whole, graphs = models[0], [model.graph for model in models]
+    values = {value.name: value for graph in graphs for value in (*graph.input, *graph.output)}
+    inputs = [values.pop(tensor.name) for tensor in spec.inputs if tensor.name in values]
+    outputs = [values.pop(tensor.name) for tensor in spec.outputs if tensor.name in values]
+    graph = onnx.helper.make_graph(
+        [node for graph in graphs for node in graph.node],
+        whole.graph.name,
+        inputs,
+        outputs,
+        [tensor for graph in graphs for tensor in graph.initializer],
+        value_info=list(values.values()),
+    )
+    whole.graph.CopyFrom(graph)
+    return whole
 
 
 def try_contexts(folder: Path, spec: GraphSpec, facts: Facts) -> int | None:

@@ -15,6 +15,7 @@ __all__ = [
     "is_on_cpu",
     "is_shared",
     "network_file",
+    "part_name",
     "program_files",
     "weights_name",
 ]
@@ -43,9 +44,14 @@ def context_file(graph: str, chip: str) -> str:
     return f"{graph}.{chip}.onnx"
 
 
-def weights_name(program: str, graph: str, chip: str, shared: bool) -> str:
+def part_name(name: str, index: int) -> str:
+    """Name of a part of what a network, or a program, is cut into: the first has the whole one's, the next NAME-2."""
+    return f"{name}-{index + 1}" if index else name
+
+
+def weights_name(program: str, graph: str, chip: str, shared: bool, part: int = 0) -> str:
     """What a context lies in: with those of the program's other graphs where weights are shared, else alone."""
-    return f"{program if shared else graph}.{chip}.bin"
+    return f"{part_name(program if shared else graph, part)}.{chip}.bin"
 
 
 def head_digest(file: Path) -> str:
@@ -55,7 +61,7 @@ def head_digest(file: Path) -> str:
 
 
 def program_files(program: str, graphs: Sequence[GraphSpec], options: Mapping[str, Any]) -> tuple[str, ...]:
-    """All files of a program."""
+    """All files of a program that is not cut; of one that is cut, all but the contexts of its later parts."""
     if is_on_cpu(graphs[0].key.component, options):
         return tuple(network_file(spec.name) for spec in graphs)
     shared = is_shared(graphs, options)

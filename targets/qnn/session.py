@@ -78,13 +78,14 @@ def _load(file: Path, settings: ort.SessionOptions, **how: Any) -> ort.Inference
 
 def _check_head(folder: Path, spec: GraphSpec, facts: Facts, chip: Chip) -> None:
     """The provider opens contexts of other chips and graphs, and fails in a run at best."""
-    name = weights_name(spec.key.program, spec.name, chip.name, bool(facts["shared"]))
-    found, expected = head_digest(folder / name), facts["heads"][chip.name]
-    if found != expected:
-        raise UsageError(
-            f"{name} is not the context of {spec.name} for {chip.name}: expected one that begins with SHA-256 "
-            f"{expected[:16]}…, found {found[:16]}…; fetch or build the bundle again"
-        )
+    for part, expected in enumerate(facts["heads"][chip.name]):
+        name = weights_name(spec.key.program, spec.name, chip.name, bool(facts["shared"]), part)
+        found = head_digest(folder / name)
+        if found != expected:
+            raise UsageError(
+                f"{name} is not the context of {spec.name} for {chip.name}: expected one that begins with SHA-256 "
+                f"{expected[:16]}…, found {found[:16]}…; fetch or build the bundle again"
+            )
 
 
 def _check_chip(name: str, session: ort.InferenceSession, chip: Chip) -> None:

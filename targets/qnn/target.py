@@ -1,6 +1,6 @@
 """What is particular to Qualcomm's Hexagon tensor processor (HTP), through ONNX Runtime's provider for it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from ..dialect import Dialect
 
 __all__ = ["Qnn"]
+
+CONTEXT_LIMIT = 1_100_000_000
+"""Most bytes of weights in a context. The compiler makes up to 1.8 times as many of them, and a buffer has 2 GB."""
 
 OPTIONS = (
     Option(
@@ -47,6 +50,12 @@ OPTIONS = (
         "--finalisation",
         "Snapdragon: how long the compiler thinks, 0 (the provider's default) to 3. Default: 1, thirteen times faster.",
         choices=("0", "1", "2", "3"),
+    ),
+    Option(
+        "context_limit",
+        "--context-limit",
+        f"Snapdragon: bytes of weights from which a graph is cut into several contexts. Default: {CONTEXT_LIMIT}.",
+        metavar="BYTES",
     ),
 )
 
@@ -91,6 +100,7 @@ class Qnn(BuildTarget):
             "soc": [chip.name for chip in find_chips(options["soc"])],
             "decoder_on": options["decoder_on"] or "htp",
             "finalisation": options["finalisation"] or "1",
+            "context_limit": _limit(options["context_limit"] or str(CONTEXT_LIMIT)),
         }
 
     def remark(self) -> str:
@@ -129,6 +139,12 @@ class Qnn(BuildTarget):
 
         return QnnEngine(file, spec, facts, options)
 
+    def file_plan(self, options: Mapping[str, Any]) -> Callable[[Sequence[OnnxForm]], Mapping[str, int]]:
+        """The contexts that networks will become, and the bytes of their weights, which the compiler adds to."""
+        from .build import plan_contexts
+
+        return lambda forms: plan_contexts(forms, options)
+
     def network_digest(self, facts: Facts) -> str:
         """Digest of the network that contexts were compiled from."""
         return str(facts.get("network"))
@@ -142,7 +158,9 @@ class Qnn(BuildTarget):
         if not isinstance(chips, list) or not all(chip in CHIPS for chip in chips):
             raise UsageError(f"expected chips of {', '.join(CHIPS)}, found {chips!r:.60}")
         facts.get("shared", "true or false", lambda value: isinstance(value, bool))
-        facts.get("heads", "64 hexadecimal digits for each chip", lambda value: _are_heads(value, chips))
+        facts.get(
+            "heads", "64 hexadecimal digits for each context of each chip", lambda value: _are_heads(value, chips)
+        )
         facts.text("finalisation", choices=("0", "1", "2", "3"))
         facts.get("network", "64 hexadecimal digits", is_digest)
 
@@ -152,12 +170,25 @@ class Qnn(BuildTarget):
         return Table("where graphs run", ("graph", "chips", "weights"), rows)
 
 
+def _limit(text: str) -> str:
+    """A number of bytes."""
+    if not text.isdecimal() or not text.isascii() or not int(text[:20]) > 0 or len(text) > 18:
+        raise UsageError(f"--context-limit: expected a number of bytes such as {CONTEXT_LIMIT}, found '{text:.40}'")
+    return text
+
+
 def _where(found: Facts) -> str:
     """In which files a graph's weights lie."""
     if not found["chips"]:
         return WEIGHTS_FILE
-    return "with those of other graphs" if found["shared"] else "its own"
+    count = len(next(iter(found["heads"].values())))
+    whose = "with those of other graphs" if found["shared"] else "its own"
+    return whose if count == 1 else f"{whose}, in {count} contexts"
 
 
 def _are_heads(value: Any, chips: list[str]) -> bool:
-    return isinstance(value, dict) and sorted(value) == sorted(chips) and all(map(is_digest, value.values()))
+    """Digests of the contexts of each chip, as many for each."""
+    if not isinstance(value, dict) or sorted(value) != sorted(chips):
+        return False
+    lists = all(isinstance(heads, list) and heads and all(map(is_digest, heads)) for heads in value.values())
+    return lists and len(set(map(len, value.values()))) <= 1

@@ -7,57 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from pyrexport.cli import main
 from pyrexport.targets import plugins
-from pyrexport.targets.qnn import session
 from safetensors.numpy import load_file, save_file
 from support.builders import resign
 
 pytest.importorskip("onnxruntime_qnn")
 
-SMALL = ("--resolution", "17x64x64")
 PROOF = ("--schedule", "1-1", "--quiet")
-
-
-@pytest.fixture(scope="session")
-def tiny(make_checkpoint) -> Path:
-    """Two stages of one block, and a text encoder, which stays on the CPU."""
-    return make_checkpoint("--blocks", "1", "--stages", "2", "--no-vae", *SMALL)
-
-
-@pytest.fixture(scope="session")
-def make(shared, tiny):
-    """`make("--soc", "sm8750")`: a bundle of the tiny checkpoint."""
-
-    def build(*options: str) -> Path:
-        def write(folder: Path) -> None:
-            words = ("build", str(tiny), "--target", "qnn", "-o", str(folder), "--quiet", *options)
-            result = CliRunner().invoke(main, words)
-            assert result.exit_code == 0, result.output
-
-        return shared(["bundle of qnn", *options], write)
-
-    return build
-
-
-@pytest.fixture(scope="session")
-def bundle(make) -> Path:
-    return make("--soc", "sm8650,8 Elite", "--soc", "Snapdragon 8 Gen 3")
-
-
-@pytest.fixture(autouse=True)
-def said(monkeypatch) -> list[str]:
-    """The chips of which it was said that they are emulated, in place of a line for the first of them."""
-    chips: list[str] = []
-    monkeypatch.setattr(session, "_say_emulated", lambda chip: chips.append(chip.name))
-    return chips
-
-
-@pytest.fixture
-def copy(bundle, tmp_path) -> Path:
-    """A bundle that may be changed."""
-    return Path(shutil.copytree(bundle, tmp_path / "bundle"))
 
 
 def test_it_holds_a_context_of_each_stage_for_each_chip(bundle):
@@ -78,16 +34,23 @@ def test_it_computes_what_the_checkpoint_does(bundle, tiny, cli, chip, said):
     assert levels["text"]["relative_l2"] <= 1e-5
 
 
-def test_integers_of_16_bits(tiny, cli, tmp_path):
+@pytest.fixture
+def prove_integers(tiny, recipe, cli, tmp_path):
+    """Build in integers by a recipe, and run parity."""
+
+    def prove(recipe=recipe):
+        out = tmp_path / "bundle"
+        how = ("--soc", "sm8750", "--quantize", "w8a16", "--recipe", recipe, "--quiet")
+        result = cli("build", tiny, "--target", "qnn", "-o", out, *how)
+        assert result.exit_code == 0, result.output
+        return cli("parity", out, "--reference", tiny, "--json", "--prompt", "a cat", *PROOF)
+
+    return prove
+
+
+def test_integers_of_16_bits(prove_integers):
     """By a recipe of integers of 8 bits. Weights are rounded to 8 bits: 1 % a layer, and fewer bytes."""
-    recipe, out = tmp_path / "recipe.safetensors", tmp_path / "bundle"
-    (tmp_path / "prompts.txt").write_text("a cat\na red dog\n")
-    how = ("--quantize", "w8a8", "--prompts", tmp_path / "prompts.txt", "--schedule", "1-1", "--quiet")
-    assert cli("calibrate", tiny, "-o", recipe, *how).exit_code == 0
-    how = ("--soc", "sm8750", "--quantize", "w8a16", "--recipe", recipe, "--quiet")
-    result = cli("build", tiny, "--target", "qnn", "-o", out, *how)
-    assert result.exit_code == 0, result.output
-    proved = cli("parity", out, "--reference", tiny, "--json", "--prompt", "a cat", *PROOF)
+    proved = prove_integers()
     assert proved.exit_code == 0, proved.output
     assert 5e-3 < json.loads(proved.stdout)["levels"]["stages"]["relative_l2"] <= 5e-2
 
@@ -104,9 +67,9 @@ def test_a_weight_that_is_off_by_2_is_found(bundle, tiny, cli, tmp_path):
 
 
 def test_weights_that_are_shared_are_opened_by_a_chip_alone(make, tiny, cli, refused):
-    """The emulation would end the process; the networks, compiled one by one, run in it."""
-    shared = make("--soc", "sm8750", "--share-weights")
-    assert (shared / "stages.sm8750.bin").is_file()
+    """The emulation would end the process; the networks, compiled one by one, run in it. Parts share theirs too."""
+    shared = make("--soc", "sm8750", "--share-weights", "--context-limit", "150000")
+    assert {path.name for path in shared.glob("*.bin")} == {"stages.sm8750.bin", "stages-2.sm8750.bin", "weights.bin"}
     assert "build it without --share-weights" in refused("parity", shared, "--reference", tiny, *PROOF)
     result = cli("parity", shared, "--reference", tiny, "--graph", *PROOF)
     assert result.exit_code == 0, result.output
