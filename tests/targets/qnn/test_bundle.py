@@ -4,16 +4,21 @@ import json
 import shutil
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from onnxscript import opset23
 from pyrexport.targets import plugins
+from pyrexport.targets.qnn.dialect import Hexagon
 from safetensors.numpy import load_file, save_file
 from support.builders import resign
 
 pytest.importorskip("onnxruntime_qnn")
 
 PROOF = ("--schedule", "1-1", "--quiet")
+ROUNDED = torch.ops.pyrexport.rounded_input16.default
 
 
 def test_it_holds_a_context_of_each_stage_for_each_chip(bundle):
@@ -53,6 +58,19 @@ def test_integers_of_16_bits(prove_integers):
     proved = prove_integers()
     assert proved.exit_code == 0, proved.output
     assert 5e-3 < json.loads(proved.stdout)["levels"]["stages"]["relative_l2"] <= 5e-2
+
+
+def test_scales_of_inputs_that_are_off_by_2_are_found(prove_integers, monkeypatch):
+    """Integers are made by scales twice those that they are read by. Queries and keys, normed afterwards, hide it."""
+    real = Hexagon.operators[ROUNDED]
+
+    def translated(x: Any, scale: Any, zero: Any) -> Any:
+        return real(opset23.Div(x, opset23.Constant(value_float=2.0)), scale, zero)
+
+    monkeypatch.setitem(Hexagon.operators, ROUNDED, translated)
+    found = prove_integers()
+    assert found.exit_code == 1
+    assert "parity failed: stages" in found.stderr
 
 
 def test_a_weight_that_is_off_by_2_is_found(bundle, tiny, cli, tmp_path):
