@@ -71,7 +71,8 @@ def check_output(path: Path, *, folder: bool = False) -> None:
     """Refuse a file (or a folder) that could not be written, before the work that it is for.
 
     Raises:
-        UsageError: its parent is missing, not writable or a bundle, something of another kind is there, or its name is too long.
+        UsageError: its parent is missing, not writable or a bundle, something of another kind is there, or its name is
+            too long.
     """
     if not path.name:
         raise UsageError(f"'{path}' is no output: expected the name of a file or a folder")
