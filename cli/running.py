@@ -16,6 +16,7 @@ from rich.progress import Progress
 
 from ..runtime.chain.sampler import Step
 from ..runtime.chain.schedules import Schedule
+from ..runtime.model.schedules import schedule_json
 from ..runtime.pipeline.latents import Origin
 from .common import progress
 from .finishing import Finish
@@ -48,13 +49,9 @@ class Run:
         chunks = {} if self.finish.chunks == 1 else {"chunks": self.finish.chunks}
         return chunks | {
             "model": str(self.finish.model.resolve()),
-            "weights": self.finish.sampler.weights,
+            "identity": self.finish.sampler.identity,
             "negative_prompt": self.negative,
-            "levels": [list(group) for group in self.schedule.levels],
-            "scaled_start": self.schedule.scaled_start,
-            "guidance_scale": self.schedule.guidance_scale,
-            "guidance_scale_2": self.schedule.guidance_scale_2,
-            "solver": self.schedule.solver.to_json(),
+            **schedule_json(self.schedule),
         }
 
     def settings(self, prompts: list[str]) -> dict[str, Any]:
@@ -102,10 +99,7 @@ def do_job(job: Job, *, run: Run, keep: bool, quiet: bool) -> dict[str, Any]:
         "prompt": job.prompt,
         "seed": job.seed,
         "schedule": schedule.name,
-        "levels": schedule.levels,
-        "guidance_scale": schedule.guidance_scale,
-        "guidance_scale_2": schedule.guidance_scale_2,
-        "solver": schedule.solver.to_json(),
+        **schedule_json(schedule),
         "files": [str(path) for path in job.files],
     }
     if keep and job.done:

@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.bundle.engines import EngineOptions
+from ..runtime.bundle.manifest import digest
 from ..runtime.bundle.opening import is_bundle
 from ..runtime.chain.plan import plan
 from ..runtime.chain.pyramid import Resolution
 from ..runtime.chain.sampler import Step
 from ..runtime.chain.schedules import Schedule
 from ..runtime.errors import UsageError
+from ..runtime.files import file_digest
 from ..runtime.model.checkpoint import Checkpoint
 from ..runtime.model.description import Model
 from ..runtime.model.identity import checkpoint_digest, checkpoint_files
@@ -38,6 +40,9 @@ Frames = NDArray[np.uint8]
 Latents = NDArray[np.float32]
 Callback = Callable[[Step], None]
 Show = Callable[[Preview], None]
+
+_NOT_SAMPLED = ("provenance", "parity", "graph_parity")
+"""Fields of a manifest that nothing which is sampled depends on."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,8 @@ class Sampler(Protocol):
     """What decoding the previews of the last sample took."""
 
     @property
-    def weights(self) -> str:
-        """A hash of a model's own files."""
+    def identity(self) -> str:
+        """A hash of all that a model's samples depend on: its weights, and what is said of them."""
         ...
 
     @property
@@ -128,7 +133,7 @@ class BundleSampler:
         manifest = pipeline.bundle.manifest
         self.pipeline, self.model, self.resolution = pipeline, pipeline.model, manifest.resolution
         self.has_text_encoder, self.has_decoder = manifest.text is not None, manifest.decoder is not None
-        self.weights = manifest.digest
+        self.identity = digest({name: value for name, value in manifest.to_json().items() if name not in _NOT_SAMPLED})
         self.checkpoint_hash, self.frame_rate = checkpoint_of(manifest), manifest.frame_rate
         self.preview, self.preview_seconds = manifest.preview, 0.0
         self.gpus = pipeline.target.gpus(pipeline.graphs.options)
@@ -176,9 +181,15 @@ class ReferenceSampler:
     def checkpoint_hash(self) -> str:
         return checkpoint_digest(checkpoint_files(self.checkpoint))
 
-    @property
-    def weights(self) -> str:
-        return self.checkpoint_hash
+    @cached_property
+    def identity(self) -> str:
+        model, checkpoint = self.model, self.checkpoint
+        facts: dict[str, Any] = {"weights": self.checkpoint_hash, "model": model.to_json()}
+        facts |= {"transformer": model.transformer.to_json(), "vae": checkpoint.vae_config}
+        if checkpoint.text_encoder:
+            facts["text_encoder"] = checkpoint.text_encoder_config
+            facts["tokenizer"] = file_digest(checkpoint.tokenizer_file)
+        return digest(facts)
 
     def warnings(self, schedule: Schedule, prompt: str, negative: str | None) -> tuple[str, ...]:
         if self._tokenizer is None:

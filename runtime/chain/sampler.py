@@ -13,6 +13,7 @@ from .guidance import GUIDANCES
 from .history import HISTORY, History
 from .noise import generator, standard_normal
 from .plan import StepPlan
+from .pyramid import Stage
 from .resample import upsample_and_renoise
 from .wavelets import Taps
 
@@ -193,7 +194,7 @@ def sample_chunks(
     Raises:
         UsageError: guidance without negative conditions, or a latent of another shape.
     """
-    made = 0 if past is None else past.shape[1] // steps[-1].stage.latent[1]
+    made = 0 if past is None else _made(past, steps[-1].stage)
     for chunk, own in groupby(steps, lambda step: step.chunk):
         if chunk < made:
             continue
@@ -204,6 +205,14 @@ def sample_chunks(
         x = _sample_chunk(mine, taps, denoiser, (told, untold), generator(seed, chunk), first, callback)
         past = x if past is None else np.concatenate([past, x], axis=1)
         yield x
+
+
+def _made(past: Latent, finest: Stage) -> int:
+    """How many chunks latents are of."""
+    channels, frames, *size = finest.latent
+    made = past.shape[1] // frames
+    floats(past, (channels, made * frames, *size), "latents of the first chunks [C, T, H, W]")
+    return made
 
 
 def _sample_chunk(

@@ -19,6 +19,7 @@ __all__ = [
     "plain_schedules",
     "read_guidance",
     "read_guidance_kind",
+    "schedule_json",
 ]
 
 PAPER_SCHEDULES = {
@@ -175,6 +176,20 @@ def guidance_json(guidance: Guidance) -> dict[str, Any]:
     """The fields that `read_guidance_kind` reads, those that are not their defaults."""
     named = {} if guidance.name == CLASSIFIER_FREE else {"guidance": guidance.name}
     return named | ({"zeroed_steps": guidance.zeroed_steps} if guidance.zeroed_steps else {})
+
+
+def schedule_json(schedule: Schedule) -> dict[str, Any]:
+    """All that tells a schedule that is run from others, but for its name."""
+    first = {"first_chunk": [list(group) for group in schedule.first_chunk]}
+    return {
+        "levels": [list(group) for group in schedule.levels],
+        "scaled_start": schedule.scaled_start,
+        "guidance_scale": schedule.guidance_scale,
+        "guidance_scale_2": schedule.guidance_scale_2,
+        "solver": schedule.solver.to_json(),
+        **guidance_json(schedule.guidance),
+        **(first if schedule.first_chunk else {}),
+    }
 
 
 def parse_schedules(fields: Fields) -> dict[str, ScheduleEntry]:

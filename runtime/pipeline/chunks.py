@@ -38,8 +38,9 @@ def chunk_count(model: Model, resolution: Resolution, chunks: int | None, frames
     if chunks is not None and frames is not None:
         raise UsageError("give either chunks or frames")
     asked = chunks if frames is None else frames
-    if type(asked) is not int or asked < 1:
+    if isinstance(asked, bool) or not isinstance(asked, int | np.integer) or asked < 1:
         raise UsageError(f"chunks and frames are whole numbers from 1, found {asked!r:.40}")
+    asked = int(asked)
     count = asked if frames is None else -(-asked // resolution.frames)
     if count > MOST_CHUNKS:
         raise UsageError(f"a video has at most {MOST_CHUNKS} chunks, found {count}")
@@ -52,11 +53,18 @@ def frame_count(chunks: int, resolution: Resolution, geometry: Geometry) -> int:
 
 
 def split(latent: Array, model: Model, resolution: Resolution) -> list[Array]:
-    """The latent of each chunk of a video's latent [C, T, H, W]; itself alone, of a model that makes videos whole."""
+    """The latent of each chunk of a video's latent [C, T, H, W]; itself alone, of a model that makes videos whole.
+
+    Raises:
+        UsageError: it is not of whole chunks.
+    """
     if model.family.history is None:
         return [latent]
     frames = model.pyramid.geometry.latent_frames(resolution.frames)
-    return np.split(latent, max(1, latent.shape[1] // frames), axis=1)
+    chunks, left = divmod(latent.shape[1], frames)
+    if not chunks or left:
+        raise UsageError(f"expected latents of whole chunks of {frames} latent frames, found {latent.shape[1]}")
+    return np.split(latent, chunks, axis=1)
 
 
 def decode_chunks(

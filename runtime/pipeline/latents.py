@@ -16,6 +16,8 @@ from ..chain.sampler import floats
 from ..documents import Fields, read_json
 from ..errors import CheckFailed, UsageError
 from ..files import refuse_pointer, write_whole
+from ..model.description import Model
+from .chunks import split
 from .video import save_array
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "checkpoint_of",
     "origin_file",
     "read_latents",
+    "read_left_latents",
     "read_origin",
     "remove_latents",
     "save_latents",
@@ -114,27 +117,56 @@ def read_latents(path: Path, manifest: Manifest) -> Array:
         UsageError: there are none, or they are of another shape or of another model.
         CheckFailed: they are not finite.
     """
+    values = _mapped(path)
+    _check_origin(path, read_origin(path), manifest)
+    others = [f"{list(manifest.at(size).stages[0].latent)} at {size}" for size in manifest.resolutions]
+    known = manifest.resolution if len(others) == 1 else f"{manifest.resolution} (the bundle takes {', '.join(others)})"
+    return _checked(values, manifest.model, manifest.resolution, f"{path}: latents [C, T, H, W] at {known}")
+
+
+def read_left_latents(path: Path, model: Model, resolution: Resolution, chunks: int) -> Array:
+    """Latents [C, T, H, W] that a run of a model left, which was stopped: of some of its chunks, or of all.
+
+    Raises:
+        UsageError: there are none, or they are of another shape, or of more chunks.
+        CheckFailed: they are not finite.
+    """
+    found = _checked(_mapped(path), model, resolution, f"{path}: latents [C, T, H, W] at {resolution}")
+    made = len(split(found, model, resolution))
+    if made > chunks:
+        raise UsageError(f"{path}: expected latents of at most {chunks} chunks, found those of {made}")
+    return found
+
+
+def _mapped(path: Path) -> NDArray[Any]:
+    """The array of a .npy file, of which nothing is read yet.
+
+    Raises:
+        UsageError: there is none.
+    """
     try:
         with path.open("rb") as file:
             if file.read(len(_MAGIC)) != _MAGIC:
                 refuse_pointer(path)
                 raise UsageError(f"{path}: expected latents as .npy, found another kind of file")
-        values = np.load(path, mmap_mode="r", allow_pickle=False)  # nothing is read of what has another shape
+        values: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise UsageError(f"{path} is missing: expected latents as .npy, as sample --save-latents writes them") from None
     except UsageError:
         raise
     except (OSError, ValueError, EOFError, OverflowError, SyntaxError) as error:
         raise UsageError(f"{path} is malformed: expected latents as .npy, found {error}") from None
-    _check_origin(path, read_origin(path), manifest)
-    others = [f"{list(manifest.at(size).stages[0].latent)} at {size}" for size in manifest.resolutions]
-    known = manifest.resolution if len(others) == 1 else f"{manifest.resolution} (the bundle takes {', '.join(others)})"
-    channels, frames, *size = manifest.stages[0].latent
-    if manifest.model.family.history is not None and values.ndim == 4:
-        frames *= max(1, values.shape[1] // frames)  # any number of chunks
-    latents = floats(values, (channels, frames, *size), f"{path}: latents [C, T, H, W] at {known}")
+    return values
+
+
+def _checked(values: NDArray[Any], model: Model, resolution: Resolution, what: str) -> Array:
+    """Finite latents of a video, of any number of chunks where it is made in some."""
+    channels, frames, *size = model.stages(resolution)[0].latent
+    if model.family.history is not None and values.ndim == 4:
+        frames *= max(1, values.shape[1] // frames)
+    latents = floats(values, (channels, frames, *size), what)
     if not np.isfinite(latents).all():
-        raise CheckFailed(f"{path}: the latents are not finite: what sampled them failed, or the file is damaged")
+        raise CheckFailed(f"{what}: they are not finite: what sampled them failed, or the file is damaged")
     return latents
 
 

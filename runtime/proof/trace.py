@@ -15,7 +15,7 @@ from ..documents import Fields, is_number
 from ..dtypes import DTYPES
 from ..errors import UsageError
 from ..model.safetensors import read_header, read_metadata
-from ..model.schedules import guidance_json, read_guidance, read_guidance_kind
+from ..model.schedules import read_guidance, read_guidance_kind, schedule_json
 from ..quantisation import DECODERS
 
 __all__ = ["FORMAT", "Frames", "Probe", "Run", "Trace", "Watch", "unwatched"]
@@ -63,6 +63,11 @@ class Run:
     """Its frames are there too."""
     chunks: int = 1
 
+    @property
+    def steps(self) -> int:
+        """Steps of all its chunks."""
+        return sum(len(levels) for chunk in range(self.chunks) for levels in self.schedule.levels_of(chunk))
+
     @classmethod
     def from_json(cls, document: Any, source: str) -> "Run":
         """Read an entry of a trace's `runs`."""
@@ -85,20 +90,13 @@ class Run:
 
     def to_json(self) -> dict[str, Any]:
         """The document that `from_json` reads."""
-        first = {"first_chunk": [list(group) for group in self.schedule.first_chunk]}
         return {
             "prompt": self.prompt,
             "seed": self.seed,
             "schedule": self.schedule.name,
-            "guidance_scale": self.schedule.guidance_scale,
-            "guidance_scale_2": self.schedule.guidance_scale_2,
-            "levels": [list(group) for group in self.schedule.levels],
-            "solver": self.schedule.solver.to_json(),
-            "scaled_start": self.schedule.scaled_start,
             "decoded": self.decoded,
             "chunks": self.chunks,
-            **guidance_json(self.schedule.guidance),
-            **(first if self.schedule.first_chunk else {}),
+            **schedule_json(self.schedule),
         }
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,13 @@ import av
 import numpy as np
 import pytest
 from conftest import ROOT
+from pyrexport.cli.reading import Reading
+from pyrexport.cli.samplers import open_sampler
+from pyrexport.runtime.bundle.engines import EngineOptions
 from pyrexport.runtime.chain.pyramid import Resolution
 from pyrexport.runtime.errors import CheckFailed
 from pyrexport.runtime.pipeline.latents import Origin, checkpoint_of, origin_file, read_origin, save_latents
+from support.builders import resign
 
 HOW = ("--prompt", "a cat", "--schedule", "1-1-1", "--quiet")
 SHAPE = (16, 5, 8, 8)  # of the tiny bundle's latents, at 17x64x64
@@ -110,6 +115,34 @@ def test_the_same_command_goes_on_and_another_does_not_write_over_them(bundle, c
     assert (tmp_path / "a.npz.latents.npy").read_bytes() == before
     assert cli(*arguments).exit_code == 0
     assert names(tmp_path) == ["a.npz"]
+
+
+def test_latents_of_a_model_of_other_facts_and_the_same_graphs_are_of_another_run(
+    copy, cli, refused, tmp_path, failing
+):
+    failing(CheckFailed("no memory is left"))
+    arguments = ("sample", copy, *HOW, "-o", tmp_path / "a.npz")
+    assert cli(*arguments).exit_code == 1
+    failing(None)
+    document = json.loads((copy / "manifest.json").read_text())
+    resign(copy, model=document["model"] | {"wavelet": "db2"})
+    assert "holds latents of another run" in refused(*arguments)
+    resign(copy, model=document["model"], provenance=document["provenance"] | {"note": "built on another day"})
+    assert cli(*arguments).exit_code == 0
+
+
+def test_so_are_those_of_a_checkpoint(tiny, tmp_path):
+    def identity(folder: Path) -> str:
+        with open_sampler(folder, Reading(), EngineOptions(1), resident=False, decoder=None, cache=False) as sampler:
+            return sampler.identity
+
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(tiny, folder)
+    assert identity(folder) == identity(tiny)
+    for name, fields in (("pyramid.json", {"wavelet": "db2"}), ("vae/config.json", {"latents_mean": [0.5] * 16})):
+        before, whole = identity(folder), (folder / name).read_text()
+        (folder / name).write_text(json.dumps(json.loads(whole) | fields))
+        assert identity(folder) != before, name
 
 
 def test_a_run_over_many_prompts_goes_on_from_latents(bundle, cli, tmp_path, failing, monkeypatch):

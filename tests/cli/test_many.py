@@ -92,7 +92,7 @@ def test_a_worker_that_sees_another_folder_says_so(bundle, tmp_path):
         settings = options.start(here).settings(["a cat"])
     with ExitStack() as stack:
         do = open_worker(stack, opening=opening, options=options, prompts=["a cat"])
-        for found in (None, settings | {"weights": "0" * 64}):
+        for found in (None, settings | {"identity": "0" * 64}):
             if found is not None:
                 (tmp_path / "samples.json").write_text(json.dumps(found))
             with pytest.raises(UsageError, match="is not the folder of this run, or the bundle there is another one"):
