@@ -104,7 +104,7 @@ class Judge:
 
 
 def _middle(steps: Sequence[StepPlan], stage: int) -> StepPlan:
-    own = [step for step in steps if step.stage.index == stage]
+    own = [step for step in steps if step.stage.index == stage and step.evaluations]
     return own[len(own) // 2]
 
 

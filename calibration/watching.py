@@ -16,6 +16,9 @@ from ..export.reference.reference import Reference
 from ..runtime.bundle.tiles import Tiles
 from ..runtime.chain.plan import StepPlan, plan
 from ..runtime.chain.sampler import Conditions, sample
+from ..runtime.chain.schedules import Schedule
+from ..runtime.errors import UsageError
+from ..runtime.pipeline.chunks import split
 from ..runtime.reporter import Reporter
 from ..runtime.trajectories import Trajectories
 from .observe import Observer, frame_groups, observed, observed_decoder
@@ -49,11 +52,16 @@ class Watcher:
     def __init__(
         self, reference: Reference, request: CalibrationRequest, run: Trajectories, reporter: Reporter
     ) -> None:
-        """The reporter is told of each step, and of decoding as of another one."""
+        """The reporter is told of each step, and of decoding as of another one.
+
+        Raises:
+            UsageError: a stage is sampled without its network, of which nothing would be seen.
+        """
         checkpoint, model = reference.checkpoint, reference.checkpoint.model
         schedule = replace(request.schedule, first_chunk=())  # one number of steps for all chunks
         self.reference, self.request, self.reporter = reference, request, reporter
         self.steps = plan(model.pyramid, checkpoint.resolution, schedule, model.telling_chunks)
+        _check_evaluated(self.steps, schedule)
         _, self.bounds = frame_groups(model.stages(checkpoint.resolution))
         self.sizes = Sizes(run.stages, len(run.passes), sum(run.schedule.steps))
         self.decodes = "vae" in request.methods
@@ -105,6 +113,17 @@ class _Watched:
         return self.reference.velocity(step, latent, conditions)
 
 
+def _check_evaluated(steps: Sequence[StepPlan], schedule: Schedule) -> None:
+    """Refuse a schedule by which a stage is sampled whose network is never evaluated: nothing would be seen of it."""
+    unseen = {step.stage.index for step in steps} - {step.stage.index for step in steps if step.evaluations}
+    if unseen:
+        zeroed = schedule.guidance.zeroed_steps
+        raise UsageError(
+            f"schedule '{schedule.name}' evaluates nothing in stage {max(unseen)}, whose first {zeroed} steps have a "
+            f"velocity of zero: expected at least {zeroed + 1} steps there; give others, or no guidance"
+        )
+
+
 @contextmanager
 def _watching(reference: Reference, observer: Observer, components: Iterable[str]) -> Iterator[None]:
     watchers = {"transformer": observed, "vae": observed_decoder}
@@ -115,8 +134,9 @@ def _watching(reference: Reference, observer: Observer, components: Iterable[str
 
 
 def _decode(reference: Reference, latent: Floats) -> None:
-    """Decode as a bundle does: large frames in tiles, which bounds memory, and is what its layers will be given."""
-    frame = latent.shape[2], latent.shape[3]
-    (tile,) = choose_tiles(reference.checkpoint, [frame])
-    for rows, columns, _ in Tiles(frame, tile or frame).places():
-        reference.decode_float(latent[:, :, rows, columns], "vae")
+    """Decode as a bundle does: chunks alone, and large frames in tiles, which bounds memory; so its layers see it."""
+    checkpoint, frame = reference.checkpoint, (latent.shape[2], latent.shape[3])
+    (tile,) = choose_tiles(checkpoint, [frame])
+    for chunk in split(latent, checkpoint.model, checkpoint.resolution):
+        for rows, columns, _ in Tiles(frame, tile or frame).places():
+            reference.decode_float(chunk[:, :, rows, columns], "vae")

@@ -91,7 +91,7 @@ def compare_here(
         traces = comparison.opened() if comparison.reference is None else [comparison.record(folder, quiet)]
         runs = tuple(run for trace in traces for run in trace.runs)
         _, frames, *_ = pipeline.bundle.manifest.stages[0].latent
-        totals = {"chain": sum(sum(run.schedule.steps) for run in runs), "video": len(runs) * frames}
+        totals = {"chain": sum(run.steps for run in runs), "video": sum(run.chunks for run in runs) * frames}
         with progress(quiet) as bar:
             tasks = {name: bar.add_task(name, total=total) for name, total in totals.items()}
             result = check_quality(

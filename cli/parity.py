@@ -183,7 +183,7 @@ def _ranges(pipeline: Pipeline) -> dict[str, Any] | None:
 def _compare(
     pipeline: Pipeline, trace: Trace, ranges: dict[str, Any] | None, watch: Watch, quiet: bool
 ) -> dict[str, Any]:
-    steps = sum(sum(run.schedule.steps) for run in trace.runs)
+    steps = sum(run.steps for run in trace.runs)
     texts = len({run.prompt for run in trace.runs} | {trace.negative_prompt, *trace.texts})
     totals = {"text": texts, "stages": len(trace.probes), "chain": 2 * steps}
     totals |= dict.fromkeys(pipeline.bundle.manifest.decoders, 1) | {"video": len(trace.runs)}

@@ -54,6 +54,11 @@ class StepPlan:
         """Whether the negative prompt is evaluated too (as diffusers: scale above 1)."""
         return self.guidance_scale > 1
 
+    @property
+    def evaluations(self) -> int:
+        """How often the network is evaluated for it."""
+        return 0 if self.zeroed else 2 if self.guided else 1
+
 
 def plan(pyramid: Pyramid, resolution: Resolution, schedule: Schedule, chunks: int = 1) -> tuple[StepPlan, ...]:
     """The steps of a schedule, from the noisiest on, for each chunk in turn.

@@ -89,12 +89,12 @@ def _time_chain(pipeline: Pipeline, schedule: str | None, seed: int) -> Timings:
 
 
 def _calls(pipeline: Pipeline, schedule: str | None) -> Counter[str]:
-    """How often a run evaluates each stage's graph."""
+    """How often a run evaluates each stage's graph; those that it does not are left out."""
     steps = plan(pipeline.model.pyramid, pipeline.bundle.manifest.resolution, pipeline.model.schedule(schedule))
     calls: Counter[str] = Counter()
     for step in steps:
-        calls[stage_key(step.stage.index, step.expert).name] += 2 if step.guided else 1
-    return calls
+        calls[stage_key(step.stage.index, step.expert).name] += step.evaluations
+    return +calls
 
 
 def _time_decode(pipeline: Pipeline) -> dict[str, tuple[list[float], int]]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..bundle.manifest import Manifest
 from ..chain.plan import plan
 from ..errors import UsageError
+from ..pipeline.chunks import frame_count
 from ..pipeline.decoder import frames_from, require_finite
 from ..pipeline.pipeline import Pipeline
 from ..quantisation import COMPONENTS, SCHEMES
@@ -178,13 +179,13 @@ def check_traces(pipeline: Pipeline, traces: Sequence[Trace]) -> None:
             f"{pipeline.bundle.folder} has no VAE, and quality is judged by videos: "
             "build it from a checkpoint with one, or compare latents with 'pyrexport parity'"
         )
-    size = manifest.resolution
-    shape = (size.frames, size.height, size.width, 3)
+    size, geometry = manifest.resolution, manifest.model.pyramid.geometry
     for trace in traces:
         check_trace(trace, manifest)
         for index, run in enumerate(trace.runs):
             if not run.decoded:
                 raise UsageError(f"{trace.path} holds no frames of its run {index}: record it without --no-decode")
+            shape = (frame_count(run.chunks, size, geometry), size.height, size.width, 3)
             entry = trace.entries.get(f"run.{index}.frames")
             if entry is not None and (entry.dtype, tuple(entry.shape)) != ("uint8", shape):
                 found = f"{entry.dtype} {list(entry.shape)}"

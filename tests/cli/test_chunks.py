@@ -16,6 +16,7 @@ from pyrexport.cli.reading import Reading
 from pyrexport.cli.running import RunOptions
 from pyrexport.cli.samplers import open_sampler
 from pyrexport.cli.videos import VideoOptions
+from pyrexport.export.reference.record import record_trace
 from pyrexport.runtime.bundle.engines import EngineOptions
 from pyrexport.runtime.chain.guidance import Guidance
 from pyrexport.runtime.chain.pyramid import Resolution
@@ -26,6 +27,7 @@ from pyrexport.runtime.model.checkpoint import read_checkpoint
 from pyrexport.runtime.model.schedules import schedule_json
 from pyrexport.runtime.pipeline.chunks import chunk_count, split
 from pyrexport.runtime.pipeline.latents import Origin, origin_file, save_latents
+from pyrexport.runtime.proof.trace import Trace
 from support.builders import resign
 
 SIZE = Resolution(9, 64, 128)
@@ -118,3 +120,40 @@ def test_latents_that_are_no_whole_chunks_are_not_decoded(make_checkpoint: Calla
             split(np.zeros((16, frames, 8, 16), np.float32), model, SIZE)
     assert [chunk.shape[1] for chunk in split(np.zeros((16, 6, 8, 16), np.float32), model, SIZE)] == [3, 3]
     assert chunk_count(model, SIZE, np.int64(2), None) == 2  # type: ignore[arg-type]
+
+
+def test_quality_compares_the_videos_of_all_chunks(
+    left: Left, make_checkpoint: Callable[..., Path], cli: Callable[..., Result], tmp_path: Path
+) -> None:
+    checkpoint = read_checkpoint(make_checkpoint("--random", "tiny-helios-distilled"), resolution=SIZE)
+    trace, schedule = tmp_path / "trace.safetensors", checkpoint.model.schedule("1-1-1")
+    record_trace(checkpoint, trace, prompts=["a cat"], seeds=[0], schedule=schedule, negative_prompt="", chunks=2)
+    assert [run.steps for run in Trace(trace).runs] == [6 + 3]
+    found = cli("quality", left[0][1], "--trace", trace, "--min-psnr", 50, "--json", "--quiet")
+    assert found.exit_code == 0, found.output
+    assert len(json.loads(found.stdout)["runs"][0]["frame_psnr"]) == 17
+
+
+def test_bench_counts_what_is_evaluated(left: Left, cli: Callable[..., Result]) -> None:
+    """Of a schedule whose first two steps have a velocity of zero: in 3-1-1 one step of three is evaluated, twice."""
+    bundle = left[0][1]
+    model = json.loads((bundle / "manifest.json").read_text())["model"]
+    own = model["schedules"][model["default_schedule"]]
+    own |= {"guidance": "zero-star", "zeroed_steps": 2, "guidance_scale": 5.0, "amplify_first_chunk": False}
+    resign(bundle, model=model)
+    for schedule, calls in (("2-1-1", {"stage1": 2, "stage0": 2}), ("3-1-1", {"stage2": 2, "stage1": 2, "stage0": 2})):
+        found = cli("bench", bundle, "--runs", 1, "--schedule", schedule, "--json", "--quiet")
+        assert found.exit_code == 0, (found.output, found.exception)
+        graphs = json.loads(found.stdout)["graphs"]
+        assert {name: graph["calls"] for name, graph in graphs.items() if name.startswith("stage")} == calls
+
+
+def test_a_stage_that_is_never_evaluated_is_not_calibrated(
+    make_checkpoint: Callable[..., Path], refused: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    lean = make_checkpoint("--random", "tiny-helios", "--no-text-encoder", "--no-vae")
+    how = ("--prompts", tmp_path / "prompts.txt", "--resolution", SIZE, "--schedule", "2-1-1")
+    line = refused("calibrate", lean, *how, "-o", tmp_path / "recipe.safetensors", "--quiet")
+    assert "'2-1-1' evaluates nothing in stage 2" in line
+    assert "expected at least 3 steps there" in line
