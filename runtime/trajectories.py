@@ -77,7 +77,13 @@ class Trajectories:
             groups=tuple(found.get("groups", "a list of names", _are_names)),
             resolution=Resolution.parse(found.text("resolution")),
             schedule=Schedule(
-                found.text("schedule_name"), entry.levels, entry.guidance_scale, entry.solver, entry.scaled_start
+                found.text("schedule_name"),
+                entry.levels,
+                entry.guidance_scale,
+                entry.solver,
+                entry.scaled_start,
+                entry.guidance_scale_2,
+                entry.guidance,
             ),
             prompts=found.integer("prompts"),
             prompts_sha256=found.text("prompts_sha256"),
@@ -96,6 +102,8 @@ class Trajectories:
             guidance_scale=chosen.guidance_scale,
             solver=chosen.solver,
             scaled_start=chosen.scaled_start,
+            guidance_scale_2=chosen.guidance_scale_2,
+            guidance=chosen.guidance,
         )
         values = {
             **vars(self),

@@ -210,7 +210,7 @@ def sample_chunks(
 def _made(past: Latent, finest: Stage) -> int:
     """How many chunks latents are of."""
     channels, frames, *size = finest.latent
-    made = past.shape[1] // frames
+    made: int = past.shape[1] // frames
     floats(past, (channels, made * frames, *size), "latents of the first chunks [C, T, H, W]")
     return made
 
