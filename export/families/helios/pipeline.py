@@ -20,7 +20,9 @@ from ....runtime.chain.resample import draw_high_bands
 from ....runtime.chain.sampler import Step, initial_latent
 from ....runtime.chain.wavelets import synthesise
 from ....runtime.documents import read_json
+from ....runtime.errors import UsageError
 from ....runtime.model.checkpoint import Checkpoint
+from ....runtime.model.description import FORMAT, Model, parse_model
 from ....runtime.model.families.helios import HELIOS
 from ....runtime.model.scheduler import scheduler_class
 
@@ -30,10 +32,12 @@ Latent = NDArray[np.float32]
 
 
 def follows_pipeline(checkpoint: Checkpoint, steps: Sequence[StepPlan]) -> bool:
-    """Whether a run is one that the checkpoint's own pipeline makes: its solver and guidance, and its scheduler's ρ."""
-    own = next(iter(HELIOS.schedules(checkpoint.folder).values()))
-    first = steps[0]
-    if (own.solver, own.guidance) != (first.solver, first.guidance) or _counts(steps) is None:
+    """Whether a run is one that the checkpoint's own pipeline makes: pyramid, solver, guidance, and scheduler's ρ."""
+    own, first = _own_model(checkpoint), steps[0]
+    if own is None or own.pyramid != checkpoint.model.pyramid or _counts(steps) is None:
+        return False
+    schedule = own.schedule()
+    if (schedule.solver, schedule.guidance) != (first.solver, first.guidance):
         return False
     scheduler, depth = _scheduler(checkpoint), checkpoint.model.pyramid.depth
     stages = checkpoint.model.stages(checkpoint.resolution)
@@ -44,6 +48,16 @@ def follows_pipeline(checkpoint: Checkpoint, steps: Sequence[StepPlan]) -> bool:
         if not np.allclose(scheduler.sigmas[:-1].numpy(), rho, atol=1e-9):
             return False
     return True
+
+
+def _own_model(checkpoint: Checkpoint) -> Model | None:
+    """What the scheduler says, whatever `pyramid.json` does; None: there is none, or none that is supported."""
+    folder = checkpoint.folder
+    try:
+        document = {"format": FORMAT, **HELIOS.described(folder)}
+        return parse_model(document, HELIOS, checkpoint.model.transformer, str(folder))
+    except UsageError:  # a folder whose `pyramid.json` says everything needs none
+        return None
 
 
 def _mu(scheduler: Any, tokens: int) -> float:

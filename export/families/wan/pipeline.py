@@ -10,6 +10,7 @@ import torch
 from diffusers import WanPipeline
 from numpy.typing import NDArray
 
+from ....runtime.chain.guidance import PLAIN_GUIDANCE
 from ....runtime.chain.plan import StepPlan
 from ....runtime.chain.pyramid import Resolution
 from ....runtime.chain.sampler import Step
@@ -25,10 +26,16 @@ Latent = NDArray[np.float32]
 
 def follows_pipeline(checkpoint: Checkpoint, steps: Sequence[StepPlan]) -> bool:
     """Whether a run is one that the checkpoint's own pipeline makes: its solver, and the levels of its scheduler."""
-    if checkpoint.model.pyramid.kind.spacing != "sigmas" or scheduler_class(checkpoint.folder) is None:
+    first = steps[0]
+    if checkpoint.model.pyramid.kind.spacing != "sigmas" or (first.guided and first.guidance != PLAIN_GUIDANCE):
         return False
-    solver, _ = read_scheduler(checkpoint.folder)
-    if solver != steps[0].solver or solver.facts.draws or steps[0].scaled_start:
+    try:
+        if scheduler_class(checkpoint.folder) is None:
+            return False
+        solver, _ = read_scheduler(checkpoint.folder)
+    except UsageError:  # a folder whose `pyramid.json` says everything needs no scheduler that is supported
+        return False
+    if solver != first.solver or solver.facts.draws or first.scaled_start:
         return False
     sigmas = _scheduler(checkpoint, len(steps)).sigmas[:-1].numpy()
     return np.allclose(sigmas, [step.level for step in steps], atol=2e-6)  # float32, and 1e-6 short of 1

@@ -12,9 +12,7 @@ from typing import Any, ClassVar, Self
 from ...chain.history import HISTORY, History
 from ...chain.kinds import Kind
 from ...chain.pyramid import Resolution, Stage
-from ...documents import Fields
 from ...errors import UsageError
-from ..schedules import ScheduleEntry, parse_schedules
 from .family import Patch, Shapes
 from .helios_scheduler import described
 from .wan import Wan, WanConfig
@@ -109,10 +107,6 @@ class Helios(Wan):
     def described(self, folder: Path) -> dict[str, Any]:
         """What the scheduler's configuration and the index say."""
         return described(folder)
-
-    def schedules(self, folder: Path) -> dict[str, ScheduleEntry]:
-        """Those that a folder without `pyramid.json` has."""
-        return parse_schedules(Fields(described(folder), str(folder)))
 
     def read_transformer(self, document: Mapping[str, Any], source: str) -> HeliosConfig:
         """See `HeliosConfig.from_json`."""

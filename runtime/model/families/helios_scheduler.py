@@ -25,6 +25,9 @@ GAIN = 2.0
 DISTILLED = "HeliosDMDScheduler"
 OTHERS = "HeliosScheduler"
 
+ZERO_STAR: Mapping[str, Any] = {"guidance": "zero-star", "zeroed_steps": 2}
+"""How a schedule is guided where the index says so: the pipeline's `zero_steps` is 1, and i <= zero_steps."""
+
 FIXED: Mapping[str, tuple[Any, Any]] = {
     "num_train_timesteps": (STEPS, STEPS),
     "shift": (1.0, 1.0),
@@ -58,7 +61,8 @@ def described(folder: Path) -> dict[str, Any]:
         raise index.wrong("is_distilled", f"{'true' if distilled else 'false'}, beside a {name}")
     ends = _ends(fields)
     clock = stage_clock(ends, _dynamic_shift(fields, "linear" if distilled else "exponential"))
-    schedule = _distilled() if distilled else _undistilled(fields, zero_star=_switch(index, "is_cfg_zero_star"))
+    schedule = _distilled() if distilled else _undistilled(fields)
+    schedule |= ZERO_STAR if _switch(index, "is_cfg_zero_star") else {}
     return {
         "kind": "clocked",
         "stages": STAGES,
@@ -75,12 +79,10 @@ def _distilled() -> dict[str, Any]:
     return {"steps": [2] * STAGES, "shift": 1.0, "guidance_scale": 1.0, "solver": "dmd", "amplify_first_chunk": True}
 
 
-def _undistilled(fields: Fields, *, zero_star: bool) -> dict[str, Any]:
+def _undistilled(fields: Fields) -> dict[str, Any]:
     name = fields.text("scheduler_type", "unipc", choices=("unipc", "euler"))
     solver = unipc_of(fields, fields.source) if name == "unipc" else SolverChoice.of(name)
-    schedule = {"steps": [20] * STAGES, "shift": 1.0, "guidance_scale": 5.0, "solver": solver.to_json()}
-    # The pipeline's `zero_steps` is 1, and i <= zero_steps.
-    return schedule | ({"guidance": "zero-star", "zeroed_steps": 2} if zero_star else {})
+    return {"steps": [20] * STAGES, "shift": 1.0, "guidance_scale": 5.0, "solver": solver.to_json()}
 
 
 def _switch(fields: Fields, name: str) -> bool:

@@ -71,7 +71,16 @@ def by_diffusers(checkpoint: Path, seed: int, output: str, **how: Any) -> np.nda
     size = {"height": SIZE.height, "width": SIZE.width, "num_frames": 2 * SIZE.frames, "num_latent_frames_per_chunk": 3}
     steps = {"pyramid_num_inference_steps_list": [3, 2, 2]}
     guidance = {"guidance_scale": 1.0 if pipeline.config.is_distilled else 5.0}
-    return pipeline("a cat", negative_prompt="", **size, **steps, **guidance, output_type=output, **how).frames[0]
+    how = {**size, **steps, **guidance, **how}
+    return pipeline("a cat", negative_prompt="", output_type=output, **how).frames[0]
+
+
+def changed(checkpoint: Path, folder: Path, file: str, **fields: object) -> Path:
+    """A copy of a checkpoint with other fields in one of its documents."""
+    shutil.copytree(checkpoint, folder)
+    document = json.loads((folder / file).read_text()) | fields
+    (folder / file).write_text(json.dumps(document))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -104,24 +113,35 @@ def test_two_chunks_of_a_bundle_are_the_pipelines(
     assert psnr(ours.frames, np.asarray((frames * 255).round(), np.uint8)) >= 60
 
 
+def chain_in_numpy(folder: Path, steps: str, scale: float) -> np.ndarray:
+    """The latents of two chunks by the runtime's chain, with PyTorch's transformer in the engine's place."""
+    checkpoint = read_checkpoint(folder, resolution=SIZE)
+    model, reference = checkpoint.model, Reference(checkpoint)
+    taken, text = plan(model.pyramid, SIZE, model.schedule(steps, scale), 2), reference.encode(["a cat", ""])
+    how = {"negative": {"text": text[1]}, "seed": 3, "history": HELIOS.history}
+    return sampler.sample(taken, model.pyramid.taps, reference, {"text": text[0]}, **how)
+
+
 @pytest.mark.parametrize("scheduler", ["unipc", "euler"])
 def test_the_chain_of_mid_is_the_pipelines(
     scheduler: str, make_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """In NumPy, with PyTorch's transformer in the engine's place: CFG-Zero*, two steps of zero velocity, a history."""
-    folder = tmp_path / "checkpoint"
-    shutil.copytree(make_checkpoint("--random", "tiny-helios"), folder)
-    file = folder / "scheduler" / "scheduler_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"scheduler_type": scheduler}))
-    checkpoint = read_checkpoint(folder, resolution=SIZE)
-    model, reference = checkpoint.model, Reference(checkpoint)
-    schedule = model.schedule("3-2-2")
-    assert schedule.solver.name == scheduler
-    steps, text = plan(model.pyramid, SIZE, schedule, 2), reference.encode(["a cat", ""])
-    how = {"negative": {"text": text[1]}, "seed": 3, "history": HELIOS.history}
-    ours = sampler.sample(steps, model.pyramid.taps, reference, {"text": text[0]}, **how)
+    """CFG-Zero*, two steps of zero velocity, a history."""
+    mid, file = make_checkpoint("--random", "tiny-helios"), "scheduler/scheduler_config.json"
+    folder = changed(mid, tmp_path / "checkpoint", file, scheduler_type=scheduler)
+    assert read_checkpoint(folder, resolution=SIZE).model.schedule("3-2-2").solver.name == scheduler
     # Of float32 coefficients, and a sum of float64; seen: 2e-6.
+    ours = chain_in_numpy(folder, "3-2-2", 5.0)
     assert distance(ours, by_diffusers(folder, 3, "latent").numpy()).relative_l2 <= 1e-4
+
+
+def test_a_distilled_index_says_how_to_guide_too(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """Nobody guides a distilled model unless it is asked for; its pipeline does it as the index says then."""
+    distilled = make_checkpoint("--random", "tiny-helios-distilled")
+    folder = changed(distilled, tmp_path / "checkpoint", "model_index.json", is_cfg_zero_star=True)
+    theirs = by_diffusers(folder, 3, "latent", is_amplify_first_chunk=True, guidance_scale=5.0).numpy()
+    # See above.
+    assert distance(chain_in_numpy(folder, "3-2-2", 5.0), theirs).relative_l2 <= 1e-4
 
 
 def test_the_reference_is_that_pipeline_where_a_run_is_its_own(make_checkpoint: Callable[..., Path]) -> None:
@@ -132,6 +152,54 @@ def test_the_reference_is_that_pipeline_where_a_run_is_its_own(make_checkpoint: 
         assert reference.modules.follows_pipeline(checkpoint, own)
         for other in (model.schedule(levels=[[0.99], [0.8], [0.4]]), model.schedule("2-2-1", solver="renoise")):
             assert not reference.modules.follows_pipeline(checkpoint, plan(model.pyramid, SIZE, other, 2))
+
+
+def follows(folder: Path) -> bool:
+    """Whether the reference of a folder's own schedule is diffusers' pipeline."""
+    checkpoint = read_checkpoint(folder, resolution=SIZE)
+    model = checkpoint.model
+    steps = plan(model.pyramid, SIZE, model.schedule(), 2)
+    return Reference(checkpoint).modules.follows_pipeline(checkpoint, steps)
+
+
+@pytest.fixture
+def described(lean: Checkpoint, tmp_path: Path) -> Path:
+    """A folder with the `pyramid.json` that its scheduler stands for."""
+    folder = tmp_path / "described"
+    shutil.copytree(lean.folder, folder)
+    document = lean.model.to_json() | {"resolution": vars(SIZE)}
+    (folder / "pyramid.json").write_text(json.dumps(document))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("fields", "own"),
+    [
+        ({}, True),
+        ({"wavelet": "db2"}, False),
+        ({"clean_levels": [0.0, 0.4, 0.8]}, False),
+        ({"clock": {"timesteps": [[300.0, 1.0], [700.0, 301.0], [999.0, 701.0]]}}, False),
+        ({"clock": {"whole": False}}, False),
+        ({"clock": {"dynamic_shift": None}}, False),
+    ],
+    ids=str,
+)
+def test_what_pyramid_json_says_is_not_the_pipelines_unless_its_scheduler_says_it_too(
+    described: Path, fields: dict[str, Any], own: bool
+) -> None:
+    path = described / "pyramid.json"
+    document = json.loads(path.read_text())
+    clock = document["clock"] | fields.get("clock", {})
+    path.write_text(json.dumps(document | fields | {"clock": clock}))
+    assert follows(described) is own
+
+
+def test_a_folder_whose_pyramid_json_says_all_needs_no_scheduler(described: Path) -> None:
+    file = described / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"gamma": 0.25}))
+    assert not follows(described)
+    file.unlink()
+    assert not follows(described)
 
 
 @pytest.fixture(scope="module")

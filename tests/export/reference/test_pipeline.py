@@ -191,3 +191,27 @@ def test_options_that_break_diffusers_own_scheduler_are_told(
     text = np.zeros((checkpoint.model.text_length, checkpoint.model.transformer.text_dim), np.float32)
     with pytest.raises(UsageError, match="gives no finite latents with the options of this folder over 8 steps"):
         Reference(checkpoint).sample(steps, text, text, 0, lambda step: None)
+
+
+def test_what_the_pipeline_does_not_do_is_the_chains_to_do(checkpoint: Path, tmp_path: Path) -> None:
+    """A guidance that WanPipeline has not; a scheduler that is none of ours, or not there."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, folder)
+    entry = {"steps": [4], "guidance_scale": 5.0, "shift": 3.0, "solver": "unipc"}
+    size = {"frames": 17, "height": 64, "width": 64}
+
+    def follows(**fields: object) -> bool:
+        document = {"format": 1, "kind": "plain", "stages": 1, "resolution": size, "schedules": {"4": entry | fields}}
+        (folder / "pyramid.json").write_text(json.dumps(document))
+        found = read_checkpoint(folder)
+        steps = plan(found.model.pyramid, found.resolution, found.model.schedule())
+        return Reference(found).modules.follows_pipeline(found, steps)
+
+    assert follows()
+    assert not follows(guidance="zero-star")
+    assert follows(guidance="zero-star", guidance_scale=1.0)
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(UNIPC | {"thresholding": True}))
+    assert not follows()
+    file.unlink()
+    assert not follows()
