@@ -10,7 +10,7 @@ from typing import Any
 from ...runtime.documents import read_json
 from ...runtime.errors import UsageError
 from ...runtime.files import sync_file
-from ...runtime.model.checkpoint import Checkpoint, Files, Lora, read_checkpoint
+from ...runtime.model.checkpoint import Checkpoint, Files, Lora, read_checkpoint, read_family
 from ...runtime.model.safetensors import TensorEntry, read_header, read_tensors
 from ...runtime.model.scales import fold_scales
 from ...runtime.model.variants import STEMS
@@ -117,6 +117,8 @@ def _in_the_sources_words(text: str, folder: Path, out: Path, parts: Parts) -> s
             shard = f"{stem}-{number:05d}-of-{count:05d}.safetensors" if count > 1 else f"{stem}.safetensors"
             text = text.replace(str(folder / component / shard), str(file))
         text = text.replace(str(folder / component), str(part.files[0] if count == 1 else part.files[0].parent))
+    for name, own in (("scheduler/scheduler_config.json", parts.scheduler), ("pyramid.json", parts.pyramid)):
+        text = text if own is None else text.replace(str(folder / name), str(own))
     text = text.replace(str(folder), str(out))
     return text + (f" (left out: {', '.join(parts.left_out)})" if parts.left_out else "")
 
@@ -252,6 +254,8 @@ class _Workshop:
         fields, more = index_fields(self.given.source, self.folder, self.given.boundary, two=two)
         self.assumed += assumed + more
         components = [*self.parts.of, "scheduler"] + (["tokenizer"] if (self.folder / "tokenizer").is_dir() else [])
+        family, _ = read_family({name: self.folder / name for name in ("transformer", "vae")})
+        fields |= {"transformer": family.transformer_class, "pipeline": family.pipeline_class}
         write_json(self.folder / "model_index.json", model_index(components, scheduler["_class_name"], **fields))
         write_json(self.folder / "scheduler" / "scheduler_config.json", scheduler)
         if self.parts.pyramid is None and text_length == TEXT_LENGTH:

@@ -10,9 +10,7 @@ from ...runtime.chain.pyramid import Resolution
 from ...runtime.chain.schedules import parse_levels, parse_steps
 from ...runtime.documents import read_json
 from ...runtime.errors import UsageError
-from ...runtime.model.checkpoint import read_family
-from ...runtime.model.description import plain_document
-from ...runtime.model.scheduler import read_boundary, read_scheduler
+from ...runtime.model.checkpoint import assumed_document, read_family
 from .configs import Shapes
 from .documents import pyramid_document
 from .extras import FIRST_FRAME
@@ -24,8 +22,14 @@ STAGES = 3
 """Of a pyramidal model that says nothing of them, as in the paper."""
 
 
+INDEX_FIELDS = ("boundary_ratio", "expand_timesteps", "is_cfg_zero_star", "is_distilled")
+"""Of `model_index.json`, beside the components: what sampling depends on."""
+
 GUIDANCE = ("guidance_scale", "guidance_scale_2")
 """Fields of a schedule, in the order in which they are written."""
+
+COMMON = ("shift", "solver", "guidance", "zeroed_steps", "amplify_first_chunk")
+"""Fields of a schedule that one in its place has too."""
 
 SHIFT = 5.0
 """Of a plain model's scheduler, where nothing says it: what Wan's own script samples with."""
@@ -57,7 +61,7 @@ def parse_schedule(text: str, common: Mapping[str, Any]) -> tuple[str, dict[str,
 
     Args:
         text: as it is written.
-        common: fields of every schedule: shift and solver.
+        common: fields of every schedule, of `COMMON`.
 
     Raises:
         UsageError: it is malformed.
@@ -73,6 +77,7 @@ def parse_schedule(text: str, common: Mapping[str, Any]) -> tuple[str, dict[str,
         return name or what, entry | {"steps": list(steps)}
     if not equals:
         raise UsageError(f"a schedule is STEPS[:GUIDANCE] such as 2-2-1:1, or NAME=LEVELS[:GUIDANCE], found '{text}'")
+    entry.pop("amplify_first_chunk", None)  # it is steps that are doubled
     return name, entry | {"levels": parse_levels(what)}
 
 
@@ -109,7 +114,7 @@ def describe(
     schedules = document.get("schedules", {})
     if given.schedules:
         first = schedules.get(document.get("default_schedule"), next(iter(schedules.values()), {}))
-        common = {name: first[name] for name in ("shift", "solver") if name in first}
+        common = {name: first[name] for name in COMMON if name in first}
         common |= {} if given.shift is None else {"shift": given.shift}
         document["schedules"] = dict(parse_schedule(text, common) for text in given.schedules)
         document["default_schedule"] = next(iter(document["schedules"]))
@@ -126,11 +131,14 @@ def _assumed(folder: Path, given: Description, shapes: Shapes, text_length: int)
     told = {name: facts for name, facts in KINDS.items() if not facts.clocked}  # a clock is in no tensor
     found = next(name for name, facts in told.items() if (facts.own_patch_layers, facts.first_frame_embedding) == has)
     kind, assumed = given.kind or found, list[str]()
-    if KINDS[kind].most_stages == 1:
-        solver, shift = read_scheduler(folder)
-        family, _ = read_family({name: folder / name for name in ("transformer", "vae")})
-        boundary = read_boundary(folder)
-        document = plain_document(shift, solver, family.plain_resolution, boundary) | {"text_length": text_length}
+    family, _ = read_family({name: folder / name for name in ("transformer", "vae")})
+    own = family.described(folder)
+    if own is not None:
+        if given.kind not in (None, own["kind"]) or given.stages not in (None, own["stages"]):
+            raise UsageError(f"kind and stages of {family.name} are its scheduler's: leave out --kind, --stages")
+        document = assumed_document(folder, family) | {"text_length": text_length}
+    elif KINDS[kind].most_stages == 1:
+        document = assumed_document(folder, family) | {"text_length": text_length}
         if given.kind is None:
             assumed.append(
                 f"kind {kind}: the transformer has neither a first frame's vector nor patch layers of stages"
@@ -182,7 +190,7 @@ def index_fields(source: Path, folder: Path, boundary: float | None, *, two: boo
     """
     file, vae = source / "model_index.json", folder / "vae" / "config.json"
     theirs = read_json(file) if file.is_file() else {}
-    found = {name: theirs[name] for name in ("boundary_ratio", "expand_timesteps") if theirs.get(name) is not None}
+    found = {name: theirs[name] for name in INDEX_FIELDS if theirs.get(name) is not None}
     if vae.is_file() and read_json(vae).get("is_residual"):
         found["expand_timesteps"] = True
     if boundary is not None:

@@ -9,6 +9,8 @@ from ...runtime.documents import Fields, read_json
 from ...runtime.errors import UsageError
 from ...runtime.files import is_left_behind
 from ...runtime.model.checkpoint import Files
+from ...runtime.model.families.helios import HeliosConfig
+from ...runtime.model.families.wan import WanConfig
 from ...runtime.model.safetensors import read_header, shards_of
 from ...runtime.model.siblings import COMPONENT_FOLDERS, component_folders
 from ...runtime.model.variants import STEMS, choose_weights
@@ -34,7 +36,7 @@ MARKS: Mapping[str, tuple[str, ...]] = {
 NOISE_MODELS = {"transformer": "high_noise_model", "transformer_2": "low_noise_model"}
 """Folders of the networks in Wan2.2-A14B's repository, by component."""
 
-TRANSFORMER_CLASSES = ("WanTransformer3DModel", "WanModel")
+TRANSFORMER_CLASSES = (WanConfig.class_name, HeliosConfig.class_name, "WanModel")
 """What the `config.json` beside a transformer's weights calls itself."""
 
 

@@ -104,7 +104,6 @@ class Preset:
     """Fields of its `model_index.json`, beside its parts."""
     config: type[WanConfig] = WanConfig
     """Of its transformer."""
-    pipeline: str = "WanPipeline"
 
 
 SMALL = Preset(
@@ -126,7 +125,6 @@ HELIOS = Preset(
     scheduler={"_class_name": "HeliosScheduler", "scheduler_type": "unipc"},
     index={"is_cfg_zero_star": True, "is_distilled": False},
     config=HeliosConfig,
-    pipeline="HeliosPyramidPipeline",
 )
 """As Helios-Mid is sampled."""
 

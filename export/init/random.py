@@ -87,7 +87,7 @@ def write_random(out: Path, model: RandomModel, *, force: bool = False, reporter
     family = find_family(config.to_json(), facts.vae, "checkpoint")
     with new_checkpoint(out) as folder:
         writer = RandomWriter(model.seed, model.shard_bytes, reporter or Reporter())
-        _write_index(folder, model)
+        _write_index(folder, model, family)
         document = _document(folder, model, family, kind, resolution)
         sizeless = {name: value for name, value in document.items() if name != "resolution"}
         described = parse_model(sizeless | {"wavelet": model.wavelet}, family, config, "checkpoint")
@@ -130,13 +130,13 @@ def _transformer_config(model: RandomModel) -> WanConfig:
     return replace(config, num_layers=model.blocks or config.num_layers)
 
 
-def _write_index(folder: Path, model: RandomModel) -> None:
+def _write_index(folder: Path, model: RandomModel, family: Family) -> None:
     facts = model.facts
     components = [*_transformers(facts), "scheduler"]
     components += ["vae"] if model.vae else []
     components += ["text_encoder", "tokenizer"] if model.text_encoder else []
     fields: dict[str, Any] = {} if facts.boundary is None else {"boundary_ratio": facts.boundary}
-    classes: dict[str, Any] = {"pipeline": facts.pipeline, "transformer": facts.config.class_name}
+    classes: dict[str, Any] = {"pipeline": family.pipeline_class, "transformer": family.transformer_class}
     index = model_index(components, facts.scheduler["_class_name"], **classes, **fields, **facts.index)
     write_json(folder / "model_index.json", index)
     write_json(folder / "scheduler" / "scheduler_config.json", facts.scheduler)

@@ -20,7 +20,7 @@ from .siblings import component_folders
 from .text_encoder import text_encoder_config, with_table
 from .variants import STEMS, require_variant
 
-__all__ = ["Checkpoint", "Files", "Lora", "check_tensors", "read_checkpoint", "read_family"]
+__all__ = ["Checkpoint", "Files", "Lora", "assumed_document", "check_tensors", "read_checkpoint", "read_family"]
 
 Rename = Callable[[str, list[str]], Mapping[str, str]]
 """Maps names that were found in a component to diffusers' and transformers' names, those that stand for nothing left
@@ -120,7 +120,7 @@ def read_checkpoint(
     folders = component_folders(folder, Fields(own or {}, str(file)))
     family, config = read_family(folders)
     written = str(file if own is not None else folder)
-    fields = Fields(_plain(folder, family) if own is None else _with_boundary(folder, own), written)
+    fields = Fields(assumed_document(folder, family) if own is None else _with_boundary(folder, own), written)
     resolution = parse_resolution(fields) if resolution is None else resolution
     sizeless = {name: value for name, value in fields.document.items() if name not in ("resolution", "components")}
     model = parse_model(sizeless, family, config, written)
@@ -203,8 +203,12 @@ def read_family(folders: Mapping[str, Path]) -> tuple[Family, TransformerConfig]
     return family, family.read_transformer(document, str(source))
 
 
-def _plain(folder: Path, family: Family) -> dict[str, Any]:
-    """What the `pyramid.json` of a folder without one would say."""
+def assumed_document(folder: Path, family: Family) -> dict[str, Any]:
+    """What the `pyramid.json` of a folder without one would say.
+
+    Raises:
+        UsageError: its scheduler is not one of the family that is supported.
+    """
     described = family.described(folder)
     if described is not None:
         return {"format": FORMAT, "resolution": vars(family.plain_resolution), **described}

@@ -77,6 +77,8 @@ class Family(Protocol):
     name: str
     transformer_class: str
     """Diffusers' class of the transformer, which tells the family of a `config.json`."""
+    pipeline_class: str
+    """Diffusers' class of the pipeline that samples it."""
     frame_rate: int
     """Frames a second of the videos that its models were trained on."""
     text_in_fp16: bool

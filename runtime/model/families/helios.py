@@ -94,6 +94,7 @@ class Helios(Wan):
 
     name = "helios"
     transformer_class = HeliosConfig.class_name
+    pipeline_class = "HeliosPyramidPipeline"
     frame_rate = 24
     plain_resolution = Resolution(33, 384, 640)
     """Of a chunk."""

@@ -114,6 +114,7 @@ class Wan:
 
     name = "wan"
     transformer_class = WanConfig.class_name
+    pipeline_class = "WanPipeline"
     frame_rate = 16
     text_in_fp16 = False  # UMT5 leaves float16's range
     plain_resolution = Resolution(81, 480, 832)

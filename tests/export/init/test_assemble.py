@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 import torch
 from click.testing import Result
+from pyrexport.export.reference.reference import Reference
 from pyrexport.export.weights.edits import read_tensor
 from pyrexport.export.weights.lora import merge_loras, parse_lora
 from pyrexport.export.weights.names import to_diffusers
 from pyrexport.export.weights.pickled import read_any_header
+from pyrexport.runtime.chain.plan import plan
+from pyrexport.runtime.chain.pyramid import Resolution
 from pyrexport.runtime.model.checkpoint import Checkpoint, Files, read_checkpoint
 from safetensors.torch import load_file, save_file
 from support.originals import original_residual_vae, original_text, original_transformer, original_vae
@@ -516,3 +519,51 @@ def test_refused_in_the_sources_words(
     for words, given in cases.items():
         assert words in refused("init", *given, "-o", out, "--quiet"), words
         assert not out.exists()
+
+
+HELIOS = Resolution(9, 64, 128)
+
+
+@pytest.mark.parametrize("preset", ["tiny-helios", "tiny-helios-distilled"])
+def test_a_checkpoint_of_helios_is_made_of_itself(make_checkpoint: Make, tmp_path: Path, cli: Run, preset: str) -> None:
+    """Sampled as its scheduler and its index say; what is made is a source again, of the same classes."""
+    source = make_checkpoint("--random", preset, "--no-text-encoder", "--no-vae")
+    for name, given in (("one", source), ("two", tmp_path / "one")):
+        result = cli("init", given, "-o", tmp_path / name)
+        assert result.exit_code == 0, result.output
+    theirs, ours = (read_checkpoint(folder, resolution=HELIOS) for folder in (source, tmp_path / "two"))
+    assert ours.model == theirs.model
+    assert same(values(ours), values(theirs))
+    steps = plan(ours.model.pyramid, HELIOS, ours.model.schedule(), 2)
+    assert Reference(ours).modules.follows_pipeline(ours, steps)
+    indices = [json.loads((folder / "model_index.json").read_text()) for folder in (source, tmp_path / "two")]
+    assert indices[0] == indices[1]
+
+
+def test_a_lora_is_merged_into_helios_and_schedules_keep_how_they_are_guided(
+    make_checkpoint: Make, tmp_path: Path, cli: Run, refused: Refused
+) -> None:
+    source = make_checkpoint("--random", "tiny-helios", "--no-text-encoder", "--no-vae")
+    lora, layer = tmp_path / "lora.safetensors", "blocks.0.attn1.to_q"
+    down, up = torch.randn(4, 64), torch.randn(64, 4)
+    save_file({f"transformer.{layer}.lora_A.weight": down, f"transformer.{layer}.lora_B.weight": up}, lora)
+    made = tmp_path / "made"
+    result = cli("init", source, "--lora", lora, "--schedule", "3-2-2:4", "--kind", "clocked", "-o", made)
+    assert result.exit_code == 0, result.output
+    ours, theirs = (read_checkpoint(folder, resolution=HELIOS) for folder in (made, source))
+    found, before = (read_tensor(own.transformer[f"{layer}.weight"]) for own in (ours, theirs))
+    torch.testing.assert_close(found, before + up @ down)
+    one, own = ours.model.schedule(), theirs.model.schedule()
+    assert (one.name, one.guidance_scale) == ("3-2-2", 4.0)
+    assert (one.solver, one.guidance) == (own.solver, own.guidance)
+    for how in (("--kind", "plain"), ("--stages", 2, "--schedule", "1-1")):
+        said = refused("init", source, *how, "-o", tmp_path / "none")
+        assert "kind and stages of helios are its scheduler's" in said
+
+
+def test_errors_name_the_sources_scheduler(make_checkpoint: Make, tmp_path: Path, refused: Refused) -> None:
+    folder = tmp_path / "source"
+    shutil.copytree(make_checkpoint("--random", "tiny-helios", "--no-text-encoder", "--no-vae"), folder)
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"gamma": 0.25}))
+    assert f"{file}: HeliosScheduler with gamma 0.25" in refused("init", folder, "-o", tmp_path / "none")
