@@ -11,6 +11,7 @@ from ..runtime.bundle.engines import Target, find_target
 from ..runtime.bundle.manifest import MANIFEST_FILE, Manifest
 from ..runtime.bundle.opening import is_bundle, open_bundle
 from ..runtime.bundle.sizes import decoder_json
+from ..runtime.chain.plan import plan
 from ..runtime.chain.pyramid import Resolution
 from ..runtime.documents import Fields, read_json
 from ..runtime.dtypes import DTYPES
@@ -166,7 +167,7 @@ def _inspect_config(source: Path, resolution: Resolution | None) -> dict[str, An
     except UsageError as error:
         raise UsageError(f"assumed model: {error}") from None
     plain = costs["stages"][0]["tflop"]
-    for steps in PLAIN_STEPS:
+    for steps in PLAIN_STEPS if family.history is None else ():
         costs["schedules"][f"0-0-{steps}"] = {
             "steps": [0, 0, steps],
             "solver": "unipc" if steps == 50 else "euler",
@@ -176,8 +177,7 @@ def _inspect_config(source: Path, resolution: Resolution | None) -> dict[str, An
         }
     return {
         "model": str(source),
-        "assumed": "pyramidal, three stages, Haar, first frame apart, the paper's schedules (0-0-n: plain Wan), "
-        "float32",
+        "assumed": f"{family.assumed[0]}, float32",
         **costs,
         "parameters": parameters,
         "bytes": 4 * parameters,
@@ -192,6 +192,10 @@ def _parameters(model: Model) -> int:
 
 
 def _costs(model: Model, resolution: Resolution) -> dict[str, Any]:
+    """Facts of a model at a resolution; a schedule's FLOPs are those of a pass through what a sample evaluates.
+
+    Of a model that makes videos in chunks a sample is one chunk, and `tflop_later_chunk` that of each after it.
+    """
     pyramid, stages = model.pyramid, model.stages(resolution)
     tflop = [model.family.flops(model.transformer, stage, model.text_length) / 1e12 for stage in stages]
     schedules = {}
@@ -203,9 +207,12 @@ def _costs(model: Model, resolution: Resolution) -> dict[str, Any]:
             "guidance_scale": schedule.guidance_scale,
             "guidance_scale_2": schedule.guidance_scale_2,
             "solver": schedule.solver.to_json(),
-            "tflop": sum(n * cost for n, cost in zip(schedule.steps, reversed(tflop), strict=True)),
             "passes": 2 if schedule.guided else 1,
         }
+        steps = plan(pyramid, resolution, schedule, model.telling_chunks)
+        for chunk, what in zip(range(model.telling_chunks), ("tflop", "tflop_later_chunk"), strict=False):
+            evaluated = [step for step in steps if step.chunk == chunk and not step.zeroed]
+            schedules[name][what] = sum(tflop[step.stage.index] for step in evaluated)
     return {
         "kind": pyramid.kind.name,
         "resolution": str(resolution),

@@ -80,7 +80,12 @@ def _show_schedules(schedules: Mapping[str, Any]) -> None:
         ]
         for name, schedule in schedules.items()
     ]
-    print_table("schedules", ["schedule", "solver", "guidance scale", "TFLOP per pass", "passes", "TFLOP"], rows)
+    columns = ["schedule", "solver", "guidance scale", "TFLOP per pass", "passes", "TFLOP"]
+    if all("tflop_later_chunk" in schedule for schedule in schedules.values()):
+        columns.append("TFLOP of a later chunk")
+        for row, schedule in zip(rows, schedules.values(), strict=True):
+            row.append(_tflop(schedule["passes"] * schedule["tflop_later_chunk"]))
+    print_table("schedules", columns, rows)
 
 
 def _guidance(schedule: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from ..documents import Fields
 from ..errors import UsageError
 from .families import DecoderConfig, Family, TransformerConfig
 from .preview import PreviewMap
-from .schedules import PAPER_SCHEDULES, ScheduleEntry, parse_schedules, plain_schedules
+from .schedules import ScheduleEntry, parse_schedules, plain_schedules
 
 __all__ = ["FORMAT", "Model", "bare_model", "parse_model", "parse_resolution", "plain_document"]
 
@@ -266,15 +266,9 @@ def parse_resolution(fields: Fields) -> Resolution:
 
 
 def bare_model(family: Family, config: TransformerConfig) -> Model:
-    """The model that a bare transformer configuration stands for: three stages, Haar, the paper's schedules."""
-    document = {
-        "format": FORMAT,
-        "kind": "pyramidal",
-        "stages": 3,
-        "schedules": PAPER_SCHEDULES,
-        "default_schedule": "2-2-1",
-    }
-    return parse_model(document, family, config, "assumed model")
+    """The model that a bare transformer configuration stands for: see `Family.assumed`."""
+    _, document = family.assumed
+    return parse_model({"format": FORMAT, **document}, family, config, "assumed model")
 
 
 def plain_document(

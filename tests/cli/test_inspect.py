@@ -108,3 +108,26 @@ def test_a_plain_folder_is_one_stage_with_diffusers_schedule(make_checkpoint, cl
     assert len(document["schedules"]["50"]["levels"][0]) == 50
     assert document["schedules"]["50"]["guidance_scale"] == 5.0
     assert [round(level, 5) for level in document["schedules"]["distilled-2"]["levels"][0]] == [1, 0.83471]
+
+
+def test_costs_of_helios_are_those_of_what_runs(make_checkpoint, cli):
+    """The first chunk's steps may be twice as many, and nothing is evaluated where the velocity is zero."""
+    how = ("--resolution", "9x64x128", "--json")
+    for preset, name, first, later in (
+        ("tiny-helios-distilled", "2-2-2", (4, 4, 4), (2, 2, 2)),
+        ("tiny-helios", "20-20-20", (18, 20, 20), (18, 20, 20)),
+    ):
+        folder = make_checkpoint("--random", preset, "--no-text-encoder", "--no-vae")
+        document = json.loads(cli("inspect", folder, *how).stdout)
+        costs = [stage["tflop"] for stage in reversed(document["stages"])]
+        schedule = document["schedules"][name]
+        assert schedule["tflop"] == pytest.approx(sum(n * cost for n, cost in zip(first, costs, strict=True)))
+        assert schedule["tflop_later_chunk"] == pytest.approx(sum(n * c for n, c in zip(later, costs, strict=True)))
+        bare = json.loads(cli("inspect", folder / "transformer" / "config.json", *how).stdout)
+        assert bare["stages"] == document["stages"]
+        assert bare["parameters"] == document["parameters"]
+        assert bare["schedules"][name]["tflop"] == pytest.approx(schedule["tflop"])
+        assert "Helios" in bare["assumed"]
+    large = json.loads(cli("inspect", folder / "transformer", "--resolution", "33x384x640", "--json").stdout)
+    assert [stage["tokens"] for stage in large["stages"]] == [8_640, 2_160, 540]
+    assert "TFLOP of a later chunk" in cli("inspect", folder, "--resolution", "9x64x128").stdout

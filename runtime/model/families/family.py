@@ -91,6 +91,11 @@ class Family(Protocol):
     unread: tuple[str, ...]
     """Folders that lie beside its components in its authors' checkpoints, and are no part of sampling."""
 
+    @property
+    def assumed(self) -> tuple[str, Mapping[str, Any]]:
+        """What a transformer's configuration alone is taken for: in words, and as a `pyramid.json` without a size."""
+        ...
+
     def claims(self, document: Mapping[str, Any], decoder: Mapping[str, Any] | None) -> bool:
         """Whether a transformer of its class is one of it.
 

@@ -14,7 +14,7 @@ from ...chain.kinds import Kind
 from ...chain.pyramid import Resolution, Stage
 from ...errors import UsageError
 from .family import Patch, Shapes
-from .helios_scheduler import described
+from .helios_scheduler import described, published
 from .wan import Wan, WanConfig
 
 __all__ = ["HELIOS", "LONG", "MID", "SHORT", "Helios", "HeliosConfig", "Pooled"]
@@ -100,6 +100,11 @@ class Helios(Wan):
     """Of a chunk."""
     history: History | None = RECENT
     unread: tuple[str, ...] = ("transformer_ode",)
+
+    @property
+    def assumed(self) -> tuple[str, Mapping[str, Any]]:
+        """Distilled, and Mid's schedule beside its own."""
+        return "Helios-Distilled's scheduler as diffusers has it, and Helios-Mid's schedule 20-20-20", published()
 
     def claims(self, document: Mapping[str, Any], decoder: Mapping[str, Any] | None) -> bool:
         """Whatever has its class."""

@@ -15,7 +15,7 @@ from ...documents import Fields, is_number, read_json
 from ...errors import UsageError
 from ..scheduler import check_fixed, scheduler_class, unipc_of
 
-__all__ = ["described", "stage_clock"]
+__all__ = ["described", "published", "stage_clock"]
 
 STEPS = 1000
 STAGES = 3
@@ -25,7 +25,7 @@ GAIN = 2.0
 DISTILLED = "HeliosDMDScheduler"
 OTHERS = "HeliosScheduler"
 
-ZERO_STAR: Mapping[str, Any] = {"guidance": "zero-star", "zeroed_steps": 2}
+ZERO_STAR: dict[str, Any] = {"guidance": "zero-star", "zeroed_steps": 2}
 """How a schedule is guided where the index says so: the pipeline's `zero_steps` is 1, and i <= zero_steps."""
 
 FIXED: Mapping[str, tuple[Any, Any]] = {
@@ -59,10 +59,21 @@ def described(folder: Path) -> dict[str, Any]:
     distilled = name == DISTILLED
     if _switch(index, "is_distilled") != distilled:
         raise index.wrong("is_distilled", f"{'true' if distilled else 'false'}, beside a {name}")
-    ends = _ends(fields)
-    clock = stage_clock(ends, _dynamic_shift(fields, "linear" if distilled else "exponential"))
     schedule = _distilled() if distilled else _undistilled(fields)
     schedule |= ZERO_STAR if _switch(index, "is_cfg_zero_star") else {}
+    return _document(fields, schedule, form="linear" if distilled else "exponential")
+
+
+def published() -> dict[str, Any]:
+    """What the `pyramid.json` of Helios-Distilled would say, with Helios-Mid's schedule beside its own."""
+    fields = Fields({"use_dynamic_shifting": True}, DISTILLED)
+    return _document(fields, _distilled(), _undistilled(Fields({}, OTHERS)) | ZERO_STAR, form="linear")
+
+
+def _document(fields: Fields, *schedules: Mapping[str, Any], form: str) -> dict[str, Any]:
+    """By a scheduler's configuration; its dynamic shift is of a form by default."""
+    ends = _ends(fields)
+    clock = stage_clock(ends, _dynamic_shift(fields, form))
     return {
         "kind": "clocked",
         "stages": STAGES,
@@ -71,7 +82,7 @@ def described(folder: Path) -> dict[str, Any]:
         "first_frame": "joint",
         "clean_levels": [up(GAIN**index, end) for index, end in enumerate(reversed(ends))],
         "clock": clock.to_json(),
-        "schedules": {"-".join(map(str, schedule["steps"])): schedule},
+        "schedules": {"-".join(map(str, schedule["steps"])): schedule for schedule in schedules},
     }
 
 

@@ -11,6 +11,7 @@ from ...chain.kinds import Kind
 from ...chain.pyramid import Geometry, Resolution, Stage
 from ...documents import is_number
 from ...errors import UsageError
+from ..schedules import PAPER_SCHEDULES
 from .family import Patch, Shapes
 from .wan_decoder import Compression, WanDecoderConfig
 
@@ -122,6 +123,13 @@ class Wan:
     """Of its VAE."""
     history: History | None = None
     unread: tuple[str, ...] = ()
+
+    @property
+    def assumed(self) -> tuple[str, Mapping[str, Any]]:
+        """The paper's pyramid."""
+        words = "pyramidal, three stages, Haar, first frame apart, the paper's schedules (0-0-n: plain Wan)"
+        how = {"schedules": PAPER_SCHEDULES, "default_schedule": "2-2-1"}
+        return words, {"kind": "pyramidal", "stages": 3, **how}
 
     def claims(self, document: Mapping[str, Any], decoder: Mapping[str, Any] | None) -> bool:
         """Whether the VAE, or without one the number of channels, is Wan2.1's, which Wan2.2-A14B has too."""
