@@ -100,7 +100,7 @@ def command(
         start, do = time.perf_counter(), partial(do_job, run=run, keep=many.given, quiet=quiet)
         work = partial(open_worker, opening=opening, options=options, prompts=words)
         made = do_jobs(jobs, do, spread and partial(spread, work))
-        results = {job: _said(result, out) | {"warnings": warned[job.output]} for job, result in made}
+        results = {job: _said(result, chosen, out) | {"warnings": warned[job.output]} for job, result in made}
     _tell([results[job] for job in jobs], time.perf_counter() - start if many.given else None, as_json)
 
 
@@ -153,10 +153,10 @@ def _check_components(model: Path, sampler: Sampler, jobs: list[Job]) -> None:
         raise UsageError(f"{model} has no VAE: only latents can be written; give an output that ends in .npy")
 
 
-def _said(result: dict[str, Any], out: TextIO | None) -> dict[str, Any]:
+def _said(result: dict[str, Any], schedule: Schedule, out: TextIO | None) -> dict[str, Any]:
     """A job's result, of which people are told as soon as it is there."""
     if out is not None and not result.get("kept"):
-        what = f"{', '.join(result['files'])}: schedule {result['schedule']}, seed {result['seed']}"
+        what = f"{', '.join(result['files'])}: schedule {schedule.words}, seed {result['seed']}"
         took = f", {result['seconds']:.1f} s" if "seconds" in result else ", by a worker that was lost after it"
         previews = f", {result['preview_seconds']:.1f} s of it for previews" if result.get("preview_seconds") else ""
         where = f", on {result['worker']}" if "worker" in result else ""

@@ -56,6 +56,12 @@ class Schedule:
         """Steps per stage, coarsest first."""
         return tuple(map(len, self.levels))
 
+    @property
+    def words(self) -> str:
+        """Its name, and the steps of the first chunk where it has others."""
+        first = "-".join(str(len(group)) for group in self.first_chunk)
+        return f"{self.name} (first chunk {first})" if first else self.name
+
     def guidance_of(self, expert: int) -> float:
         """The scale that a network is guided with; that of the first one says whether any is (as diffusers)."""
         own = self.guidance_scale_2

@@ -91,3 +91,13 @@ def test_sizes_are_those_of_three_stages(make_checkpoint: Callable[..., Path], r
 def test_kinds_of_schedulers_are_not_chosen(refused: Callable[..., str], tmp_path: Path) -> None:
     for how in (("tiny-helios", "--kind", "plain"), ("tiny", "--kind", "clocked"), ("tiny-helios", "--stages", 2)):
         assert "leave out --kind, --stages" in refused("init", "--random", *how, "-o", tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("preset", "said"), [("tiny-helios-distilled", "1-1-1 (first chunk 2-2-2)"), ("tiny-helios", "1-1-1")]
+)
+def test_a_schedule_says_what_its_first_chunk_takes(
+    make_checkpoint: Callable[..., Path], preset: str, said: str
+) -> None:
+    model = read_checkpoint(make_checkpoint("--random", preset), resolution=SIZE).model
+    assert model.schedule("1-1-1").words == said
