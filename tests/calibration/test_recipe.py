@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pyrexport.runtime.chain.guidance import Guidance
 from pyrexport.runtime.chain.pyramid import Resolution
 from pyrexport.runtime.chain.schedules import Schedule
 from pyrexport.runtime.chain.solvers import SolverChoice
@@ -52,6 +53,12 @@ CHOICES = {
     "a.to_k": Choice("", "one of the 1 that damage most"),
 }
 RECIPE = Calibration(RUN, LAYERS, {"transformer": "w8a8"}, CHOICES, 30.0, (Trial(0, 12.5), Trial(1, 31.0)))
+
+
+def test_a_run_is_read_with_the_guidance_that_it_had():
+    guided = replace(RUN.schedule, guidance=Guidance("zero-star", 2), guidance_scale_2=3.5)
+    run = replace(RUN, schedule=guided)
+    assert Trajectories.from_json(run.to_json(), "test") == run
 
 
 def changed(**fields: np.ndarray) -> Calibration:

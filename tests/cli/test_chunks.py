@@ -5,12 +5,15 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import Result
 from conftest import build
+from pyrexport.calibration.run import _decode
+from pyrexport.calibration.sensitivity import _middle
 from pyrexport.cli.jobs import Job
 from pyrexport.cli.reading import Reading
 from pyrexport.cli.running import RunOptions
@@ -19,6 +22,7 @@ from pyrexport.cli.videos import VideoOptions
 from pyrexport.export.reference.record import record_trace
 from pyrexport.runtime.bundle.engines import EngineOptions
 from pyrexport.runtime.chain.guidance import Guidance
+from pyrexport.runtime.chain.plan import plan
 from pyrexport.runtime.chain.pyramid import Resolution
 from pyrexport.runtime.chain.schedules import Schedule
 from pyrexport.runtime.chain.solvers import SolverChoice
@@ -157,3 +161,14 @@ def test_a_stage_that_is_never_evaluated_is_not_calibrated(
     line = refused("calibrate", lean, *how, "-o", tmp_path / "recipe.safetensors", "--quiet")
     assert "'2-1-1' evaluates nothing in stage 2" in line
     assert "expected at least 3 steps there" in line
+
+
+def test_a_recipe_is_of_what_is_evaluated_and_decodes_each_chunk_alone(make_checkpoint: Callable[..., Path]) -> None:
+    guided = read_checkpoint(make_checkpoint("--random", "tiny-helios"), resolution=SIZE)
+    steps = plan(guided.model.pyramid, SIZE, guided.model.schedule("3-1-1"))
+    assert [step.evaluations for step in steps] == [0, 0, 2, 2, 2]
+    assert _middle(steps, 2).position == 2
+    seen: list[tuple[int, ...]] = []
+    reference: Any = SimpleNamespace(checkpoint=guided, decode_float=lambda latent, _: seen.append(latent.shape))
+    _decode(reference, np.zeros((16, 6, 8, 16), np.float32))
+    assert seen == [LATENT, LATENT]
