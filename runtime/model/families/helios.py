@@ -53,6 +53,7 @@ class HeliosConfig(WanConfig):
     """Fields of diffusers' `HeliosTransformer3DModel` configuration."""
 
     class_name: ClassVar[str] = "HeliosTransformer3DModel"
+    supported: ClassVar[str] = "Helios' published transformers"
     rope_dim: Patch = (44, 42, 42)
     """Channels of a head that turn with T, H and W."""
     rope_theta: float = 10000.0

@@ -26,6 +26,7 @@ class WanConfig:
     """Fields of diffusers' `WanTransformer3DModel` configuration that text-to-video models use."""
 
     class_name: ClassVar[str] = "WanTransformer3DModel"
+    supported: ClassVar[str] = "text-to-video models"
     patch_size: Patch = (1, 2, 2)
     num_attention_heads: int = 40
     attention_head_dim: int = 128
@@ -64,8 +65,8 @@ class WanConfig:
         for name, allowed in cls.fixed().items():
             if document.get(name, allowed) != allowed:
                 raise UsageError(
-                    f"{source}: only text-to-video models are supported: expected {name} {allowed}, "
-                    f"found {document[name]}"
+                    f"{source}: only {cls.supported} are supported: expected {name} {allowed!r}, "
+                    f"found {document[name]!r:.60}"
                 )
         known = {field.name: document.get(field.name) for field in fields(cls)}
         config = cls(**{name: _checked(name, value, source) for name, value in known.items() if value is not None})

@@ -52,6 +52,13 @@ def test_a_folder_needs_no_pyramid_json(make_checkpoint: Callable[..., Path]) ->
         ("model_index.json", "is_distilled", True, "expected false, beside a HeliosScheduler, found true"),
         ("model_index.json", "scheduler", ["diffusers", "UniPCMultistepScheduler"], "found UniPCMultistepScheduler"),
         ("transformer/config.json", "guidance_cross_attn", False, "expected guidance_cross_attn True, found False"),
+        ("transformer/config.json", "guidance_cross_attn", "True", "expected guidance_cross_attn True, found 'True'"),
+        (
+            "transformer/config.json",
+            "zero_history_timestep",
+            False,
+            "only Helios' published transformers are supported",
+        ),
         ("transformer/config.json", "rope_dim", [8, 4, 2], "add up to attention_head_dim 16"),
     ],
 )
