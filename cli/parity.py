@@ -86,8 +86,7 @@ def command(
         if bundle is not None:  # first: a reference may take hours
             require_bundle(bundle)
             networks = (_checkpoint(reference, bundle, asked), recipe) if graph and reference else None
-            size = asked.size_for([] if trace is None else [trace])
-            chosen = {"resolution": size, "decoder": asked.decoder}
+            chosen = {"resolution": asked.size_for([trace] if trace else []), "decoder": asked.decoder}
             pipeline = opened.enter_context(_open(bundle, chosen, engine, networks, Path(folder), quiet))
         if reference is not None:
             asked.write(reference, path, bundle, quiet)
@@ -100,12 +99,11 @@ def command(
     kind = "graph_parity" if graph else "parity"
     if store:
         _store(pipeline.bundle, result, kind)
-    try:
-        _tell(result, as_json)
-    finally:
-        if html is not None:
-            subject = Subject(bundle, pipeline.bundle.manifest, str(reference or trace), tuple(recorded.runs), engine)
-            write_page(html, parity_page(subject, result, TITLES[kind], pairs))
+    _print(result, as_json)
+    if html is not None:
+        subject = Subject(bundle, pipeline.bundle.manifest, str(reference or trace), tuple(recorded.runs), engine)
+        write_page(html, parity_page(subject, result, TITLES[kind], pairs))
+    _require_passed(result)
 
 
 def _check_usage(
@@ -240,16 +238,14 @@ def _show_recorded(path: Path, as_json: bool) -> None:
         click.echo(f"{path}: {path.stat().st_size:,} bytes")
 
 
-def _tell(result: dict[str, Any], as_json: bool) -> None:
-    """Print the result.
-
-    Raises:
-        CheckFailed: it is a failure.
-    """
+def _print(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(result)
     else:
         _show(result)
+
+
+def _require_passed(result: dict[str, Any]) -> None:
     if not result["passed"]:
         raise CheckFailed(f"parity failed: {parity_verdict(result)} for {result['precision']}")
 

@@ -84,15 +84,14 @@ def command(
                 result, runs = compare_here(pipeline, comparison, limits, pairs, quiet)
             else:
                 result, runs = compare_elsewhere(pipeline, comparison, limits, pairs, quiet, spread)
-    try:
-        _tell(result, as_json)
-    finally:
-        if plot is not None:
-            write_plot(plot, result)
-        if html is not None:
-            origin = ", ".join(map(str, [reference] if reference else traces))
-            subject = Subject(bundle, pipeline.bundle.manifest, origin, runs, engine)
-            write_page(html, quality_page(subject, result, pairs))
+    _print(result, as_json)
+    if plot is not None:
+        write_plot(plot, result)
+    if html is not None:
+        origin = ", ".join(map(str, [reference] if reference else traces))
+        subject = Subject(bundle, pipeline.bundle.manifest, origin, runs, engine)
+        write_page(html, quality_page(subject, result, pairs))
+    _conclude(result, as_json)
 
 
 def _check_usage(reference: Path | None, traces: tuple[Path, ...], asked: Recording) -> None:
@@ -135,18 +134,16 @@ def _limits(pipeline: Pipeline, min_psnr: float | None, max_motion_error: float 
     )
 
 
-def _tell(result: dict[str, Any], as_json: bool) -> None:
-    """Print the result.
-
-    Raises:
-        CheckFailed: it is a failure.
-    """
+def _print(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(result)
     else:
         stored = ", ".join(f"{component} {scheme}" for component, scheme in result["precision"].items())
         rows = [[escape(row[0]), *row[1:]] for row in run_rows(result)]  # a table's cells may hold markup
         print_table(f"quality at {result['resolution']}: {stored}", RUN_COLUMNS, rows)
+
+
+def _conclude(result: dict[str, Any], as_json: bool) -> None:
     if not result["passed"]:
         raise CheckFailed(f"quality failed: {quality_verdict(result)}")
     if not as_json:
