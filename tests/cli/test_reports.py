@@ -156,6 +156,7 @@ def test_a_failing_parity_says_so(copy, trace, cli, tmp_path):
     resign(copy, latents=latents | {"mean": [5.0] * 16})
     result = cli("parity", copy, "--trace", trace, "--html", tmp_path / "a.html", QUIET)
     assert result.exit_code == 1
+    assert "FAIL" in result.output
     page = Page(tmp_path / "a.html")
     assert "failed" in page.words
     assert " vae, video out of tolerance" in page.words
@@ -167,7 +168,7 @@ def test_a_failing_parity_says_so(copy, trace, cli, tmp_path):
 
 def test_a_page_replaces_an_old_one_and_leaves_nothing_beside_it(bundle, trace, cli, tmp_path):
     page = tmp_path / "a.html"
-    page.write_text("old")
+    page.write_text('<!DOCTYPE html><head><meta name="generator" content="pyrexport">old')
     assert cli("parity", bundle, "--trace", trace, "--html", page, QUIET).exit_code == 0
     assert page.read_text().startswith("<!DOCTYPE html>")
     assert os.listdir(tmp_path) == ["a.html"]
@@ -188,11 +189,19 @@ def test_a_trace_without_frames_is_a_page_without_frames(bundle, tiny, cli, tmp_
         ("a.pdf", "--html writes a .html, found 'a.pdf'"),
         ("nowhere/a.html", "does not exist"),
         ("is.html", "is a folder"),
+        ("mine.html", "is no report of pyrexport"),
     ],
 )
 def test_what_could_not_be_written_is_refused_before_the_work(bundle, trace, refused, tmp_path, command, name, words):
     (tmp_path / "is.html").mkdir()
+    (tmp_path / "mine.html").write_text("mine")
     assert words in refused(command, bundle, "--trace", trace, "--html", tmp_path / name, QUIET)
+
+
+@pytest.mark.parametrize("command", ["parity", "quality"])
+def test_no_page_is_written_into_a_bundle(bundle, trace, refused, command):
+    line = refused(command, bundle, "--trace", trace, "--html", bundle / "a.html", QUIET)
+    assert "is a bundle, which holds its own files alone" in line
 
 
 def test_a_recording_alone_has_no_page(tiny, refused, tmp_path):
