@@ -85,7 +85,7 @@ def check_output(path: Path, *, folder: bool = False) -> None:
         raise UsageError(
             f"folder {path.parent} of the output is not writable ({error.strerror}); choose another"
         ) from None
-    if (parent / MANIFEST_FILE).is_file():
+    if (parent / MANIFEST_FILE).is_file() and not is_partial(parent.name):
         raise UsageError(f"{path.parent} is a bundle, which holds its own files alone: choose another folder")
     if len(os.fsencode(path.name)) > 255:
         raise UsageError(f"the name of the output is longer than 255 bytes: {path.name[:40]}…")
