@@ -9,7 +9,7 @@ from typing import Any
 
 from ..runtime.documents import read_json
 from ..runtime.errors import UsageError
-from ..runtime.files import check_output, write_whole
+from ..runtime.files import check_output, check_outside_bundles, write_whole
 from ..runtime.pipeline.latents import origin_file
 from ..runtime.pipeline.video import has_video_writer
 from .videos import VideoOptions
@@ -107,6 +107,7 @@ def _one(prompts: list[str], output: Path, grid: str | None, latents: Path | Non
     job = Job(prompts[0], output, sheet, latents, seeds[0])
     for path in job.files:
         check_output(path, folder=path.suffix == "")
+        check_outside_bundles(path)
     for path in (job.latents_file, origin_file(job.latents_file)):
         check_output(path)
     if not output.suffix and output.is_dir() and any(output.iterdir()):
@@ -120,6 +121,7 @@ def _many(prompts: list[str], output: Path, grid: str | None, latents: Path | No
     if output.suffix:
         raise UsageError(f"with --prompts the output is a folder, found '{output.name}'")
     check_output(output, folder=True)
+    check_outside_bundles(output)
     suffix = ".mp4" if has_video_writer() else ".npz"
     jobs = []
     for index, prompt in enumerate(prompts):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import UsageError
-from ..runtime.files import check_output, written_beside
+from ..runtime.files import check_output, check_outside_bundles, written_beside
 
 __all__ = ["check_plot", "write_plot"]
 
@@ -24,6 +24,7 @@ def check_plot(path: Path) -> None:
     if find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib: pip install 'pyrexport[plot]'")
     check_output(path)
+    check_outside_bundles(path)
 
 
 def write_plot(path: Path, document: dict[str, Any]) -> None:

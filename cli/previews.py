@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ..runtime.errors import UsageError
-from ..runtime.files import check_output
+from ..runtime.files import check_output, check_outside_bundles
 from ..runtime.model.preview import Preview
 from ..runtime.pipeline.preview import preview_map
 from ..runtime.pipeline.video import contact_sheet, enlarge, has_video_writer, write_gif, write_png
@@ -39,6 +39,7 @@ class PreviewFile:
         if path.suffix == ".gif" and not has_video_writer():
             raise UsageError("a .gif needs PyAV: pip install 'pyrexport[video]', or give a .png")
         check_output(path)
+        check_outside_bundles(path)
         if decoder is None:
             preview_map(sampler.preview, model)
         elif DECODERS[decoder] not in sampler.model.decoders:

@@ -16,6 +16,7 @@ __all__ = [
     "MANIFEST_FILE",
     "cache_folder",
     "check_output",
+    "check_outside_bundles",
     "file_digest",
     "is_left_behind",
     "is_partial",
@@ -71,8 +72,7 @@ def check_output(path: Path, *, folder: bool = False) -> None:
     """Refuse a file (or a folder) that could not be written, before the work that it is for.
 
     Raises:
-        UsageError: its parent is missing, not writable or a bundle, something of another kind is there, or its name is
-            too long.
+        UsageError: its parent is missing or not writable, something of another kind is there, or its name is too long.
     """
     if not path.name:
         raise UsageError(f"'{path}' is no output: expected the name of a file or a folder")
@@ -85,14 +85,22 @@ def check_output(path: Path, *, folder: bool = False) -> None:
         raise UsageError(
             f"folder {path.parent} of the output is not writable ({error.strerror}); choose another"
         ) from None
-    if (parent / MANIFEST_FILE).is_file() and not is_partial(parent.name):
-        raise UsageError(f"{path.parent} is a bundle, which holds its own files alone: choose another folder")
     if len(os.fsencode(path.name)) > 255:
         raise UsageError(f"the name of the output is longer than 255 bytes: {path.name[:40]}…")
     if path.is_dir() and not folder:
         raise UsageError(f"{path} is a folder: expected the name of a file")
     if folder and path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file: expected the name of a folder")
+
+
+def check_outside_bundles(path: Path) -> None:
+    """Refuse an output that would lie in a bundle.
+
+    Raises:
+        UsageError: it would.
+    """
+    if (path.absolute().parent / MANIFEST_FILE).is_file():
+        raise UsageError(f"{path.parent} is a bundle, which holds its own files alone: choose another folder")
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 from xml.etree.ElementTree import Element, tostring
 
 from ...runtime.errors import UsageError
-from ...runtime.files import check_output, write_whole
+from ...runtime.files import check_output, check_outside_bundles, write_whole
 
 __all__ = ["Child", "check_page", "page", "section", "table", "tag", "write_page"]
 
@@ -84,6 +84,7 @@ def check_page(path: Path) -> None:
     if path.suffix not in (".html", ".htm"):
         raise UsageError(f"--html writes a .html, found '{path.name}'")
     check_output(path)
+    check_outside_bundles(path)
     if path.exists() and f'content="{GENERATOR}"'.encode() not in path.read_bytes()[:1000]:
         raise UsageError(f"{path} is no report of pyrexport: choose another name")
 
