@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from click.testing import Result
 from conftest import build
-from pyrexport.calibration.run import _decode
 from pyrexport.calibration.sensitivity import _middle
+from pyrexport.calibration.watching import _decode
 from pyrexport.cli.jobs import Job
 from pyrexport.cli.reading import Reading
 from pyrexport.cli.running import RunOptions
