@@ -52,10 +52,13 @@ def engines_take_one_core() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def operators_are_listed_once() -> None:
+def exports_are_made_once() -> None:
     """PyTorch's exporter lists all of ONNX's operators and its own anew for each graph: a fourth of a tiny export."""
+    from support.exporting import translate_once
     from torch._export import utils
     from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    translate_once()
 
     make = cache(ONNXRegistry.from_torchlib)
 
@@ -67,6 +70,15 @@ def operators_are_listed_once() -> None:
 
     ONNXRegistry.from_torchlib = staticmethod(listed)
     utils._materialize_cpp_cia_ops = cache(utils._materialize_cpp_cia_ops)
+
+
+@pytest.fixture
+def exports_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what compares one export with another."""
+    from pyrexport.export.lowering import onnx
+    from support.exporting import translate
+
+    monkeypatch.setattr(onnx, "_translate", translate)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import json
 from itertools import pairwise
 
 import onnx_ir as ir
+import pytest
 
 
 def test_a_bundle_holds_what_its_manifest_lists(bundle, tiny):
@@ -56,6 +57,7 @@ def test_every_weight_is_stored_once(bundle):
     assert sum(places.values()) + 4 * table["rows"] * table["width"] == document["weights"]["bytes"]
 
 
+@pytest.mark.usefixtures("exports_each_time")
 def test_building_twice_gives_the_same_bytes(make_checkpoint, cli, tmp_path):
     folder = make_checkpoint("--no-vae", "--blocks", "1", "--stages", "2")
     for name in ("a", "b"):
