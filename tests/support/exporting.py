@@ -60,10 +60,18 @@ def _described(value: Any) -> object:
 
 
 def _operators(operators: Mapping[Any, Callable[..., Any]]) -> Iterator[object]:
-    """Which functions they are; those that are made for so many kinds of layers enclose a list of that length."""
     for name, function in operators.items():
-        enclosed = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-        yield str(name), function.__module__, function.__qualname__, [len(each) for each in enclosed]
+        yield str(name), _function(function)
+
+
+def _function(function: Any) -> object:
+    """Which function it is, and what it encloses; one that is made for so many kinds of layers, a list of them."""
+    if isinstance(function, list):
+        return len(function)
+    if not hasattr(function, "__qualname__"):
+        return repr(function)
+    enclosed = [_function(cell.cell_contents) for cell in getattr(function, "__closure__", None) or ()]
+    return function.__module__, function.__qualname__, enclosed
 
 
 def _cloned(model: ir.Model) -> ir.Model:
