@@ -1,14 +1,13 @@
 """Calibrating a checkpoint: its reference samples prompts by the runtime's own chain, and its layers are watched."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from ..export.families import modules_of
 from ..export.reference.reference import Reference
 from ..runtime.chain.plan import plan
-from ..runtime.errors import UsageError
+from ..runtime.errors import UsageError, noted
 from ..runtime.files import check_output
 from ..runtime.model.checkpoint import Checkpoint
 from ..runtime.model.safetensors import check_tensors_output
@@ -112,7 +111,8 @@ def _statistics(
         wanted = {index: request.prompts[index] for index in range(done, count)}
         texts = reference.embed(wanted | {count: run.negative_prompt})
         prompts = [Prompt(index, texts[index], texts[count]) for index in wanted]
-        with _noted(state):
+        kept = f"{state} keeps the prompts that were done: the same command goes on from them"
+        with noted(kept, state.exists):
             for index, found in zip(wanted, _watched(watcher, run, prompts, elsewhere), strict=True):
                 seen.add(found)
                 _check_ranges(seen, run)
@@ -130,17 +130,6 @@ def _watched(
     for seen in elsewhere(run, prompts):
         watcher.reporter.advance(watcher.units)
         yield seen
-
-
-@contextmanager
-def _noted(state: Path) -> Iterator[None]:
-    """Errors say what is kept: see `cli.main`."""
-    try:
-        yield
-    except BaseException as error:
-        if state.exists():
-            error.add_note(f"{state} keeps the prompts that were done: the same command goes on from them")
-        raise
 
 
 def _taken(file: Path, run: Trajectories) -> dict[str, Ranges]:

@@ -6,7 +6,6 @@ machine on which nothing was decoded yet, and short runs are killed too.
 
 import shlex
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from ..runtime.bundle.opening import is_bundle
-from ..runtime.errors import UsageError
+from ..runtime.errors import UsageError, noted
 from ..runtime.pipeline.chunks import frame_count, split
 from ..runtime.pipeline.latents import Origin, origin_file, read_left_latents, read_origin, remove_latents, save_latents
 from .jobs import Job
@@ -92,7 +91,7 @@ class Finish:
             save_latents(file, latents, origin)
         if not bar.disable:
             bar.console.print(f"latents: {file}", soft_wrap=True)
-        with _noted(f"the latents are in {file}: {self.way_on(job, file)}"):
+        with noted(f"the latents are in {file}: {self.way_on(job, file)}"):
             decode_latents(job, self.sampler, [latents], 1, self.video, bar)
         self.forget(job)
 
@@ -112,7 +111,7 @@ class Finish:
                 save_latents(file, np.concatenate(made, axis=1), origin)
                 yield chunk
 
-        with _noted(f"the latents of finished chunks are in {file}: {self.way_on(job, file)}", lambda: file.exists()):
+        with noted(f"the latents of finished chunks are in {file}: {self.way_on(job, file)}", lambda: file.exists()):
             if job.latent_only:
                 for _ in chunks():
                     continue
@@ -124,7 +123,7 @@ class Finish:
 
     def _left(self, file: Path) -> Latents:
         """What this run left that was stopped: whose it is says `check`."""
-        with _noted(f"remove {file} to sample it again"):
+        with noted(f"remove {file} to sample it again"):
             return read_left_latents(file, self.sampler.model, self.sampler.resolution, self.chunks)
 
     def forget(self, job: Job) -> None:
@@ -141,14 +140,3 @@ def decode_latents(
     task = bar.add_task("frames", total=total)
     encoding = video.encoding(sampler.frame_rate)
     write_video(job.output, job.sheet, sampler.decode(chunks, count), encoding, lambda n: bar.advance(task, n))
-
-
-@contextmanager
-def _noted(line: str, applies: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """Errors say what else there is to know, where it applies: see `cli.main`."""
-    try:
-        yield
-    except BaseException as error:
-        if applies():
-            error.add_note(line)
-        raise
