@@ -23,6 +23,7 @@ UNDERSCORED = "lora_unet_"
 
 WORDS = re.compile(
     r"(?:self|cross)_attn|(?:norm_)?[qk]_img|v_img|norm_[qk]|(?:patch|text|time)_embedding|time_projection|img_emb"
+    r"|patch_(?:short|mid|long)"
     r"|condition_embedder|(?:time|text)_embedder|time_proj|linear_\d|proj_out|to_(?:out|[qkv])|add_[kv]_proj"
 )
 """Parts of names that have underscores of their own."""

@@ -179,7 +179,9 @@ def _renamed(names: Sequence[str], transformer: Mapping[str, TensorEntry]) -> Ma
         return theirs
     # The conversion tells original names by those of attentions, which a file of other layers lacks.
     mark = "blocks.0.self_attn.q.weight"
-    return to_diffusers("transformer", [*dict.fromkeys([*names, mark])])
+    found = to_diffusers("transformer", [*dict.fromkeys([*names, mark])])
+    # Helios has the table of Wan's head in its last norm.
+    return {name: new if new in transformer else f"norm_out.{new}" for name, new in found.items()}
 
 
 def _check_fits(file: Path, key: TensorEntry, edit: Edit, entry: TensorEntry | None) -> None:

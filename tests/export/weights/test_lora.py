@@ -9,11 +9,19 @@ from typing import Any
 import pytest
 import torch
 from click.testing import Result
-from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    HeliosPyramidPipeline,
+    HeliosTransformer3DModel,
+    WanPipeline,
+    WanTransformer3DModel,
+)
 from pyrexport.export.weights.edits import read_rows, read_tensor
 from pyrexport.export.weights.lora import merge_loras, parse_lora, read_changes
+from pyrexport.export.weights.names import to_diffusers
+from pyrexport.runtime.chain.pyramid import Resolution
 from pyrexport.runtime.errors import UsageError
-from pyrexport.runtime.model.checkpoint import Checkpoint
+from pyrexport.runtime.model.checkpoint import Checkpoint, read_checkpoint
 from safetensors.torch import load_file, save_file
 from support.building import LEAN, small_checkpoint
 
@@ -49,6 +57,13 @@ def plain(make_checkpoint: Make) -> Path:
 def opened(plain: Path) -> Checkpoint:
     """The same, read."""
     return small_checkpoint(plain)
+
+
+@pytest.fixture(scope="module")
+def helios(make_checkpoint: Make) -> Checkpoint:
+    """A transformer of Wan's layers, and some of its own."""
+    folder = make_checkpoint("--random", "tiny-helios-distilled", *LEAN)
+    return read_checkpoint(folder, resolution=Resolution(9, 64, 128), rename=to_diffusers)
 
 
 def pairs(opened: Checkpoint, seed: int, outer: Mapping[str, str] = {}) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -148,6 +163,11 @@ def fused(plain: Path, loras: Mapping[str, float]) -> dict[str, torch.Tensor]:
         scheduler=FlowMatchEulerDiscreteScheduler(),
         transformer=transformer,
     )
+    return fused_by(pipeline, loras)
+
+
+def fused_by(pipeline: Any, loras: Mapping[str, float]) -> dict[str, torch.Tensor]:
+    """The tensors of a pipeline's transformer, once LoRAs are loaded and fused into it."""
     names = []
     for index, file in enumerate(loras):
         names.append(f"lora{index}")
@@ -155,7 +175,7 @@ def fused(plain: Path, loras: Mapping[str, float]) -> dict[str, torch.Tensor]:
     pipeline.set_adapters(names, list(loras.values()))
     pipeline.fuse_lora(components=["transformer"], adapter_names=names)
     pipeline.unload_lora_weights()
-    return {name: tensor.float() for name, tensor in transformer.state_dict().items()}
+    return {name: tensor.float() for name, tensor in pipeline.transformer.state_dict().items()}
 
 
 def assert_close(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> None:
@@ -174,6 +194,14 @@ def test_equals_diffusers(plain: Path, opened: Checkpoint, tmp_path: Path, diale
     assert_close(ours, fused(plain, {str(file): scale}))
     changed = [name for name, tensor in ours.items() if not torch.equal(tensor, read_tensor(opened.transformer[name]))]
     assert bool(changed) == (scale != 0)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_on_helios_equals_diffusers(helios: Checkpoint, tmp_path: Path, dialect: str) -> None:
+    file = write(tmp_path / "lora.safetensors", DIALECTS[dialect](helios, 1))
+    transformer = HeliosTransformer3DModel.from_pretrained(helios.folder / "transformer")
+    pipeline = HeliosPyramidPipeline(None, None, None, None, transformer)
+    assert_close(merged(helios, f"{file}:0.5"), fused_by(pipeline, {str(file): 0.5}))
 
 
 def test_two_at_once_equal_diffusers(plain: Path, opened: Checkpoint, tmp_path: Path) -> None:
@@ -246,6 +274,23 @@ def test_whole_changes(opened: Checkpoint, tmp_path: Path) -> None:
         before = read_tensor(opened.transformer[name]).double()
         expected = before + 0.25 * deltas[key].double()
         assert float((ours[name].double() - expected).abs().max()) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("key", "changed"),
+    [
+        ("transformer.patch_short.diff", "patch_short.weight"),
+        ("diffusion_model.patch_mid.diff_b", "patch_mid.bias"),
+        ("lora_unet_patch_long.diff", "patch_long.weight"),
+        ("diffusion_model.head.diff_m", "norm_out.scale_shift_table"),
+        ("transformer.norm_out.diff_m", "norm_out.scale_shift_table"),
+        ("diffusion_model.blocks.0.norm3.diff", "blocks.0.norm2.weight"),
+    ],
+)
+def test_layers_that_are_helios_own(helios: Checkpoint, tmp_path: Path, key: str, changed: str) -> None:
+    file = write(tmp_path / "lora.safetensors", {key: torch.ones(helios.transformer[changed].shape)})
+    for name, tensor in merged(helios, str(file)).items():
+        torch.testing.assert_close(tensor, read_tensor(helios.transformer[name]) + (name == changed))
 
 
 def test_rows_are_those_of_the_whole(opened: Checkpoint, tmp_path: Path) -> None:
