@@ -10,7 +10,6 @@ from ...runtime.bundle.graphs import FIRST, LATENT, TEXT, Decoder, GraphKey, Gra
 from ...runtime.bundle.manifest import WEIGHTS_FILE
 from ...runtime.chain.pyramid import Resolution, Stage
 from ...runtime.model.checkpoint import Checkpoint
-from ...runtime.model.description import Model
 from ...runtime.model.safetensors import TensorEntry
 from ...runtime.quantisation import SCHEMES
 from ...targets.dialect import Dialect
@@ -132,11 +131,9 @@ def _graph_modules(
         for stage in model.stages(resolution)
         for expert in model.pyramid.experts(stage.index)
     ]
-    if target.symbolic and not target.separates_graphs(options.target) and _differ_by_latents(model, stages):
-        for expert in range(model.experts):
-            own = [pair for pair in stages if pair[0].key.expert == expert]
-            if own:
-                yield from _symbolic_stages(checkpoint, options, dialect, own)
+    if target.symbolic and not target.separates_graphs(options.target) and not model.pyramid.kind.own_patch_layers:
+        for alike in _alike(stages):
+            yield from _symbolic_stages(checkpoint, options, dialect, alike)
     else:
         for spec, stage in stages:
             recipe = options.recipe(checkpoint, spec.key.component, stage.index)
@@ -158,10 +155,13 @@ def _graph_modules(
                 yield GraphModule(spec, modules.decoder_graph(checkpoint, decoder, recipe, dialect, first=first))
 
 
-def _differ_by_latents(model: Model, stages: Sequence[tuple[GraphSpec, Stage]]) -> bool:
-    """Whether stages have the same layers, and inputs whose shapes are the same but for the latent's."""
-    others = {tuple(tensor for tensor in spec.inputs if tensor.name != LATENT) for spec, _ in stages}
-    return len(others) == 1 and not model.pyramid.kind.own_patch_layers
+def _alike(stages: Sequence[tuple[GraphSpec, Stage]]) -> list[list[tuple[GraphSpec, Stage]]]:
+    """Stages of one network whose inputs have the same shapes but for the latent's."""
+    found: dict[Any, list[tuple[GraphSpec, Stage]]] = {}
+    for spec, stage in stages:
+        others = tuple(tensor for tensor in spec.inputs if tensor.name != LATENT)
+        found.setdefault((spec.key.expert, others), []).append((spec, stage))
+    return list(found.values())
 
 
 def _symbolic_stages(
@@ -211,8 +211,11 @@ def _programs(graphs: Sequence[GraphModule], target: BuildTarget) -> dict[str, t
         joined.setdefault(graph.spec.key.program, []).append(graph)
     programs: dict[str, tuple[GraphModule, ...]] = {}
     for name, group in joined.items():
-        if target.symbolic and len({id(graph.module) for graph in group}) > 1:
-            programs |= {graph.spec.name: (graph,) for graph in group}
-        else:
-            programs[name] = tuple(group)
+        networks: dict[int, list[GraphModule]] = {}
+        for graph in group:
+            networks.setdefault(id(graph.module) if target.symbolic else 0, []).append(graph)
+        for own in networks.values():
+            size = own[0].spec.key.resolution
+            joint = f"{name}_{size}" if size and len(networks) > 1 else name
+            programs[joint if len(own) > 1 or len(networks) == 1 else own[0].spec.name] = tuple(own)
     return programs

@@ -15,24 +15,32 @@ import torch
 from click.testing import Result
 from diffusers import HeliosPyramidPipeline
 from pyrexport.cli import main
-from pyrexport.export.bundle.blueprint import draw
+from pyrexport.export.bundle.blueprint import Blueprint, draw
+from pyrexport.export.bundle.options import BuildRequest, resolve_options
 from pyrexport.export.lowering.onnx import export_onnx
 from pyrexport.export.reference.record import record_trace
 from pyrexport.export.reference.reference import Reference
+from pyrexport.export.weights.edits import read_tensor
+from pyrexport.export.weights.lora import merge_loras, parse_lora
+from pyrexport.export.weights.source import sources_of
 from pyrexport.runtime.chain import sampler
 from pyrexport.runtime.chain.clock import Clock
 from pyrexport.runtime.chain.history import History
-from pyrexport.runtime.chain.plan import plan
+from pyrexport.runtime.chain.plan import plan, single_step
 from pyrexport.runtime.chain.pyramid import Pyramid, Resolution
+from pyrexport.runtime.documents import read_json
 from pyrexport.runtime.model.checkpoint import Checkpoint, read_checkpoint
 from pyrexport.runtime.model.families.helios import HELIOS
+from pyrexport.runtime.pipeline.features import timestep_features
 from pyrexport.runtime.proof.metrics import distance, psnr
 from pyrexport.targets.facts import find_build_target
+from safetensors.torch import load_file, save_file
 from support.building import build_options
 from support.parity import parity
 
 SIZE = Resolution(9, 64, 128)
 LATENT = (16, 3, 8, 16)
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 LEAN = ("--random", "tiny-helios-distilled", "--no-text-encoder", "--no-vae")
 
 
@@ -62,9 +70,12 @@ class Noise:
         return torch.from_numpy(out * np.float32(2 / math.sqrt(3)))[None]
 
 
-def by_diffusers(checkpoint: Path, seed: int, output: str, **how: Any) -> np.ndarray:
+def by_diffusers(checkpoint: Path, seed: int, output: str, lora: Path | None = None, **how: Any) -> np.ndarray:
     """Two chunks by the pipeline as its users load it: latents [C, T, H, W], or frames [T, H, W, 3]."""
     pipeline = HeliosPyramidPipeline.from_pretrained(checkpoint)
+    if lora is not None:
+        pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name, adapter_name="style")
+        pipeline.set_adapters("style", 0.5)
     pipeline.set_progress_bar_config(disable=True)
     noise = Noise(seed)
     pipeline.prepare_latents, pipeline.sample_block_noise = noise.prepare_latents, noise.sample_block_noise
@@ -80,6 +91,28 @@ def changed(checkpoint: Path, folder: Path, file: str, **fields: object) -> Path
     shutil.copytree(checkpoint, folder)
     document = json.loads((folder / file).read_text()) | fields
     (folder / file).write_text(json.dumps(document))
+    return folder
+
+
+def with_lora(checkpoint: Checkpoint, file: Path) -> Checkpoint:
+    """A checkpoint with half of a random LoRA, which is written to the file in diffusers' names."""
+    random, tensors = torch.Generator().manual_seed(5), {}
+    for layer in ("blocks.0.attn1.to_q", "blocks.0.ffn.net.2", "patch_short"):
+        out, into, *kernel = checkpoint.transformer[f"{layer}.weight"].shape
+        shapes = {"A": (4, into, *kernel), "B": (out, 4, *(1 for _ in kernel))}
+        for half, shape in shapes.items():
+            tensors[f"transformer.{layer}.lora_{half}.weight"] = torch.randn(shape, generator=random) * 0.1
+    save_file(tensors, file)
+    return merge_loras(checkpoint, [parse_lora(f"{file}:0.5")])
+
+
+def amplified(checkpoint: Path, folder: Path, mode: str) -> Path:
+    """A copy of a checkpoint whose history has keys with scales of their own."""
+    changed(checkpoint, folder, "transformer/config.json", is_amplify_history=True, history_scale_mode=mode)
+    config, file = HELIOS.read_transformer(read_json(folder / "transformer" / "config.json"), ""), folder / WEIGHTS
+    random, scales = torch.Generator().manual_seed(4), config.num_attention_heads if mode == "per_head" else 1
+    names = [f"blocks.{index}.attn1.history_key_scale" for index in range(config.num_layers)]
+    save_file(load_file(file) | {name: torch.randn(scales, generator=random) for name in names}, file)
     return folder
 
 
@@ -113,9 +146,8 @@ def test_two_chunks_of_a_bundle_are_the_pipelines(
     assert psnr(ours.frames, np.asarray((frames * 255).round(), np.uint8)) >= 60
 
 
-def chain_in_numpy(folder: Path, steps: str, scale: float) -> np.ndarray:
+def chain_in_numpy(checkpoint: Checkpoint, steps: str, scale: float) -> np.ndarray:
     """The latents of two chunks by the runtime's chain, with PyTorch's transformer in the engine's place."""
-    checkpoint = read_checkpoint(folder, resolution=SIZE)
     model, reference = checkpoint.model, Reference(checkpoint)
     taken, text = plan(model.pyramid, SIZE, model.schedule(steps, scale), 2), reference.encode(["a cat", ""])
     how = {"negative": {"text": text[1]}, "seed": 3, "history": HELIOS.history}
@@ -131,7 +163,7 @@ def test_the_chain_of_mid_is_the_pipelines(
     folder = changed(mid, tmp_path / "checkpoint", file, scheduler_type=scheduler)
     assert read_checkpoint(folder, resolution=SIZE).model.schedule("3-2-2").solver.name == scheduler
     # Of float32 coefficients, and a sum of float64; seen: 2e-6.
-    ours = chain_in_numpy(folder, "3-2-2", 5.0)
+    ours = chain_in_numpy(read_checkpoint(folder, resolution=SIZE), "3-2-2", 5.0)
     assert distance(ours, by_diffusers(folder, 3, "latent").numpy()).relative_l2 <= 1e-4
 
 
@@ -141,7 +173,16 @@ def test_a_distilled_index_says_how_to_guide_too(make_checkpoint: Callable[..., 
     folder = changed(distilled, tmp_path / "checkpoint", "model_index.json", is_cfg_zero_star=True)
     theirs = by_diffusers(folder, 3, "latent", is_amplify_first_chunk=True, guidance_scale=5.0).numpy()
     # See above.
-    assert distance(chain_in_numpy(folder, "3-2-2", 5.0), theirs).relative_l2 <= 1e-4
+    ours = chain_in_numpy(read_checkpoint(folder, resolution=SIZE), "3-2-2", 5.0)
+    assert distance(ours, theirs).relative_l2 <= 1e-4
+
+
+def test_a_lora_changes_a_run_as_the_pipelines_own_does(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    file, distilled = tmp_path / "style.safetensors", make_checkpoint("--random", "tiny-helios-distilled")
+    styled = with_lora(read_checkpoint(distilled, resolution=SIZE), file)
+    # See above; seen: 2e-7, and 1e-2 without the LoRA.
+    theirs = by_diffusers(distilled, 3, "latent", lora=file, is_amplify_first_chunk=True).numpy()
+    assert distance(chain_in_numpy(styled, "3-2-2", 1.0), theirs).relative_l2 <= 1e-4
 
 
 def test_the_reference_is_that_pipeline_where_a_run_is_its_own(make_checkpoint: Callable[..., Path]) -> None:
@@ -203,9 +244,22 @@ def test_a_folder_whose_pyramid_json_says_all_needs_no_scheduler(described: Path
 
 
 @pytest.fixture(scope="module")
-def lean(make_checkpoint: Callable[..., Path]) -> Checkpoint:
-    """A transformer alone, of one block."""
-    return read_checkpoint(make_checkpoint(*LEAN, "--blocks", "1"), resolution=SIZE)
+def lean(shared: Any, make_checkpoint: Callable[..., Path]) -> Checkpoint:
+    """A transformer alone, of one block, with an amplified history and a LoRA."""
+
+    def write(out: Path) -> None:
+        folder = amplified(make_checkpoint(*LEAN, "--blocks", "1"), out / "checkpoint", "per_head")
+        with_lora(read_checkpoint(folder, resolution=SIZE), out / "style.safetensors")
+
+    made = shared(("lean helios",), write)
+    checkpoint = read_checkpoint(made / "checkpoint", resolution=SIZE)
+    return merge_loras(checkpoint, [parse_lora(f"{made / 'style.safetensors'}:0.5")])
+
+
+@pytest.fixture(scope="module")
+def lean_bundle(lean: Checkpoint, bundle_of: Callable[..., Path]) -> Path:
+    (lora,) = lean.loras
+    return bundle_of(lean.folder, "--lora", f"{lora.file}:{lora.scale}")
 
 
 @pytest.fixture(scope="module")
@@ -216,10 +270,42 @@ def trace(lean: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_bundle_agrees_with_its_trace(lean: Checkpoint, trace: Path, bundle_of: Callable[..., Path]) -> None:
-    result = parity(bundle_of(lean.folder), trace)
+def test_a_bundle_agrees_with_its_trace(lean_bundle: Path, trace: Path) -> None:
+    result = parity(lean_bundle, trace)
     assert result["passed"], result
     assert result["levels"]["stages"]["relative_l2"] <= 1e-5
+
+
+def several(checkpoint: Checkpoint, target: str, **options: Any) -> Blueprint:
+    """A bundle that samples at two sizes, one of them longer."""
+    found = find_build_target(target)
+    request = BuildRequest(resolutions=(SIZE, Resolution(17, 64, 64)), target=options)
+    return draw(checkpoint, found, resolve_options(checkpoint, found, request))
+
+
+@pytest.mark.parametrize("mode", ["per_head", "scalar"])
+def test_graphs_of_each_size_amplify_a_history_as_diffusers_does(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, mode: str
+) -> None:
+    folder = amplified(make_checkpoint(*LEAN, "--blocks", "1"), tmp_path / "checkpoint", mode)
+    checkpoint = read_checkpoint(folder, resolution=SIZE)
+    drawn, reference, random = several(checkpoint, "ort"), Reference(checkpoint), np.random.default_rng(0)
+    assert [name for name in drawn.programs if name.startswith("stage2")] == ["stage2", "stage2_17x64x64"]
+    for (graph,) in drawn.programs.values():
+        for name, source in sources_of(graph.module).items():
+            made = (read_tensor(checkpoint.transformer[source.tensor]),)
+            for step in source.steps:
+                made = step.apply(made[0], 0)
+            module, _, leaf = name.rpartition(".")
+            setattr(graph.module.get_submodule(module), leaf, torch.nn.Parameter(made[source.output]))
+        given = {t.name: random.standard_normal(t.shape, np.float32)[0] for t in graph.spec.inputs}
+        step = single_step(checkpoint.model.pyramid, checkpoint.model.stages(SIZE)[graph.spec.key.stage], 0.9)
+        frequencies = torch.exp(-math.log(10000) * torch.arange(128) / 128).tolist()
+        given["timestep_features"] = timestep_features(step.timestep, frequencies)[0]
+        ours = graph.module(*(torch.from_numpy(given[t.name])[None] for t in graph.spec.inputs))[0].detach().numpy()
+        told = {name: given[name] for name in ("text", "history")}
+        # Sums of float32 in another order; seen: 4e-7, and 0.1 without the scales.
+        assert distance(ours, reference.velocity(step, given["latent"], told)).relative_l2 <= 2e-6, graph.spec.name
 
 
 def clock_of_another_stage(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,14 +357,12 @@ def velocity_by_sigma(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_planted_faults_fail_at_their_level(
     fault: Callable[[pytest.MonkeyPatch], None],
     failed: set[str],
-    lean: Checkpoint,
+    lean_bundle: Path,
     trace: Path,
-    bundle_of: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    bundle = bundle_of(lean.folder)
     fault(monkeypatch)
-    levels = parity(bundle, trace)["levels"]
+    levels = parity(lean_bundle, trace)["levels"]
     assert {name for name, level in levels.items() if not level["passed"]} == failed
 
 
@@ -351,6 +435,9 @@ def test_stages_are_one_network_where_shapes_are_symbolic(make_checkpoint: Calla
     assert inputs["history"] == (1, 16, 20, 8, 16)
     assert inputs["latent"] is not None
     assert not inputs["latent"].is_static()
+    # Histories of another size are tokens of another number: a network for each size.
+    programs = several(checkpoint, "trt", compute_capabilities=["8.9"]).programs
+    assert {name: len(own) for name, own in programs.items()} == {"stages": 3, "stages_17x64x64": 3}
 
 
 def test_a_recipe_is_made_of_chunks_with_a_history(
