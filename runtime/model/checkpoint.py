@@ -120,7 +120,8 @@ def read_checkpoint(
     folders = component_folders(folder, Fields(own or {}, str(file)))
     family, config = read_family(folders)
     written = str(file if own is not None else folder)
-    fields = Fields(assumed_document(folder, family) if own is None else _with_boundary(folder, own), written)
+    document = assumed_document(folder, family) if own is None else own
+    fields = Fields(_with_boundary(folder, document), written)
     resolution = parse_resolution(fields) if resolution is None else resolution
     sizeless = {name: value for name, value in fields.document.items() if name not in ("resolution", "components")}
     model = parse_model(sizeless, family, config, written)

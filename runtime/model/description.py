@@ -198,7 +198,8 @@ def _preview(fields: Fields, pyramid: Pyramid) -> PreviewMap | None:
 
 
 def _parse_pyramid(fields: Fields, wavelet: str | list[float], family: Family, config: TransformerConfig) -> Pyramid:
-    kind = KINDS[fields.text("kind", choices=KINDS)]
+    kinds = [name for name, kind in KINDS.items() if kind.clocked or not family.clocked]
+    kind = KINDS[fields.text("kind", choices=kinds)]
     depth = fields.integer("stages")
     if depth > kind.most_stages:
         most = "1" if kind.most_stages == 1 else f"at most {kind.most_stages}"
@@ -218,7 +219,7 @@ def _parse_pyramid(fields: Fields, wavelet: str | list[float], family: Family, c
         axes=axes,
         first_frame_apart=kind.halves and first == "separate",
         geometry=family.geometry(config),
-        boundary=_boundary(fields),
+        boundary=_boundary(fields, family),
         clock=_clock(fields, depth),
     )
 
@@ -228,9 +229,11 @@ def _clock(fields: Fields, depth: int) -> Clock | None:
     return None if document is None else Clock.from_json(document, depth, f"{fields.source}: clock")
 
 
-def _boundary(fields: Fields) -> float | None:
+def _boundary(fields: Fields, family: Family) -> float | None:
     if fields.document.get("boundary_ratio") is None:
         return None
+    if family.clocked:
+        raise fields.wrong("boundary_ratio", f"none: models of the family {family.name} are one network")
     found = fields.number("boundary_ratio")
     if not 0 < found < 1:
         raise fields.wrong("boundary_ratio", "a number above 0 and below 1")

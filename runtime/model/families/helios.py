@@ -100,6 +100,7 @@ class Helios(Wan):
     plain_resolution = Resolution(33, 384, 640)
     """Of a chunk."""
     history: History | None = RECENT
+    clocked: bool = True
     unread: tuple[str, ...] = ("transformer_ode",)
 
     @property

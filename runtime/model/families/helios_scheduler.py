@@ -74,6 +74,8 @@ def _document(fields: Fields, *schedules: Mapping[str, Any], form: str) -> dict[
     """By a scheduler's configuration; its dynamic shift is of a form by default."""
     ends = _ends(fields)
     clock = stage_clock(ends, _dynamic_shift(fields, form))
+    if any(first <= last for first, last in clock.timesteps):
+        raise fields.wrong("stage_range", f"shares that leave each stage one of {STEPS} timesteps or more")
     return {
         "kind": "clocked",
         "stages": STAGES,

@@ -123,6 +123,7 @@ class Wan:
     compression = Compression(4, 8, residual=False)
     """Of its VAE."""
     history: History | None = None
+    clocked: bool = False
     unread: tuple[str, ...] = ()
 
     @property

@@ -48,8 +48,10 @@ def test_a_folder_needs_no_pyramid_json(make_checkpoint: Callable[..., Path]) ->
         ("scheduler/scheduler_config.json", "gamma", 0.25, "gamma 0.25 has no solver here: expected 0.333"),
         ("scheduler/scheduler_config.json", "stages", 1, "stages 1 has no solver here: expected 3"),
         ("scheduler/scheduler_config.json", "stage_range", [0, 1, 0.5, 1], "4 numbers that increase"),
+        ("scheduler/scheduler_config.json", "stage_range", [0, 1e-4, 0.5, 1], "leave each stage one of 1000 timesteps"),
         ("scheduler/scheduler_config.json", "scheduler_type", "dmd", "one of unipc, euler"),
         ("model_index.json", "is_distilled", True, "expected false, beside a HeliosScheduler, found true"),
+        ("model_index.json", "boundary_ratio", 0.9, "models of the family helios are one network, found 0.9"),
         ("model_index.json", "scheduler", ["diffusers", "UniPCMultistepScheduler"], "found UniPCMultistepScheduler"),
         ("transformer/config.json", "guidance_cross_attn", False, "expected guidance_cross_attn True, found False"),
         ("transformer/config.json", "guidance_cross_attn", "True", "expected guidance_cross_attn True, found 'True'"),
@@ -76,6 +78,16 @@ def test_what_is_not_supported_is_refused_by_name(
     path = folder / file
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     assert said in refused("inspect", folder, "--resolution", SIZE)
+
+
+def test_a_pyramid_json_of_another_kind_is_refused(
+    make_checkpoint: Callable[..., Path], refused: Callable[..., str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(make_checkpoint("--random", "tiny-helios"), folder)
+    plain = {"format": 1, "kind": "plain", "stages": 1, "resolution": vars(SIZE), "schedules": {"4": {"steps": [4]}}}
+    (folder / "pyramid.json").write_text(json.dumps(plain))
+    assert "field 'kind': expected one of clocked, found \"plain\"" in refused("inspect", folder)
 
 
 def test_what_is_no_part_of_sampling_is_said(
