@@ -17,7 +17,8 @@ def plot_recipe(recipe: Calibration, path: Path) -> None:
     rows, layers = recipe.stages, list(recipe.layers)
     figure = Figure(figsize=(14, 0.5 + 3.2 * rows), layout="constrained")
     panels = figure.subplots(rows, 2, squeeze=False, width_ratios=(2, 1))
-    steps = np.log2(np.maximum([recipe.of(name).steps for name in layers], np.finfo(np.float32).tiny))
+    seen_in = np.array([recipe.of(name).steps for name in layers])
+    steps = np.log2(np.where(seen_in > 0, seen_in, np.nan))  # blank where no network is evaluated
     ends = np.cumsum(recipe.run.schedule.steps)
     for stage, (ranges, levels) in enumerate(panels):
         greatest = [recipe.of(name).maximum[stage] for name in layers]

@@ -146,7 +146,8 @@ def _search(reference: Reference, recipe: Calibration, request: CalibrationReque
     assert request.target_psnr is not None
     checkpoint, prompts = reference.checkpoint, list(request.prompts[:JUDGED])
     *texts, negative = reference.embed(dict(enumerate([*prompts, recipe.run.negative_prompt]))).values()
-    steps = plan(checkpoint.model.pyramid, checkpoint.resolution, request.schedule)
+    model = checkpoint.model
+    steps = plan(model.pyramid, checkpoint.resolution, request.schedule, model.telling_chunks)
     judge = Judge(reference, steps, {"text": negative}, schemes_of(request.methods["transformer"]), reporter)
     for index, text in enumerate(texts):
         judge.add(text, request.seed + index)

@@ -13,6 +13,7 @@ from ..runtime.chain.plan import StepPlan
 from ..runtime.chain.sampler import Conditions, Denoiser, Step, sample, told_of
 from ..runtime.choices import Choice
 from ..runtime.errors import CheckFailed
+from ..runtime.pipeline.chunks import split
 from ..runtime.proof.metrics import distance, psnr
 from ..runtime.quantisation import Scheme
 from ..runtime.recipe import Trial
@@ -37,6 +38,8 @@ class _Run:
     frames: NDArray[np.uint8]
     given: Mapping[int, Floats]
     """The latent before each step, by the step's number."""
+    past: Floats | None
+    """Latents of the chunks before the last [C, T, H, W], where there are some."""
 
 
 @dataclass
@@ -61,7 +64,10 @@ class Judge:
             given[step.plan.index] = step.before
 
         latent = self._sample(self.reference, conditions, seed, keep)
-        self.runs.append(_Run(conditions, seed, self.reference.decode(latent), given))
+        checkpoint = self.reference.checkpoint
+        *before, _ = split(latent, checkpoint.model, checkpoint.resolution)
+        past = np.concatenate(before, axis=1) if before else None
+        self.runs.append(_Run(conditions, seed, self.reference.decode(latent), given, past))
 
     def psnr(self, choices: Choices) -> float:
         """Median PSNR in dB of the videos of the runs."""
@@ -75,12 +81,15 @@ class Judge:
         return float(median(found))
 
     def damage(self, choices: Choices) -> dict[str, tuple[float, ...]]:
-        """Of each layer, rounded alone: relative L2 of the velocity in the middle of each stage, finest first."""
+        """Of each layer, rounded alone: relative L2 of the velocity in the middle of each stage, finest first.
+
+        Of a video in chunks, in the last one, which is told of those before it.
+        """
         run, rounded = self.runs[0], RoundedReference(self.reference)
         middles = [_middle(self.steps, stage) for stage in sorted({step.stage.index for step in self.steps})]
         self.reporter.begin("damage of each layer alone", len(choices) * len(middles))
         history = self.reference.checkpoint.model.family.history
-        told = told_of(run.conditions, history, None, middles[0])
+        told = told_of(run.conditions, history, run.past, middles[0])
         exact = [self.reference.velocity(step, run.given[step.index], told) for step in middles]
         found: dict[str, tuple[float, ...]] = {}
         for layer, choice in choices.items():
@@ -104,7 +113,8 @@ class Judge:
 
 
 def _middle(steps: Sequence[StepPlan], stage: int) -> StepPlan:
-    own = [step for step in steps if step.stage.index == stage and step.evaluations]
+    """The step in the middle of those of a stage that are evaluated, in the last chunk."""
+    own = [s for s in steps if s.stage.index == stage and s.evaluations and s.chunk == steps[-1].chunk]
     return own[len(own) // 2]
 
 

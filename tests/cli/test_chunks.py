@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import Result
 from conftest import build
-from pyrexport.calibration.sensitivity import _middle
+from pyrexport.calibration.sensitivity import Judge, _middle
 from pyrexport.calibration.watching import _decode
 from pyrexport.cli.jobs import Job
 from pyrexport.cli.reading import Reading
@@ -20,6 +20,7 @@ from pyrexport.cli.running import RunOptions
 from pyrexport.cli.samplers import open_sampler
 from pyrexport.cli.videos import VideoOptions
 from pyrexport.export.reference.record import record_trace
+from pyrexport.export.reference.reference import Reference
 from pyrexport.runtime.bundle.engines import EngineOptions
 from pyrexport.runtime.chain.guidance import Guidance
 from pyrexport.runtime.chain.plan import plan
@@ -32,6 +33,7 @@ from pyrexport.runtime.model.schedules import schedule_json
 from pyrexport.runtime.pipeline.chunks import chunk_count, split
 from pyrexport.runtime.pipeline.latents import Origin, origin_file, save_latents
 from pyrexport.runtime.proof.trace import Trace
+from pyrexport.runtime.reporter import Reporter
 from support.builders import resign
 
 SIZE = Resolution(9, 64, 128)
@@ -168,7 +170,26 @@ def test_a_recipe_is_of_what_is_evaluated_and_decodes_each_chunk_alone(make_chec
     steps = plan(guided.model.pyramid, SIZE, guided.model.schedule("3-1-1"))
     assert [step.evaluations for step in steps] == [0, 0, 2, 2, 2]
     assert _middle(steps, 2).position == 2
+    assert _middle(plan(guided.model.pyramid, SIZE, guided.model.schedule("3-1-1"), 2), 0).chunk == 1
     seen: list[tuple[int, ...]] = []
     reference: Any = SimpleNamespace(checkpoint=guided, decode_float=lambda latent, _: seen.append(latent.shape))
     _decode(reference, np.zeros((16, 6, 8, 16), np.float32))
     assert seen == [LATENT, LATENT]
+
+
+def test_what_rounding_costs_is_judged_with_a_history(make_checkpoint: Callable[..., Path]) -> None:
+    checkpoint = read_checkpoint(make_checkpoint("--random", "tiny-helios-distilled"), resolution=SIZE)
+    reference, seen, model = Reference(checkpoint), list[bool](), checkpoint.model
+    steps = plan(model.pyramid, SIZE, model.schedule("1-1-1"), model.telling_chunks)
+    judge = Judge(reference, steps, {}, {}, Reporter())
+    judge.add(reference.encode(["a cat"])[0], 0)
+    assert judge.runs[0].frames.shape == (17, 64, 128, 3)
+    real = reference.velocity
+
+    def told(step: Any, latent: Any, conditions: Any) -> Any:
+        seen.append(bool(conditions["history"][:, -3:].all()) and not conditions["history"][:, 1:-3].any())
+        return real(step, latent, conditions)
+
+    reference.velocity = told  # type: ignore[method-assign]
+    assert judge.damage({}) == {}
+    assert seen == [True] * 3
