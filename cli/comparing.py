@@ -14,12 +14,12 @@ from ..runtime.files import file_digest
 from ..runtime.model.identity import checkpoint_digest, checkpoint_files
 from ..runtime.pipeline.pipeline import Pipeline, load
 from ..runtime.proof.quality import QualityLimits, check_quality, check_traces, compare_run, judge_runs
-from ..runtime.proof.trace import Frames, Run, Trace
+from ..runtime.proof.trace import Run, Trace
 from .cluster import Cluster, Spread, in_order, require_same
 from .common import progress
 from .reading import resolve_checkpoint
 from .recording import Recording
-from .reports import FramePairs
+from .reports import FramePairs, Kept
 
 __all__ = ["Comparison", "compare_elsewhere", "compare_here"]
 
@@ -128,8 +128,7 @@ class _Compared:
     run: Run
     figures: dict[str, Any]
     """See `compare_run`."""
-    frames: Mapping[int, list[tuple[Frames, Frames]]]
-    """See `FramePairs.kept`."""
+    frames: Kept
 
 
 def open_worker(
@@ -160,6 +159,6 @@ def open_worker(
 
 def _compare(pipeline: Pipeline, trace: Trace, index: int, number: int) -> _Compared:
     check_traces(pipeline, [trace])
-    pairs = FramePairs(pipeline.bundle.manifest.resolution.frames)
+    pairs = FramePairs()
     figures = compare_run(pipeline, trace, index, lambda level: None, partial(pairs, number))
     return _Compared(trace.runs[index], figures, pairs.kept)

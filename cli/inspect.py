@@ -18,6 +18,7 @@ from ..runtime.dtypes import DTYPES
 from ..runtime.errors import UsageError
 from ..runtime.model.description import Model, bare_model
 from ..runtime.model.families import find_family
+from ..runtime.model.schedules import schedule_json
 from ..runtime.proof.memory import predicted_peaks
 from ..runtime.recipe import read_calibration
 from .common import PATH, output_options, print_json, progress
@@ -203,10 +204,7 @@ def _costs(model: Model, resolution: Resolution) -> dict[str, Any]:
         schedule = entry.schedule(name, pyramid)
         schedules[name] = {
             "steps": list(schedule.steps),
-            "levels": [list(levels) for levels in schedule.levels],
-            "guidance_scale": schedule.guidance_scale,
-            "guidance_scale_2": schedule.guidance_scale_2,
-            "solver": schedule.solver.to_json(),
+            **schedule_json(schedule),
             "passes": 2 if schedule.guided else 1,
         }
         steps = plan(pyramid, resolution, schedule, model.telling_chunks)

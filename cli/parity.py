@@ -92,7 +92,7 @@ def command(
             asked.write(reference, path, bundle, quiet)
         if bundle is None or pipeline is None:
             return _show_recorded(path, as_json)
-        recorded, pairs = Trace(path), FramePairs(pipeline.bundle.manifest.resolution.frames)
+        recorded, pairs = Trace(path), FramePairs()
         result = _compare(pipeline, recorded, None if reference is None else _ranges(pipeline), pairs, quiet)
         if bisect and reference is not None:
             result["bisect"] = _bisect(pipeline, reference, asked, recorded, result["levels"])

@@ -78,7 +78,7 @@ def command(
     comparison = Comparison(bundle, reference, traces, asked, engine).on(cluster)
     with comparison.open() as pipeline:
         limits = _check(pipeline, comparison, min_psnr, max_motion_error)
-        pairs = FramePairs(pipeline.bundle.manifest.resolution.frames)
+        pairs = FramePairs()
         with cluster.connected(pipeline.target.gpus(pipeline.graphs.options)) as spread:
             if spread is None:
                 result, runs = compare_here(pipeline, comparison, limits, pairs, quiet)

@@ -71,7 +71,7 @@ def _show_resolutions(document: Mapping[str, Any]) -> None:
 def _show_schedules(schedules: Mapping[str, Any]) -> None:
     rows = [
         [
-            name,
+            name + _first_chunk(schedule),
             _solver(schedule["solver"]),
             _guidance(schedule),
             _tflop(schedule["tflop"]),
@@ -86,6 +86,12 @@ def _show_schedules(schedules: Mapping[str, Any]) -> None:
         for row, schedule in zip(rows, schedules.values(), strict=True):
             row.append(_tflop(schedule["passes"] * schedule["tflop_later_chunk"]))
     print_table("schedules", columns, rows)
+
+
+def _first_chunk(schedule: Mapping[str, Any]) -> str:
+    """Steps of the first chunk, where it has others."""
+    steps = "-".join(str(len(levels)) for levels in schedule.get("first_chunk", ()))
+    return f" (first chunk {steps})" if steps else ""
 
 
 def _guidance(schedule: Mapping[str, Any]) -> str:

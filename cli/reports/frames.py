@@ -12,9 +12,11 @@ from ...runtime.pipeline.video import contact_sheet, encode_png
 from .page import section, tag
 from .subject import Subject
 
-__all__ = ["FramePairs"]
+__all__ = ["FramePairs", "Kept"]
 
 Frames = NDArray[np.uint8]
+Kept = dict[int, list[tuple[int, Frames, Frames]]]
+"""Of each run: a frame's number, and the frame of both sides."""
 
 COLUMNS = 6
 """Frames of a run that are shown."""
@@ -29,19 +31,17 @@ WIDEST = 240
 class FramePairs:
     """Takes videos as they are compared, and keeps a few frames of the first runs."""
 
-    def __init__(self, frames: int) -> None:
-        """For videos of that many frames."""
-        spread = np.linspace(0, frames - 1, min(COLUMNS, frames)).round().astype(int)
-        self.picks = tuple(int(frame) for frame in spread)
-        self.kept: dict[int, list[tuple[Frames, Frames]]] = {}
+    def __init__(self) -> None:
+        """With none."""
+        self.kept: Kept = {}
 
     def __call__(self, run: int, start: int, found: Frames, reference: Frames) -> None:
-        """Take frames [n, H, W, 3] of both sides; `start` is the number of the first of them in the video."""
+        """Take frames [n, H, W, 3] from number `start` on, beside all those of the reference [T, H, W, 3]."""
         if run >= RUNS:
             return
-        for frame in self.picks:
+        for frame in _spread(len(reference)):
             if start <= frame < start + len(found):
-                pair = (found[frame - start].copy(), reference[frame - start].copy())
+                pair = (frame, found[frame - start].copy(), reference[frame].copy())
                 self.kept.setdefault(run, []).append(pair)
 
     def section(self, subject: Subject) -> Element:
@@ -54,7 +54,8 @@ class FramePairs:
         return section("Frames", *(self._figure(run, subject.name(run)) for run in self.kept), *note)
 
     def _figure(self, run: int, name: str) -> Element:
-        found, reference = (np.stack(side) for side in zip(*self.kept[run], strict=True))
+        picks, *sides = zip(*self.kept[run], strict=True)
+        found, reference = map(np.stack, sides)
         difference = np.abs(found.astype(np.int16) - reference).astype(np.uint8)
         largest, factor = _magnified(difference)
         rows = {
@@ -67,9 +68,14 @@ class FramePairs:
             for words, clip in rows.items()
             for cell in (tag("span", words), tag("img", src=_image(clip), alt=f"{words}, {name}"))
         ]
-        numbers = ", ".join(str(frame + 1) for frame in self.picks)
+        numbers = ", ".join(str(frame + 1) for frame in picks)
         caption = f"{name}. Frames {numbers}; the largest difference here is {largest} of 255."
         return tag("figure", tag("div", *cells, class_="frames"), tag("figcaption", caption))
+
+
+def _spread(frames: int) -> list[int]:
+    """Frames that are shown of a video of so many, from its first to its last."""
+    return [int(frame) for frame in np.linspace(0, frames - 1, min(COLUMNS, frames)).round()]
 
 
 def _magnified(difference: Frames) -> tuple[int, int]:

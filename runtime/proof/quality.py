@@ -264,6 +264,6 @@ def _decoded(
     for piece in pipeline.decode(latent):
         advance("video")
         frames = frames_from(piece)
-        watch(start, frames, reference[start : start + len(frames)])
+        watch(start, frames, reference)
         start += len(frames)
         yield frames

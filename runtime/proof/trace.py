@@ -26,8 +26,8 @@ Frames = NDArray[np.uint8]
 """[n, H, W, 3]."""
 
 Watch = Callable[[int, int, Frames, Frames], None]
-"""Told of videos while they are compared: number of the run, number of the first of the frames, frames of the bundle,
-and those of the reference."""
+"""Told of videos while they are compared: number of the run, number of the first of the frames, these frames of the
+bundle, and all those of the reference."""
 
 
 def unwatched(run: int, start: int, found: Frames, reference: Frames) -> None:

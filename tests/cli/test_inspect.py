@@ -124,6 +124,9 @@ def test_costs_of_helios_are_those_of_what_runs(make_checkpoint, cli):
         assert schedule["tflop"] == pytest.approx(sum(n * cost for n, cost in zip(first, costs, strict=True)))
         assert schedule["tflop_later_chunk"] == pytest.approx(sum(n * c for n, c in zip(later, costs, strict=True)))
         bare = json.loads(cli("inspect", folder / "transformer" / "config.json", *how).stdout)
+        zeroed = (schedule.get("zeroed_steps", 0), 0, 0)
+        levels = schedule.get("first_chunk", schedule["levels"])
+        assert [len(own) - none for own, none in zip(levels, zeroed, strict=True)] == [*first]
         assert bare["stages"] == document["stages"]
         assert bare["parameters"] == document["parameters"]
         assert bare["schedules"][name]["tflop"] == pytest.approx(schedule["tflop"])
@@ -131,3 +134,5 @@ def test_costs_of_helios_are_those_of_what_runs(make_checkpoint, cli):
     large = json.loads(cli("inspect", folder / "transformer", "--resolution", "33x384x640", "--json").stdout)
     assert [stage["tokens"] for stage in large["stages"]] == [8_640, 2_160, 540]
     assert "TFLOP of a later chunk" in cli("inspect", folder, "--resolution", "9x64x128").stdout
+    distilled = make_checkpoint("--random", "tiny-helios-distilled", "--no-text-encoder", "--no-vae")
+    assert "4-4-4" in cli("inspect", distilled, "--resolution", "9x64x128").stdout

@@ -224,16 +224,24 @@ def test_charts_draw_what_has_no_logarithm_and_what_is_not_finite():
 
 
 def test_large_frames_are_thinned_and_many_runs_are_cut():
-    pairs = FramePairs(3)
+    pairs, reference = FramePairs(), np.zeros((3, 480, 832, 3), np.uint8)
     for run in range(9):
-        pairs(run, 0, np.zeros((2, 480, 832, 3), np.uint8), np.zeros((2, 480, 832, 3), np.uint8))
-        pairs(run, 2, np.full((1, 480, 832, 3), 3, np.uint8), np.zeros((1, 480, 832, 3), np.uint8))
+        pairs(run, 0, np.zeros((2, 480, 832, 3), np.uint8), reference)
+        pairs(run, 2, np.full((1, 480, 832, 3), 3, np.uint8), reference)
     assert [len(kept) for kept in pairs.kept.values()] == [3] * 4
     figure = pairs._figure(0, "run")
     assert "difference ×64" in "".join(figure.itertext())
     assert "is 3 of 255" in "".join(figure.itertext())
     for image in figure.iter("img"):
         assert decoded(image.attrib["src"]).shape == (122, 3 * 210, 3)
+
+
+def test_frames_are_spread_over_the_whole_video_however_it_comes():
+    pairs, reference = FramePairs(), np.arange(17, dtype=np.uint8).reshape(17, 1, 1, 1).repeat(3, 3)
+    for start, end in ((0, 1), (1, 9), (9, 17)):
+        pairs(0, start, reference[start:end], reference)
+    assert [frame for frame, _, _ in pairs.kept[0]] == [0, 3, 6, 10, 13, 16]
+    assert all(found.max() == other.max() == frame for frame, found, other in pairs.kept[0])
 
 
 def test_the_quantised_page_draws_what_integers_hold(make_bundle, make_checkpoint, lean_recipe, tmp_path, cli):
