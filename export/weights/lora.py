@@ -141,8 +141,13 @@ def _read_edits(
     edits = list[tuple[str, Edit, TensorEntry]]()
     for layer, found in layers.items():
         edits += _edits_of(lora, layer, found, factors)
-    names = _renamed([name for name, _, _ in edits], transformer)
+    if not edits:
+        raise UsageError(f"{lora.file} changes nothing: expected a LoRA of this model, not of its image layers alone")
+    names, spelled = _renamed([name for name, _, _ in edits], transformer), dict[str, str]()
     for name, edit, key in edits:
+        other = spelled.setdefault(names[name], name)
+        if other != name:
+            raise UsageError(f"{lora.file}: '{other}' and '{name}' are one tensor in two spellings: expected one")
         _check_fits(lora.file, key, edit, transformer.get(names[name]))
     return [(names[name], edit) for name, edit, _ in edits]
 

@@ -147,8 +147,10 @@ class Pyramid:
             raise UsageError(f"a {self.kind.name} model has {'a' if self.kind.clocked else 'no'} clock of its stages")
         if self.clock is not None:
             self.clock.check(len(levels))
-            if self.first_frame_apart or self.boundary is not None:
-                raise UsageError("stages with clocks take all frames alike, and one network: first_frame is joint")
+            if self.first_frame_apart:
+                raise UsageError("stages with clocks take all frames alike: first_frame is joint, found separate")
+            if self.boundary is not None:
+                raise UsageError(f"stages with clocks are one network: leave out boundary_ratio, found {self.boundary}")
 
     @property
     def depth(self) -> int:

@@ -219,7 +219,7 @@ def _parse_pyramid(fields: Fields, wavelet: str | list[float], family: Family, c
         axes=axes,
         first_frame_apart=kind.halves and first == "separate",
         geometry=family.geometry(config),
-        boundary=_boundary(fields, family),
+        boundary=_boundary(fields),
         clock=_clock(fields, depth),
     )
 
@@ -229,11 +229,9 @@ def _clock(fields: Fields, depth: int) -> Clock | None:
     return None if document is None else Clock.from_json(document, depth, f"{fields.source}: clock")
 
 
-def _boundary(fields: Fields, family: Family) -> float | None:
+def _boundary(fields: Fields) -> float | None:
     if fields.document.get("boundary_ratio") is None:
         return None
-    if family.clocked:
-        raise fields.wrong("boundary_ratio", f"none: models of the family {family.name} are one network")
     found = fields.number("boundary_ratio")
     if not 0 < found < 1:
         raise fields.wrong("boundary_ratio", "a number above 0 and below 1")

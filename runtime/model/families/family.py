@@ -89,7 +89,7 @@ class Family(Protocol):
     """What a chunk is told of those before it, of models that make videos in chunks; None: they make them whole."""
 
     clocked: bool
-    """Its networks are told the time of a stage's clock and no noise level; its models are pyramids of one network."""
+    """Its networks are told the time of a stage's clock and no noise level; its models are pyramids with clocks."""
     unread: tuple[str, ...]
     """Folders that lie beside its components in its authors' checkpoints, and are no part of sampling."""
 

@@ -334,6 +334,11 @@ BAD: dict[str, tuple[Tensors, str]] = {
     "the second expert's": ({"transformer_2.blocks.0.attn1.to_q.diff_b": torch.ones(64)}, "transformer_2"),
     "integers": ({"transformer.blocks.0.attn1.to_q.diff_b": torch.ones(64, dtype=torch.int32)}, "int32"),
     "nothing": ({}, "no tensor"),
+    "image layers alone": ({"diffusion_model.img_emb.proj.1.diff_b": torch.zeros(64)}, "changes nothing"),
+    "two spellings": (
+        {"diffusion_model.head.head.diff_b": torch.ones(64), "transformer.proj_out.diff_b": torch.ones(64)},
+        "'head.head.bias' and 'proj_out.bias' are one tensor",
+    ),
 }
 
 

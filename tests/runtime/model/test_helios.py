@@ -51,7 +51,7 @@ def test_a_folder_needs_no_pyramid_json(make_checkpoint: Callable[..., Path]) ->
         ("scheduler/scheduler_config.json", "stage_range", [0, 1e-4, 0.5, 1], "leave each stage one of 1000 timesteps"),
         ("scheduler/scheduler_config.json", "scheduler_type", "dmd", "one of unipc, euler"),
         ("model_index.json", "is_distilled", True, "expected false, beside a HeliosScheduler, found true"),
-        ("model_index.json", "boundary_ratio", 0.9, "models of the family helios are one network, found 0.9"),
+        ("model_index.json", "boundary_ratio", 0.9, "one network: leave out boundary_ratio, found 0.9"),
         ("model_index.json", "scheduler", ["diffusers", "UniPCMultistepScheduler"], "found UniPCMultistepScheduler"),
         ("transformer/config.json", "guidance_cross_attn", False, "expected guidance_cross_attn True, found False"),
         ("transformer/config.json", "guidance_cross_attn", "True", "expected guidance_cross_attn True, found 'True'"),
