@@ -14,7 +14,7 @@ from ..runtime.pipeline.latents import origin_file
 from ..runtime.pipeline.video import has_video_writer
 from .videos import VideoOptions
 
-__all__ = ["Job", "claim_folder", "make_jobs", "require_claimed"]
+__all__ = ["Job", "claim_folder", "make_jobs", "require_claimed", "unnamed_seed"]
 
 SETTINGS_FILE = "samples.json"
 
@@ -33,8 +33,8 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether all that it writes is there."""
-        return all(path.exists() for path in self.files)
+        """Whether all that it writes is there; an empty file is what a full disk or a lost connection leaves."""
+        return all(path.exists() and path.stat().st_size > 0 for path in self.files)
 
     @property
     def files(self) -> list[Path]:
@@ -88,23 +88,28 @@ def make_jobs(
     latents: Path | None,
     *,
     seeds: Sequence[int] = (0,),
+    unnamed: int | None = None,
     many: bool,
 ) -> list[Job]:
     """A job for each prompt and seed; where there may be many, the output is a folder and files are named by number.
 
+    Files of the seed `unnamed` are named by that alone: see `unnamed_seed`.
+
     Raises:
         UsageError: something could not be written.
     """
-    make = _many if many else _one
-    jobs = make(prompts, output, video.grid, latents, seeds)
+    if many:
+        jobs = _many(prompts, output, video.grid, latents, seeds, unnamed)
+    else:
+        jobs = [_one(prompts[0], output, video.grid, latents, seeds[0])]
     for job in jobs:
         job.check(video)
     return jobs
 
 
-def _one(prompts: list[str], output: Path, grid: str | None, latents: Path | None, seeds: Sequence[int]) -> list[Job]:
+def _one(prompt: str, output: Path, grid: str | None, latents: Path | None, seed: int) -> Job:
     sheet = None if grid is None else Path(grid) if grid else output.with_suffix(".png")
-    job = Job(prompts[0], output, sheet, latents, seeds[0])
+    job = Job(prompt, output, sheet, latents, seed)
     for path in job.files:
         check_output(path, folder=path.suffix == "")
         check_outside_bundles(path)
@@ -112,10 +117,17 @@ def _one(prompts: list[str], output: Path, grid: str | None, latents: Path | Non
         check_output(path)
     if not output.suffix and output.is_dir() and any(output.iterdir()):
         raise UsageError(f"{output} is not empty: frames go to a folder of their own; choose another")
-    return [job]
+    return job
 
 
-def _many(prompts: list[str], output: Path, grid: str | None, latents: Path | None, seeds: Sequence[int]) -> list[Job]:
+def _many(
+    prompts: list[str],
+    output: Path,
+    grid: str | None,
+    latents: Path | None,
+    seeds: Sequence[int],
+    unnamed: int | None,
+) -> list[Job]:
     if grid or latents is not None:
         raise UsageError("with --prompts, give --grid without a file, and no --save-latents: files are named by number")
     if output.suffix:
@@ -126,14 +138,28 @@ def _many(prompts: list[str], output: Path, grid: str | None, latents: Path | No
     jobs = []
     for index, prompt in enumerate(prompts):
         for seed in seeds:
-            of = "" if len(seeds) == 1 else f"-seed{seed}"
+            of = "" if seed == unnamed else f"-seed{seed}"
             name = output / f"{index:04d}{of}{suffix}"
             jobs.append(Job(prompt, name, None if grid is None else name.with_suffix(".png"), None, seed))
     return jobs
 
 
+def unnamed_seed(output: Path, seeds: Sequence[int]) -> int | None:
+    """The seed whose files are named without it: the only one that the folder of many prompts began with.
+
+    Raises:
+        UsageError: the folder does not say what is in it.
+    """
+    file = output / SETTINGS_FILE
+    if file.is_file():
+        return _read_settings(file).get("seed")
+    return seeds[0] if len(seeds) == 1 else None
+
+
 def claim_folder(output: Path, settings: Mapping[str, Any]) -> None:
-    """Make the folder of a run over many prompts, or make sure that what is there belongs to the same run.
+    """Make the folder of a run over many prompts, or make sure that what is there belongs to such a run.
+
+    Other seeds may be added to it.
 
     Raises:
         UsageError: the folder holds something else.
@@ -141,7 +167,7 @@ def claim_folder(output: Path, settings: Mapping[str, Any]) -> None:
     output.mkdir(exist_ok=True)
     file = output / SETTINGS_FILE
     if file.is_file():
-        if read_json(file) != settings:
+        if _read_settings(file) != settings:
             raise UsageError(f"{output} holds samples of other prompts or settings: choose another folder")
     elif any(output.iterdir()):
         raise UsageError(f"{output} is not empty and holds no {SETTINGS_FILE}: choose another folder")
@@ -161,3 +187,10 @@ def require_claimed(output: Path, settings: Mapping[str, Any]) -> None:
             f"{output} on {socket.gethostname()} is not the folder of this run, or the bundle there is another one: "
             "all machines must see both under the same paths"
         )
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    try:
+        return read_json(file)
+    except UsageError as error:
+        raise UsageError(f"{error}: nothing tells whose videos lie beside it; choose another folder") from None

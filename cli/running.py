@@ -40,7 +40,8 @@ class Run:
     finish: Finish
     schedule: Schedule
     negative: str
-    seeds: tuple[int, ...]
+    unnamed: int | None
+    """See `jobs.unnamed_seed`."""
     show: PreviewFile | None
 
     @property
@@ -55,10 +56,10 @@ class Run:
         }
 
     def settings(self, prompts: list[str]) -> dict[str, Any]:
-        """What tells it from other runs over many prompts."""
+        """What tells it from other runs over many prompts, but for seeds that are in the names of files."""
         video = {"fps": self.finish.video.fps, "crf": self.finish.video.crf, "decoder": self.finish.decoder}
-        seeds = {"seed": self.seeds[0]} if len(self.seeds) == 1 else {"seeds": list(self.seeds)}
-        return {**self.facts, **seeds, "resolution": str(self.finish.sampler.resolution), "prompts": prompts, **video}
+        seed = {} if self.unnamed is None else {"seed": self.unnamed}
+        return {**self.facts, **seed, "resolution": str(self.finish.sampler.resolution), "prompts": prompts, **video}
 
     def origin(self, job: Job) -> Origin:
         """What is written beside latents."""
@@ -84,12 +85,12 @@ class RunOptions:
     chunks: int
     schedule: Schedule
     negative: str
-    seeds: tuple[int, ...]
+    unnamed: int | None
 
     def start(self, sampler: Sampler, show: PreviewFile | None = None) -> Run:
         """The run of the model that is open."""
         finish = Finish(self.model, sampler, self.video, self.decoder, self.chunks)
-        return Run(finish, self.schedule, self.negative, self.seeds, show)
+        return Run(finish, self.schedule, self.negative, self.unnamed, show)
 
 
 def do_job(job: Job, *, run: Run, keep: bool, quiet: bool) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from .common import (
     sampling_options,
 )
 from .hub import find_model
-from .jobs import Job, claim_folder, make_jobs
+from .jobs import Job, claim_folder, make_jobs, unnamed_seed
 from .many import Many, many_options
 from .previews import PreviewFile
 from .reading import Reading, reading_options
@@ -82,19 +82,19 @@ def command(
     quiet: bool,
 ) -> None:
     """Sample a video from MODEL, a bundle or a checkpoint."""
-    words, output, out = _words(prompt, many.prompts), many.cluster.path(output), None if as_json else sys.stdout
+    words, output, seeds = _words(prompt, many.prompts), many.cluster.path(output), many.seeds_of(seed)
     _check_usage(preview, preview_decoder, many, seed)
-    jobs = make_jobs(words, output, video, save_latents, seeds=many.seeds_of(seed), many=many.given)
+    out, unnamed = None if as_json else sys.stdout, unnamed_seed(output, seeds) if many.given else None
+    jobs = make_jobs(words, output, video, save_latents, seeds=seeds, unnamed=unnamed, many=many.given)
     model = many.model(find_model(model, reading.weights.files.variant, quiet=quiet))
     stay = many.stay_open(model) if resident is None else resident
     opening = partial(open_sampler, model, reading, engine, resident=stay, decoder=decoder, cache=not no_cache)
     with opening() as sampler, many.cluster.connected(sampler.gpus) as spread:
-        _check_components(model, sampler, jobs)
         chosen = sampler.model.schedule(schedule, levels=_levels(levels), solver=solver, **guidance)
         negative = sampler.model.negative_prompt if negative_prompt is None else negative_prompt
         show = None if preview is None else PreviewFile(preview, model, sampler, preview_decoder)
         chunks = chunk_count(sampler.model, sampler.resolution, **length)
-        options = RunOptions(model, video, decoder, chunks, chosen, negative, many.seeds_of(seed))
+        options = RunOptions(model, video, decoder, chunks, chosen, negative, unnamed)
         run = options.start(sampler, show)
         warned = _begin(jobs, run, words if many.given else None, negative_prompt)
         start, do = time.perf_counter(), partial(do_job, run=run, keep=many.given, quiet=quiet)
@@ -125,10 +125,11 @@ def _words(prompt: str | None, prompts: Path | None) -> list[str]:
 
 
 def _begin(jobs: list[Job], run: Run, words: list[str] | None, negative: str | None) -> dict[Path, tuple[str, ...]]:
-    """Refuse where others' files are in the way, and say what there is to know of the prompts; returns it by output.
+    """Refuse what the model cannot make or others' files are in the way of, and say what there is to know of prompts.
 
-    Of many prompts, `words`, the folder is this run's from now on.
+    Of many prompts, `words`, the folder is this run's from now on. What was said is returned, by output.
     """
+    _check_components(run.finish.model, run.finish.sampler, jobs)
     if words is not None:
         claim_folder(jobs[0].output.parent, run.settings(words))
     for job in jobs:

@@ -49,7 +49,7 @@ def left(make_checkpoint: Callable[..., Path], shared: Callable[..., Path], tmp_
     shutil.copytree(made, bundle)
     out = tmp_path / "out.npy"
     with open_sampler(bundle, Reading(), EngineOptions(1), resident=False, decoder=None, cache=False) as sampler:
-        options = RunOptions(bundle, VideoOptions(), None, 2, sampler.model.schedule("1-1-1"), "", (0,))
+        options = RunOptions(bundle, VideoOptions(), None, 2, sampler.model.schedule("1-1-1"), "", None)
         origin = options.start(sampler).origin(Job("a cat", out, None, None))
     command = ("sample", bundle, "--prompt", "a cat", "--schedule", "1-1-1", "--chunks", 2, "--quiet", "-o", out)
     return command, tmp_path / "out.npy.latents.npy", origin

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from pyrexport.cli import sample
-from pyrexport.cli.jobs import Job
+from pyrexport.cli.jobs import Job, claim_folder, unnamed_seed
 from pyrexport.cli.reading import Reading
 from pyrexport.cli.running import RunOptions, open_worker
 from pyrexport.cli.samplers import open_sampler
@@ -49,17 +49,28 @@ def test_each_prompt_and_seed_is_a_file(bundle, cli, refused, prompts, tmp_path,
     *lines, last = done.stdout.splitlines()
     assert [line.split(": ")[0] for line in lines] == [str(out / name) for name in found]
     assert re.fullmatch(r"9 made in [\d.]+ s, [\d,]+ an hour", last)
-    again = json.loads(
-        cli("sample", bundle, "--prompts", prompts, "--seeds", "0-1,7", "-o", out, *HOW, "--json").stdout
-    )
-    assert (again["throughput"]["made"], again["throughput"]["kept"]) == (0, 9)
-    assert "other prompts or settings" in refused(
-        "sample", bundle, "--prompts", prompts, "--seeds", "0-2", "-o", out, *HOW
-    )
     assert cli("sample", bundle, "--prompts", prompts, "--seeds", "7", "-o", one, *HOW).exit_code == 0
     assert list(videos(one)) == ["0000.mp4", "0001.mp4", "0002.mp4"]  # as with --seed 7
     assert list(videos(one).values()) == [found[f"{index:04d}-seed7.mp4"] for index in range(3)]
-    assert json.loads((one / "samples.json").read_text())["seed"] == 7
+    (out / "0001-seed1.mp4").write_bytes(b"")  # what a full disk leaves
+    for folder, made, names in ((out, 1, list(found)), (one, 6, [n.replace("-seed7", "") for n in found])):
+        arguments = ("sample", bundle, "--prompts", prompts, "--seeds", "0-1,7", "-o", folder, *HOW)
+        again = json.loads(cli(*arguments, "--json").stdout)
+        assert (again["throughput"]["made"], again["throughput"]["kept"]) == (made, 9 - made)
+        assert sorted(videos(folder).values()) == sorted(found.values())
+        assert sorted(videos(folder)) == sorted(names)
+        for broken in ("", "{", "[]"):
+            (folder / "samples.json").write_text(broken)
+            assert "nothing tells whose videos lie beside it" in refused(*arguments)
+
+
+def test_two_that_begin_a_folder_with_one_seed_each(tmp_path):
+    """Each would name its files as the other does."""
+    assert unnamed_seed(tmp_path, [1]) == 1
+    claim_folder(tmp_path, {"seed": 0})
+    with pytest.raises(UsageError, match="other prompts or settings"):
+        claim_folder(tmp_path, {"seed": 1})
+    assert unnamed_seed(tmp_path, [1]) == 0
 
 
 def test_what_does_not_go_together(bundle, tiny, refused, prompts, tmp_path):
@@ -88,7 +99,7 @@ def test_a_worker_that_sees_another_folder_says_so(bundle, tmp_path):
     opening = partial(open_sampler, bundle, Reading(), EngineOptions(1), resident=True, decoder=None, cache=False)
     job = Job("a cat", tmp_path / "0000.npz", None, None)
     with opening() as here:
-        options = RunOptions(bundle, VideoOptions(), None, 1, here.model.schedule("1-1-1"), "", (0,))
+        options = RunOptions(bundle, VideoOptions(), None, 1, here.model.schedule("1-1-1"), "", None)
         settings = options.start(here).settings(["a cat"])
     with ExitStack() as stack:
         do = open_worker(stack, opening=opening, options=options, prompts=["a cat"])

@@ -65,7 +65,7 @@ def test_a_file_of_prompts_goes_on_where_it_stopped(bundle, cli, refused, tmp_pa
     samples = json.loads(cli(*arguments).stdout)["samples"]
     assert [(sample["prompt"], sample.get("kept", False)) for sample in samples] == [("a cat", True), ("a dog", False)]
     assert (out / "0000.mp4").stat().st_mtime_ns == kept
-    assert "other prompts or settings" in refused(*arguments, "--seed", 9)
+    assert "other prompts or settings" in refused(*arguments, "--negative-prompt", "a bird")
     prompts.write_bytes("\ufeffa cat\n\na dog\n".encode())  # some editors put a mark at the start
     assert all(sample["kept"] for sample in json.loads(cli(*arguments).stdout)["samples"])
     other = tmp_path / "other"
