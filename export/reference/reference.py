@@ -106,9 +106,9 @@ class Reference:
     def velocity(self, step: StepPlan, latent: NDArray[np.float32], conditions: Conditions) -> NDArray[np.float32]:
         """See `runtime.chain.sampler.Denoiser`."""
         velocity: torch.Tensor = self.stages_of(step.expert)[step.stage.index](
-            torch.from_numpy(latent)[None],
+            _tensor(latent)[None],
             torch.tensor([step.timestep], dtype=torch.float32),
-            **{name: torch.from_numpy(values)[None] for name, values in conditions.items()},
+            **{name: _tensor(values)[None] for name, values in conditions.items()},
         )
         return velocity[0].numpy()
 
@@ -130,7 +130,7 @@ class Reference:
     def decode_float(self, latent: NDArray[np.float32], decoder: str | None = None) -> NDArray[np.float32]:
         """Frames [T, 3, H, W] in -1 … 1 of a latent [C, T, H, W], of one chunk; see `decoder`."""
         name = decoder or self._first_decoder
-        video = self._decoder_modules(name).decode(self.decoder(name), torch.from_numpy(latent))
+        video = self._decoder_modules(name).decode(self.decoder(name), _tensor(latent))
         return np.ascontiguousarray(video.transpose(0, 1).numpy())
 
     @property
@@ -139,3 +139,8 @@ class Reference:
 
     def _decoder_modules(self, component: str) -> DecoderModules:
         return decoder_modules(self.checkpoint.model.family, component)
+
+
+def _tensor(values: NDArray[np.float32]) -> torch.Tensor:
+    """An array as a tensor over the same memory; a copy where that is read-only, as what Ray hands to a worker is."""
+    return torch.from_numpy(np.require(values, requirements="W"))

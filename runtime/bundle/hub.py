@@ -31,9 +31,13 @@ def find_bundle(bundle: str | Path) -> Path:
     """The folder of a bundle; that the hub cannot be reached is a Python warning.
 
     Raises:
-        UsageError: as `find_model` does, or the repository is no bundle.
+        UsageError: as `find_model` does, the repository is no bundle, or it is no path and no name at all.
     """
-    return find_model(Path(bundle), _refuse, warn=lambda line: warnings.warn(line, stacklevel=5))
+    try:
+        path = Path(bundle)
+    except TypeError:
+        raise UsageError(f"expected the folder of a bundle, or its name on the hub, found {bundle!r:.60}") from None
+    return find_model(path, _refuse, warn=lambda line: warnings.warn(line, stacklevel=5))
 
 
 def _refuse(names: Sequence[str], where: str) -> list[str]:

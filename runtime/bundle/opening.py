@@ -56,12 +56,11 @@ def open_bundle(
         advance: told the bytes as they are hashed.
 
     Raises:
-        UsageError: it is not a bundle, its manifest is malformed, it has no such resolution or decoder, or a file is a
-            Git-LFS pointer.
+        UsageError: it is not a bundle, cannot be read, its manifest is malformed, it has no such resolution or
+            decoder, or a file is a Git-LFS pointer.
         CheckFailed: a file is missing, extra, no plain file, or not what the manifest says.
     """
-    if not is_bundle(folder):
-        raise UsageError(f"{folder} is not a bundle: expected a folder with {MANIFEST_FILE}")
+    _require_bundle(folder)
     source = folder / MANIFEST_FILE
     manifest = parse_manifest(read_json(source), str(source)).at(resolution).decoding(decoder)
     present = {entry.name for entry in folder.iterdir()} - {MANIFEST_FILE}
@@ -79,6 +78,15 @@ def open_bundle(
         _check_file(folder / name, entry, seen, verify, advance)
     seen.save()
     return Bundle(folder, manifest)
+
+
+def _require_bundle(folder: Path) -> None:
+    try:
+        found = is_bundle(folder)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be read: {error.strerror}; expected the folder of a bundle") from None
+    if not found:
+        raise UsageError(f"{folder} is not a bundle: expected a folder with {MANIFEST_FILE}")
 
 
 def _check_file(path: Path, entry: FileEntry, seen: Seen, verify: bool, advance: Callable[[int], None] | None) -> None:

@@ -55,6 +55,7 @@ def velocity(checkpoint, index, latent, timestep, text):
     return Reference(checkpoint).velocity(step, latent, {"text": text})
 
 
+@pytest.mark.filterwarnings("error")
 def test_the_first_frame_embedding_reaches_the_first_frame(make_checkpoint, tmp_path):
     folder = tmp_path / "changed"
     shutil.copytree(make_checkpoint(), folder)
@@ -62,6 +63,7 @@ def test_the_first_frame_embedding_reaches_the_first_frame(make_checkpoint, tmp_
     tensors = load_file(file)
     latent = np.random.default_rng(0).standard_normal((16, 3, 4, 4)).astype(np.float32)
     text = np.zeros((64, 32), np.float32)
+    latent.flags.writeable = text.flags.writeable = False  # as arrays are that a worker was sent: torch warns of them
     before = velocity(read_checkpoint(folder), 1, latent, 700.0, text)
     save_file(tensors | {"first_frame_embedding": 3 * tensors["first_frame_embedding"][::-1].copy()}, file)
     after = velocity(read_checkpoint(folder), 1, latent, 700.0, text)

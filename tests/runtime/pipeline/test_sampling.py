@@ -8,7 +8,7 @@ import pyrexport
 import pytest
 from pyrexport.runtime.bundle.graphs import stage_key
 from pyrexport.runtime.bundle.manifest import signed
-from pyrexport.runtime.errors import PyrexportError
+from pyrexport.runtime.errors import PyrexportError, UsageError
 from pyrexport.runtime.proof.metrics import distance
 from support.builders import resign
 
@@ -157,3 +157,9 @@ def test_impossible_threads(bundle, refused, tmp_path, threads):
     with pytest.raises(PyrexportError, match="threads is a whole number"):
         pyrexport.load(bundle, threads=threads)
     refused("sample", bundle, "--prompt", "a", "-o", tmp_path / "a.npy", "--threads", threads)
+
+
+@pytest.mark.parametrize("given", [None, ["a.pyrx"], b"a.pyrx", 3, "a" * 300, "a/" * 3000, "a\0b", ""])
+def test_what_is_no_bundle_is_refused_in_one_line(given):
+    with pytest.raises(UsageError, match=r"^[^\n]*expected[^\n]*$"):
+        pyrexport.load(given)
