@@ -1,6 +1,7 @@
 """The package as it is handed out: built from a clean copy, looked into, installed alone, and run."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -49,6 +50,9 @@ def check_wheel(wheel: Path) -> None:
     name, version = wheel.name.split("-")[:2]
     assert {file.split("/")[0] for file in names} == {"pyrexport", f"{name}-{version}.dist-info"}
     assert {f"pyrexport/{file}" for file in BESIDE} <= names
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = archive.read(f"{name}-{version}.dist-info/METADATA").decode()
+    assert not re.findall(r"\]\((?!https://)", metadata)  # links into the repository lead nowhere on an index
     inside = {file.split("/")[1] for file in names if file.startswith("pyrexport/")}
     assert inside == {"__init__.py", "__main__.py", "py.typed", *PACKAGES}
 
@@ -61,7 +65,7 @@ def check_sdist(sdist: Path) -> None:
     """
     with tarfile.open(sdist) as archive:
         files = {member.name.partition("/")[2] for member in archive if member.isfile()}
-    assert {"pyproject.toml", "LICENSE", "README.md", "__init__.py", *BESIDE} <= files
+    assert {"pyproject.toml", "LICENSE", "PACKAGE.md", "__init__.py", *BESIDE} <= files
     assert not [file for file in files if file.split("/")[0] in ("tests", "docs", "scripts", "plugins", "demo")]
 
 

@@ -151,7 +151,9 @@ def test_a_node_is_lost_and_no_video_with_it(gpus, bundle, cli, refused, tmp_pat
     lost: list[int] = []
     workers: set[str] = set()
     said = sample._said
-    monkeypatch.setattr(sample, "_said", lambda result, out: workers.add(result.get("worker", "")) or said(result, out))
+    monkeypatch.setattr(
+        sample, "_said", lambda result, *how: workers.add(result.get("worker", "")) or said(result, *how)
+    )
     try:
         second = nodes.add_node(**has)
 
@@ -176,6 +178,7 @@ def test_a_node_is_lost_and_no_video_with_it(gpus, bundle, cli, refused, tmp_pat
     *lines, last = done.stdout.splitlines()
     assert last.startswith("24 made in ")
     assert sorted(line.split(": ")[0] for line in lines) == [str(there / name) for name in videos(here)]
-    assert len({line.rpartition(" on ")[2] for line in lines}) == 3  # two, and the one in the lost one's place
+    # Two, and one in the place of each that was lost: Ray may have placed both on one node.
+    assert len({line.rpartition(" on ")[2] for line in lines}) >= 3
     assert videos(there) == videos(here)
     assert again["throughput"]["kept"] == 24

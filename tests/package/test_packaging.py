@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -24,6 +25,13 @@ def test_every_package_folder_is_listed():
         for init in (ROOT / floor).rglob("__init__.py"):
             found.add(".".join(("pyrexport", *init.parent.relative_to(ROOT).parts)))
     assert found == set(CONFIG["tool"]["setuptools"]["packages"])
+
+
+def test_the_page_for_an_index_names_every_extra_of_users():
+    page = (ROOT / CONFIG["project"]["readme"]).read_text("utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == [
+        name for name in CONFIG["project"]["optional-dependencies"] if name not in ("docs", "dev")
+    ]
 
 
 def test_constraints_pin_every_dependency():
