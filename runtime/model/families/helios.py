@@ -89,6 +89,10 @@ class HeliosConfig(WanConfig):
             raise UsageError(f"{source}: expected patch_size [1, 2, 2], found {list(config.patch_size)}")
         return config
 
+    def to_json(self) -> dict[str, Any]:
+        """The document that `from_json` reads, without the length of Wan's tables, which diffusers warns of."""
+        return {name: value for name, value in super().to_json().items() if name != "rope_max_seq_len"}
+
 
 class Helios(Wan):
     """The family; see `family.Family`. Its text encoder and VAE are Wan2.1's."""

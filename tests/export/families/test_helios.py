@@ -1,5 +1,6 @@
 """Helios' bundles against diffusers' own `HeliosPyramidPipeline`, unmodified and fed with the same noise."""
 
+import inspect
 import json
 import math
 import shutil
@@ -13,7 +14,7 @@ import pyrexport
 import pytest
 import torch
 from click.testing import Result
-from diffusers import HeliosPyramidPipeline
+from diffusers import HeliosPyramidPipeline, HeliosTransformer3DModel
 from pyrexport.cli import main
 from pyrexport.export.bundle.blueprint import Blueprint, draw
 from pyrexport.export.bundle.options import BuildRequest, resolve_options
@@ -30,7 +31,7 @@ from pyrexport.runtime.chain.plan import plan, single_step
 from pyrexport.runtime.chain.pyramid import Pyramid, Resolution
 from pyrexport.runtime.documents import read_json
 from pyrexport.runtime.model.checkpoint import Checkpoint, read_checkpoint
-from pyrexport.runtime.model.families.helios import HELIOS
+from pyrexport.runtime.model.families.helios import HELIOS, HeliosConfig
 from pyrexport.runtime.pipeline.features import timestep_features
 from pyrexport.runtime.proof.metrics import distance, psnr
 from pyrexport.targets.facts import find_build_target
@@ -175,6 +176,11 @@ def test_a_distilled_index_says_how_to_guide_too(make_checkpoint: Callable[..., 
     # See above.
     ours = chain_in_numpy(read_checkpoint(folder, resolution=SIZE), "3-2-2", 5.0)
     assert distance(ours, theirs).relative_l2 <= 1e-4
+
+
+def test_a_configuration_has_fields_that_diffusers_knows() -> None:
+    known = inspect.signature(HeliosTransformer3DModel.__init__).parameters
+    assert HeliosConfig().to_json().keys() - {"_class_name"} <= known.keys()
 
 
 def test_a_lora_changes_a_run_as_the_pipelines_own_does(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
