@@ -1,15 +1,13 @@
 """Programs that many tests build are translated to ONNX once in a process: a translation is most of a tiny build."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from typing import Any
 
 import onnx_ir as ir
 import torch
 from pyrexport.export.lowering import onnx
-from pyrexport.runtime.bundle.graphs import TensorSpec
-from pyrexport.targets.dialect import Dialect
 
 __all__ = ["translate", "translate_once"]
 
@@ -21,17 +19,12 @@ def translate_once() -> None:
     """Replace the translation of a program by one that remembers what it has made of the same program."""
     known: dict[str, ir.Model] = {}
 
-    def once(
-        program: Any,
-        inputs: Sequence[TensorSpec],
-        outputs: Sequence[str],
-        dialect: Dialect,
-        operators: Mapping[Any, Callable[..., Any]],
-    ) -> ir.Model:
+    def once(program: Any, *how: Any) -> ir.Model:
+        inputs, outputs, dialect, operators = how
         facts = [*_facts(program), list(inputs), list(outputs), dialect.opset, *_operators(operators)]
         key = hashlib.sha256(repr(facts).encode()).hexdigest()
         if key not in known:
-            known[key] = translate(program, inputs, outputs, dialect, operators)
+            known[key] = translate(program, *how)
         return _cloned(known[key])
 
     onnx._translate = once
