@@ -17,13 +17,14 @@ import onnx_ir as ir
 from ...runtime.bundle.engines import EngineOptions, Facts
 from ...runtime.bundle.graphs import GraphSpec
 from ...runtime.errors import CheckFailed
+from ..cutting import cut_network, stored_bytes
 from ..digest import network_digest
 from ..external import refer
 from ..forms import Lowering, OnnxForm
+from ..parts import part_name
 from .chips import CHIPS
 from .compile import CONTEXT
-from .cutting import cut_network, stored_bytes
-from .names import context_file, head_digest, is_on_cpu, is_shared, network_file, part_name, weights_name
+from .names import context_file, head_digest, is_on_cpu, is_shared, network_file, weights_name
 from .provider import is_emulated
 from .session import QnnEngine
 
@@ -57,7 +58,7 @@ class _Network:
 
 
 def _cut(form: OnnxForm, options: Mapping[str, Any]) -> _Network:
-    return _Network(form, tuple(cut_network(form, int(options["context_limit"]))))
+    return _Network(form, tuple(cut_network(form, int(options["context_limit"]), "--context-limit")))
 
 
 def plan_contexts(forms: Sequence[OnnxForm], options: Mapping[str, Any]) -> dict[str, int]:

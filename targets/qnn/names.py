@@ -7,6 +7,7 @@ from typing import Any
 
 from ...runtime.bundle.graphs import GraphSpec
 from ...runtime.quantisation import DECODERS
+from ..parts import part_name
 
 __all__ = [
     "DISTRIBUTION",
@@ -15,7 +16,6 @@ __all__ = [
     "is_on_cpu",
     "is_shared",
     "network_file",
-    "part_name",
     "program_files",
     "weights_name",
 ]
@@ -42,11 +42,6 @@ def network_file(graph: str) -> str:
 def context_file(graph: str, chip: str) -> str:
     """The small graph of one node that refers to a compiled context."""
     return f"{graph}.{chip}.onnx"
-
-
-def part_name(name: str, index: int) -> str:
-    """Name of a part of what a network, or a program, is cut into: the first has the whole one's, the next NAME-2."""
-    return f"{name}-{index + 1}" if index else name
 
 
 def weights_name(program: str, graph: str, chip: str, shared: bool, part: int = 0) -> str:

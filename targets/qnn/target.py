@@ -13,6 +13,7 @@ from ...runtime.errors import UsageError
 from ...runtime.quantisation import DECODERS
 from ..facts import BuildTarget
 from ..forms import Lowering, OnnxForm
+from ..parts import check_limit
 from .chips import CHIPS, chip_table, find_chips
 from .names import DISTRIBUTION, is_on_cpu, program_files
 
@@ -100,7 +101,9 @@ class Qnn(BuildTarget):
             "soc": [chip.name for chip in find_chips(options["soc"])],
             "decoder_on": options["decoder_on"] or "htp",
             "finalisation": options["finalisation"] or "1",
-            "context_limit": _limit(options["context_limit"] or str(CONTEXT_LIMIT)),
+            "context_limit": check_limit(
+                "--context-limit", options["context_limit"] or str(CONTEXT_LIMIT), CONTEXT_LIMIT
+            ),
         }
 
     def remark(self) -> str:
@@ -168,13 +171,6 @@ class Qnn(BuildTarget):
         """Where each graph runs."""
         rows = tuple((name, ", ".join(found["chips"]) or "CPU", _where(found)) for name, found in facts.items())
         return Table("where graphs run", ("graph", "chips", "weights"), rows)
-
-
-def _limit(text: str) -> str:
-    """A number of bytes."""
-    if not text.isdecimal() or not text.isascii() or not int(text[:20]) > 0 or len(text) > 18:
-        raise UsageError(f"--context-limit: expected a number of bytes such as {CONTEXT_LIMIT}, found '{text:.40}'")
-    return text
 
 
 def _where(found: Facts) -> str:

@@ -1,35 +1,70 @@
-"""An ONNX network to a TensorRT engine: one optimisation profile per graph, checked from the build's own log."""
+"""An ONNX network to TensorRT engines: one optimisation profile per graph, checked from the build's own log."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...runtime.errors import CheckFailed
+from ..cutting import cut_network, stored_bytes
 from ..digest import network_bytes, network_digest
 from ..forms import Lowering, OnnxForm
-from .check import BuildLog, check_engine
+from .check import BuildLog, Report, check_engine, join_reports
+from .files import engine_file
 from .library import import_library, listening
 
-__all__ = ["write_engine"]
+__all__ = ["plan_engines", "write_engines"]
 
 
-def write_engine(form: OnnxForm, file: Path, library: str, capabilities: Sequence[str]) -> Iterator[Lowering]:
-    """Build an engine and check it.
+def plan_engines(form: OnnxForm, options: Mapping[str, Any]) -> dict[str, int]:
+    """Bytes of weights and constants of each engine that a network will become, by the name of its file.
+
+    Raises:
+        UsageError: it cannot be cut into engines within their limit.
+    """
+    parts = _cut(form, options)
+    return {engine_file(form.name, index): stored_bytes(part) for index, part in enumerate(parts)}
+
+
+def write_engines(form: OnnxForm, folder: Path, options: Mapping[str, Any]) -> Iterator[Lowering]:
+    """Build the engines of a network, one after the other, and check them.
 
     Args:
         form: the network.
-        file: the engine's file.
-        library: the distribution that builds it.
-        capabilities: compute capabilities of the GPUs to build for, such as "8.9".
+        folder: the bundle's folder.
+        options: the target's own.
 
     Yields:
-        For each graph what the check found.
+        For each graph what the checks found.
 
     Raises:
         CheckFailed: the library refuses the network, or built an engine that would be slow or large.
+        UsageError: the network cannot be cut into engines within their limit.
     """
+    library, capabilities = options["library"], options["compute_capabilities"]
+    parts = _cut(form, options)
+    files = [engine_file(form.name, index) for index in range(len(parts))]
+    found = [_write_engine(part, folder / file, library, capabilities) for part, file in zip(parts, files, strict=True)]
+    common = {
+        "library": library,
+        "compute_capabilities": list(capabilities),
+        "network": network_digest(form),
+        "engines": len(parts),
+    }
+    for name, report in join_reports(found).items():
+        engines = f"{len(parts)} engines, one after the other, " if len(parts) > 1 else ""
+        yield Lowering(f"{name}: {engines}{report.line}", common | report.facts, files=tuple(files))
+
+
+def _cut(form: OnnxForm, options: Mapping[str, Any]) -> list[OnnxForm]:
+    """A network's parts, one where there is no limit."""
+    limit = options["engine_limit"]
+    return cut_network(form, int(limit), "--engine-limit") if limit else [form]
+
+
+def _write_engine(form: OnnxForm, file: Path, library: str, capabilities: Sequence[str]) -> dict[str, Report]:
+    """Build an engine, check it, and free all that its build took."""
     trt = import_library(library)
     log = BuildLog()
     with listening(trt, lambda severity, message: _take(trt, log, severity, message)) as logger:
@@ -42,10 +77,7 @@ def write_engine(form: OnnxForm, file: Path, library: str, capabilities: Sequenc
         if library == "tensorrt-rtx":  # TensorRT builds for the GPU that is here
             _set_capabilities(trt, config, capabilities)
         _serialize(trt, builder, network, config, file, log)
-    network = network_digest(form)
-    common = {"library": library, "compute_capabilities": list(capabilities), "network": network}
-    for name, report in check_engine(form, log).items():
-        yield Lowering(f"{name}: {report.line}", common | report.facts)
+    return check_engine(form, log)
 
 
 def _parse(parser: Any, form: OnnxForm, weights: Any, log: BuildLog) -> None:

@@ -2,14 +2,14 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...runtime.errors import CheckFailed
 from ..forms import OnnxForm
 
-__all__ = ["BuildLog", "Report", "check_engine"]
+__all__ = ["BuildLog", "Report", "check_engine", "join_reports"]
 
 PRODUCTS = {"MatMul", "Gemm", "Conv"}
 ATTENTION_KERNEL = re.compile(r"Name: _*(?:gemm_mha|fmha|mha)")
@@ -82,6 +82,18 @@ def check_engine(form: OnnxForm, log: BuildLog) -> dict[str, Report]:
         }
         reports[graph.name] = Report(_line(facts), facts)
     return reports
+
+
+def join_reports(parts: Sequence[Mapping[str, Report]]) -> dict[str, Report]:
+    """What was found of each graph in all engines that it is cut into, which share their device memory."""
+    joined = {}
+    for name in parts[0]:
+        found = [part[name].facts for part in parts]
+        facts = {fact: sum(each[fact] for each in found) for fact in found[0] if fact != "activation_bytes"}
+        sizes = [each["activation_bytes"] for each in found]
+        facts["activation_bytes"] = None if None in sizes else max(sizes)
+        joined[name] = Report(_line(facts), facts)
+    return joined
 
 
 def _check_scatter(form: OnnxForm, log: BuildLog) -> None:

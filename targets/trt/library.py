@@ -14,6 +14,7 @@ __all__ = [
     "MODULES",
     "building_library",
     "capabilities_to_build",
+    "check_library",
     "import_library",
     "installed_version",
 ]
@@ -28,6 +29,21 @@ def installed_version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def check_library(name: str, built: str) -> None:
+    """Refuse engines that what is installed does not load.
+
+    Raises:
+        UsageError: the library that built them is not installed, or in another version.
+    """
+    if name not in MODULES:
+        raise UsageError(f"built for {name} {built}, expected one of {' or '.join(MODULES)}: build the bundle again")
+    found = installed_version(name)
+    if found is None:
+        raise UsageError(f"built for {name} {built}, which is not installed: pip install {name}=={built} cuda-bindings")
+    if found != built:
+        raise UsageError(f"built for {name} {built}, found {found}: install {name}=={built}, or build the bundle again")
 
 
 def building_library(asked: str = "") -> str:

@@ -1,7 +1,7 @@
 """What is particular to TensorRT."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ from ...runtime.errors import UsageError
 from ...runtime.quantisation import DECODERS, FLOAT_SCHEMES, Scheme
 from ..facts import BuildTarget
 from ..forms import Lowering, OnnxForm
+from ..parts import check_limit
+from .files import SUFFIX
 
 if TYPE_CHECKING:
     from ..dialect import Dialect
@@ -24,6 +26,8 @@ PER_STAGE = "per-stage"
 SHORT_FLOATS = (8, 9)
 """The first compute capability with products of 8-bit floating-point numbers."""
 
+EXAMPLE = 800_000_000
+"""Bytes of an engine's weights, as a message shows them."""
 
 OPTIONS = (
     Option(
@@ -45,6 +49,12 @@ OPTIONS = (
         metavar="X.Y",
         many=True,
     ),
+    Option(
+        "engine_limit",
+        "--engine-limit",
+        "TensorRT: bytes of weights from which a graph is cut into several engines. Default: no limit.",
+        metavar="BYTES",
+    ),
 )
 
 
@@ -52,7 +62,7 @@ class Trt(BuildTarget):
     """An engine with an optimisation profile per stage, its weights stored once."""
 
     name = "trt"
-    suffix = ".engine"
+    suffix = SUFFIX
     schemes = (*FLOAT_SCHEMES, "w8a8", "fp8", "w4a16")
     joins_graphs = True
     symbolic = True
@@ -79,21 +89,9 @@ class Trt(BuildTarget):
 
     def check_version(self, name: str, version: str) -> None:
         """An engine is loaded by the library that built it, in the same version: TensorRT keeps no other compatible."""
-        from .library import MODULES, installed_version
+        from .library import check_library
 
-        if name not in MODULES:
-            raise UsageError(
-                f"built for {name} {version}, expected one of {' or '.join(MODULES)}: build the bundle again"
-            )
-        found = installed_version(name)
-        if found is None:
-            raise UsageError(
-                f"built for {name} {version}, which is not installed: pip install {name}=={version} cuda-bindings"
-            )
-        if found != version:
-            raise UsageError(
-                f"built for {name} {version}, found {found}: install {name}=={version}, or build the bundle again"
-            )
+        check_library(name, version)
 
     def check_engine_options(self, options: EngineOptions) -> None:
         """Refuse what TensorRT does not have."""
@@ -119,11 +117,13 @@ class Trt(BuildTarget):
             "library": library,
             "layout": options["layout"] or "shared",
             "compute_capabilities": list(capabilities),
+            "engine_limit": _limit(options["engine_limit"]),
         }
 
     def check_options(self, resolved: Mapping[str, Any]) -> dict[str, Any]:
         """The GPUs are compute capabilities."""
         checked = super().check_options(resolved)
+        _limit(checked["engine_limit"])
         if not _are_capabilities(list(checked["compute_capabilities"])):
             raise UsageError(
                 f"expected compute capabilities such as 8.9, found {checked['compute_capabilities']}"[:200]
@@ -167,11 +167,17 @@ class Trt(BuildTarget):
     def write_program(
         self, name: str, forms: Sequence[OnnxForm], folder: Path, options: Mapping[str, Any]
     ) -> Iterator[Lowering]:
-        """Write NAME.engine, of one network, with a profile for each of its graphs."""
-        from .build import write_engine
+        """Write NAME.engine of one network, with a profile for each of its graphs; NAME-2.engine, … where it is cut."""
+        from .build import write_engines
 
         (form,) = forms
-        return write_engine(form, folder / f"{name}{self.suffix}", options["library"], options["compute_capabilities"])
+        return write_engines(form, folder, options)
+
+    def file_plan(self, options: Mapping[str, Any]) -> Callable[[Sequence[OnnxForm]], Mapping[str, int]]:
+        """The engines that networks will become, and the bytes of their weights; kernels are added to these."""
+        from .build import plan_engines
+
+        return lambda forms: plan_engines(forms[0], options)
 
     def evaluable(self, form: OnnxForm) -> None:
         """Weights are rounded as the engine stores them; all arithmetic is float32."""
@@ -190,14 +196,19 @@ class Trt(BuildTarget):
         facts.get("network", "64 hexadecimal digits", is_digest)
         for name in ("attention", "fused_attention", "products", "weights_bytes"):
             facts.integer(name, least=0)
-        for name in ("activation_bytes", "rounded_products"):
+        for name, least in (("activation_bytes", 0), ("rounded_products", 0), ("engines", 1)):
             if facts.document.get(name) is not None:
-                facts.integer(name, least=0)
+                facts.integer(name, least=least)
 
     def table(self, facts: Mapping[str, Facts]) -> Table:
         """What was found of the engines when they were built."""
-        columns = ("graph", "compute capability", "attention fused", "products", "weight bytes", "activations MiB")
-        return Table("engines", columns, tuple(_row(name, found) for name, found in facts.items()))
+        columns = ("graph", "compute capability", "engines", "attention fused", "products", "weight bytes")
+        return Table("engines", (*columns, "activations MiB"), tuple(_row(*each) for each in facts.items()))
+
+
+def _limit(text: str) -> str:
+    """The most that the weights of an engine may take; empty: there is no limit."""
+    return text and check_limit("--engine-limit", text, EXAMPLE)
 
 
 def _are_capabilities(value: Any) -> bool:
@@ -210,6 +221,7 @@ def _row(name: str, found: Facts) -> tuple[str, ...]:
     return (
         name,
         ", ".join(found["compute_capabilities"]),
+        str(found.get("engines", 1)),
         f"{found['fused_attention']} of {found['attention']}",
         str(found["products"]),
         f"{found['weights_bytes']:,}",

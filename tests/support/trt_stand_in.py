@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from pyrexport.runtime.bundle.graphs import GraphSpec
 from pyrexport.runtime.bundle.opening import Bundle
+from pyrexport.targets.parts import part_name
+from pyrexport.targets.trt.files import engine_file
 
 
 class Device:
@@ -136,13 +137,16 @@ def _session(file: Path) -> ort.InferenceSession:
 
 
 class Engine:
-    """An engine's file: the graphs of its profiles, each an ONNX file."""
+    """An engine's file: the networks of its profiles, each an ONNX file."""
 
-    def __init__(self, device: Device, graphs: Sequence[GraphSpec], networks: Path) -> None:
-        self.device, self.graphs = device, graphs
-        self.sessions = [_session(networks / f"{graph.name}.onnx") for graph in graphs]
-        self.true_shapes = [{value.name: value.shape for value in s.get_outputs()} for s in self.sessions]
-        self.names = [tensor.name for tensor in (*graphs[0].inputs, *graphs[0].outputs)]
+    device_memory_size_v2 = 1000
+
+    def __init__(self, device: Device, networks: Sequence[Path]) -> None:
+        self.device = device
+        self.sessions = [_session(network) for network in networks]
+        self.inputs = [{value.name: tuple(value.shape) for value in s.get_inputs()} for s in self.sessions]
+        self.outputs = [{value.name: tuple(value.shape) for value in s.get_outputs()} for s in self.sessions]
+        self.names = [*self.inputs[0], *self.outputs[0]]
         device.alive += 1
 
     def __del__(self) -> None:
@@ -154,27 +158,33 @@ class Engine:
 
     @property
     def num_optimization_profiles(self) -> int:
-        return len(self.graphs)
+        return len(self.sessions)
 
     def get_tensor_name(self, index: int) -> str:
         return self.names[index]
+
+    def get_tensor_mode(self, name: str) -> Any:
+        return SimpleNamespace(name="INPUT" if name in self.inputs[0] else "OUTPUT")
 
     def get_tensor_dtype(self, name: str) -> Any:
         return SimpleNamespace(name="FLOAT")
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
-        return 3 * [next(tensor.shape for tensor in self.graphs[profile].inputs if tensor.name == name)]
+        return 3 * [self.inputs[profile][name]]
 
     def create_runtime_config(self) -> Any:
         return Config(self.device)
 
     def create_execution_context(self, config: Any) -> Any:
-        return None if self.device.faulty("create_execution_context") else Context(self)
+        return None if self.device.faulty("create_execution_context") else Context(self, lent=config.strategy == "lent")
 
 
 class Config:
     def __init__(self, device: Device) -> None:
         self.device = device
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.strategy = strategy
 
     def create_runtime_cache(self) -> Any:
         return Cache(self.device)
@@ -199,14 +209,21 @@ class Cache:
 class Context:
     """An execution context: one profile at a time, shapes forgotten when it changes."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, lent: bool) -> None:
         self.engine, self.profile = engine, -1
+        self.lent: tuple[int, int] | None = None
+        self.needs_memory = lent
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         engine.device.alive += 1
 
     def __del__(self) -> None:
         self.engine.device.alive -= 1
+
+    def set_device_memory(self, address: int, nbytes: int) -> None:
+        assert self.needs_memory
+        assert nbytes >= self.engine.device_memory_size_v2
+        self.lent = address, nbytes
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
         assert stream in self.engine.device.streams
@@ -219,7 +236,7 @@ class Context:
         return not self.engine.device.faulty("set_input_shape") and tuple(shape) == wanted
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.engine.true_shapes[self.profile][name])
+        return self.engine.outputs[self.profile][name]
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
@@ -228,18 +245,19 @@ class Context:
     def execute_async_v3(self, stream: int) -> bool:
         if self.engine.device.faulty("execute_async_v3"):
             return False
-        graph, session = self.engine.graphs[self.profile], self.engine.sessions[self.profile]
-        addresses = dict(self.addresses)
-        assert self.shapes.keys() == {tensor.name for tensor in graph.inputs}, "shapes are set again after a profile"
+        given, made = self.engine.inputs[self.profile], self.engine.outputs[self.profile]
+        session, addresses = self.engine.sessions[self.profile], dict(self.addresses)
+        assert self.shapes.keys() == given.keys(), "shapes are set again after a profile"
 
         def work() -> None:
             view = self.engine.device.view
+            if self.needs_memory:
+                assert self.lent is not None
+                view(*self.lent)
             inputs = {}
-            for tensor in graph.inputs:
-                data = view(addresses[tensor.name], 4 * math.prod(tensor.shape))
-                inputs[tensor.name] = np.frombuffer(data, np.float32).reshape(tensor.shape)
-            outputs = [tensor.name for tensor in graph.outputs]
-            for name, value in zip(outputs, session.run(outputs, inputs), strict=True):
+            for name, shape in given.items():
+                inputs[name] = np.frombuffer(view(addresses[name], 4 * math.prod(shape)), np.float32).reshape(shape)
+            for name, value in zip(made, session.run(list(made), inputs), strict=True):
                 _fill(view(addresses[name], value.nbytes), value.tobytes())
 
         self.engine.device.streams[stream].append(work)
@@ -248,9 +266,11 @@ class Context:
 
 def tensorrt(device: Device, bundle: Bundle, networks: Path) -> Any:
     """What the session uses of `tensorrt_rtx`, for a bundle whose networks are ONNX files of a folder."""
-    files: dict[str, list[GraphSpec]] = {}
+    files: dict[str, list[Path]] = {}
     for graph in bundle.manifest.graphs.values():
-        files.setdefault(bundle.manifest.files[graph.file].sha256, []).append(graph.spec)
+        for part in range(graph.facts.get("engines") or 1):
+            entry = bundle.manifest.files[engine_file(Path(graph.file).stem, part)]
+            files.setdefault(entry.sha256, []).append(networks / f"{part_name(graph.spec.name, part)}.onnx")
 
     class Logger:
         ERROR, INTERNAL_ERROR = "error", "internal error"
@@ -260,11 +280,17 @@ def tensorrt(device: Device, bundle: Bundle, networks: Path) -> Any:
             self.logger = logger
 
         def deserialize_cuda_engine(self, data: Any) -> Any:
-            graphs = files.get(hashlib.sha256(data[:]).hexdigest())
-            if graphs is None or device.faulty("deserialize_cuda_engine"):
+            found = files.get(hashlib.sha256(data[:]).hexdigest())
+            if found is None or device.faulty("deserialize_cuda_engine"):
                 self.logger.log(Logger.ERROR, "a magic tag does not match")
                 return None
-            return Engine(device, graphs, networks)
+            return Engine(device, found)
 
     version = bundle.manifest.engine_version
-    return SimpleNamespace(ILogger=Logger, Runtime=TensorRt, __version__=version, __name__="tensorrt_rtx")
+    return SimpleNamespace(
+        ILogger=Logger,
+        Runtime=TensorRt,
+        ExecutionContextAllocationStrategy=SimpleNamespace(STATIC="own", USER_MANAGED="lent"),
+        __version__=version,
+        __name__="tensorrt_rtx",
+    )

@@ -5,16 +5,10 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnx_ir as ir
-import onnxruntime as ort
 import pyrexport
 import pytest
-from pyrexport.runtime.bundle.graphs import GraphKey, GraphSpec, TensorSpec, stage_key
-from pyrexport.runtime.errors import UsageError
-from pyrexport.targets.forms import OnnxForm, Placement
+from pyrexport.runtime.bundle.graphs import stage_key
 from pyrexport.targets.qnn import build
-from pyrexport.targets.qnn.cutting import cut_network, stored_bytes
 from pyrexport.targets.qnn.target import Qnn
 from support.builders import resign
 
@@ -128,66 +122,9 @@ def test_a_rerun_keeps_the_contexts(lean, cli, monkeypatch, tmp_path):
     [
         ("0", "--context-limit: expected a number of bytes such as 1100000000, found '0'"),
         ("2GB", "--context-limit: expected a number of bytes such as 1100000000, found '2GB'"),
-        ("1000", "cannot be cut into contexts of at most 1,000 bytes of weights"),
+        ("1000", "cannot be cut into parts of at most 1,000 bytes of weights: expected a --context-limit of"),
     ],
 )
 def test_limits_that_are_none(lean, refused, tmp_path, limit, message):
     words = ("build", lean, "--target", "qnn", *CHIP, "--context-limit", limit, "--quiet", "--plan")
     assert message in refused(*words)
-
-
-ROWS, WIDTH, HIDDEN, BLOCKS = 5, 8, 64, 4
-
-
-@pytest.fixture
-def chain() -> OnnxForm:
-    """Blocks of two products [8, 64] and [64, 8] around a residual stream, which all add a table to what they take."""
-    draw, nodes, weights = np.random.default_rng(0), ["table = Mul(axis, axis)", "x0 = Identity(x)"], {}
-    for index in range(BLOCKS):
-        weights[f"a{index}"] = draw.standard_normal((WIDTH, HIDDEN), np.float32)
-        weights[f"b{index}"] = draw.standard_normal((HIDDEN, WIDTH), np.float32)
-        nodes += [
-            f"s{index} = Add(x{index}, table)",
-            f"h{index} = MatMul(s{index}, a{index})",
-            f"y{index} = MatMul(h{index}, b{index})",
-            f"x{index + 1} = Add(x{index}, y{index})",
-        ]
-    shape = f"float[{ROWS},{WIDTH}]"
-    text = f"blocks ({shape} x) => ({shape} x{BLOCKS}) {{ {chr(10).join(nodes)} }}"
-    graph = onnx.parser.parse_graph(text)
-    constants = weights | {"axis": draw.standard_normal(WIDTH, np.float32)}
-    graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in constants.items())
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
-    placements = {name: Placement(0, value.nbytes, value.shape, "float32") for name, value in weights.items()}
-    spec = GraphSpec(GraphKey("stage"), (TensorSpec("x", (ROWS, WIDTH)),), (TensorSpec("x4", (ROWS, WIDTH)),))
-    inferred = ir.from_proto(onnx.shape_inference.infer_shapes(model))
-    return OnnxForm("blocks", inferred, placements, Path("weights.bin"), (spec,))
-
-
-@pytest.mark.parametrize(
-    ("limit", "ends"),
-    [(10**9, ["x4"]), (9000, ["x2", "x4"]), (4200, ["x1", "x2", "x3", "x4"]), (13000, ["x2", "x4"])],
-)
-def test_a_network_is_cut_between_its_blocks(chain, limit, ends):
-    """Of 4,096 bytes each, and 32 of the table's; each weight goes to one part, and no table from part to part."""
-    parts = cut_network(chain, limit)
-    assert [[value.name for value in part.model.graph.outputs] for part in parts] == [[end] for end in ends]
-    begins = ["x", *ends[:-1]]
-    assert [[value.name for value in part.model.graph.inputs] for part in parts] == [[begin] for begin in begins]
-    assert all(stored_bytes(part) <= limit for part in parts)
-    assert sorted(name for part in parts for name in part.placements) == sorted(chain.placements)
-    value = given = np.random.default_rng(1).standard_normal((ROWS, WIDTH), np.float32)
-    for part, begin in zip(parts, begins, strict=True):
-        (value,) = _run(part.model, {begin: value})
-    np.testing.assert_array_equal(value, _run(chain.model, {"x": given})[0])
-
-
-def _run(model: ir.Model, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-    settings = ort.SessionOptions()
-    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), settings).run(None, inputs)
-
-
-def test_a_matrix_is_not_cut(chain):
-    with pytest.raises(UsageError, match=r"at most 2,000 bytes of weights: .* at least 2,048, which one of its nodes"):
-        cut_network(chain, 2000)

@@ -13,6 +13,7 @@ from pyrexport.runtime.bundle.engines import EngineOptions
 from pyrexport.runtime.bundle.opening import open_bundle
 from pyrexport.runtime.recipe import read_calibration
 from safetensors.torch import load_file
+from support.builders import SMALL
 from support.building import LEAN, small_checkpoint
 
 pytest.importorskip("tensorrt_rtx")
@@ -47,6 +48,28 @@ def test_graph_parity_of_integers(make_engines, make_checkpoint, lean_recipe, cl
     changed = tmp_path / "other.safetensors"
     replace(read_calibration(lean_recipe), target_psnr=30.0).to_file(changed)
     assert "is not the recipe that the bundle was built by" in refused(*how, "--recipe", changed)
+
+
+def test_a_network_over_the_limit_becomes_engines_in_turn(make_engines, make_checkpoint, lean_recipe, cli):
+    """Together they are what one engine is: each product, attention and weight once, rounded where it was."""
+    options = {"precision": "bf16", "quantize": "w8a8", "recipe": str(lean_recipe)}
+    bundle = make_engines(*LEAN, **options, engine_limit="100000")
+    whole = open_bundle(make_engines(*LEAN, **options)).manifest.entries
+    manifest = open_bundle(bundle).manifest
+    count = manifest.entries["stage0"].facts["engines"]
+    assert count > 2
+    for name, entry in manifest.entries.items():
+        for fact in ("network", "attention", "fused_attention", "products", "rounded_products"):
+            assert entry.facts[fact] == whole[name].facts[fact]
+        assert entry.facts["weights_bytes"] < 1.1 * whole[name].facts["weights_bytes"]
+    files = {"stages.engine", *(f"stages-{index}.engine" for index in range(2, count + 1))}
+    assert manifest.files.keys() == {path.name for path in bundle.iterdir()} - {"manifest.json"} == files
+    how = ("build", make_checkpoint(*LEAN), "--target", "trt", "--compute-capability", "8.9", "--resolution", SMALL)
+    given = (word for name, value in options.items() for word in (f"--{name}", value))
+    planned = cli(*how, *given, "--engine-limit", "100000", "--plan", "--json", "--quiet")
+    assert planned.exit_code == 0, planned.output
+    assert json.loads(planned.stdout)["files"].keys() == files
+    assert max(json.loads(planned.stdout)["files"].values()) <= 100_000
 
 
 def test_graph_parity_of_blocks_of_4_bits(make_engines, make_checkpoint, cli):

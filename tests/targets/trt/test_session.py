@@ -19,6 +19,7 @@ from pyrexport.runtime.pipeline.pipeline import Pipeline
 from pyrexport.targets.trt import session
 from pyrexport.targets.trt.cuda import Cuda
 from support import trt_stand_in
+from support.builders import resign
 from support.trt_stand_in import Device, Runtime
 
 pytest.importorskip("tensorrt_rtx")
@@ -180,3 +181,55 @@ def test_an_output_of_another_size_is_refused_before_it_is_written(device, engin
         inputs = {tensor.name: np.zeros(tensor.shape, np.float32) for tensor in graphs[first].spec.inputs}
         with pytest.raises(CheckFailed, match="refuses an output of the manifest's shape"):
             pipeline.run(first, inputs)
+
+
+def test_engines_in_turn_compute_what_one_does(device_of_parts, cut, networks):
+    """With no copy between them: three inputs go in and a velocity comes out. All compute in one piece of memory."""
+    device = device_of_parts
+    with pyrexport.load(cut / "bundle") as pipeline:
+        for index in range(3):
+            entry = pipeline.bundle.manifest.graphs[stage_key(index)]
+            rng = np.random.default_rng(index)
+            inputs = {tensor.name: rng.standard_normal(tensor.shape, np.float32) for tensor in entry.spec.inputs}
+            out = pipeline.run(entry.spec.key, inputs)["velocity"]
+            np.testing.assert_allclose(out, reference_of(networks, entry.spec.name, inputs), rtol=0, atol=1e-5)
+            assert device.calls.count("cudaMemcpyAsync") == 4 * (index + 1)
+        count = entry.facts["engines"]
+        assert device.alive == 2 * count > 4
+        assert [len(each) for each in device.memory.values()].count(trt_stand_in.Engine.device_memory_size_v2) == 1
+
+
+def test_what_crosses_takes_over_memory_that_is_needed_no_more(device_of_parts, cut):
+    """Of four engines, the second to the fourth take the tokens of the one before: two pieces of memory, not three."""
+    with pyrexport.load(cut / "bundle") as pipeline:
+        engine = pipeline.open(stage_key(0))
+        tokens = [t.address for name, t in engine.tensors.items() if t.shape[:2] == (1, 80) and len(t.shape) == 3]
+    assert len(set(tokens)) < len(tokens)
+
+
+@pytest.mark.parametrize(("name", "call"), [("cudaMalloc", 2), ("cudaMalloc", 7), ("deserialize_cuda_engine", 2)])
+def test_an_error_among_several_engines_leaks_nothing(device_of_parts, cut, name, call):
+    device_of_parts.fault = name, call
+    with pyrexport.load(cut / "bundle") as pipeline, pytest.raises((CheckFailed, UsageError)):
+        pipeline.open(stage_key(0))
+
+
+def test_engines_that_are_exchanged_or_missing_are_refused(device_of_parts, cut, tmp_path):
+    bundle = Path(shutil.copytree(cut / "bundle", tmp_path / "bundle"))
+    one, other = bundle / "stages-2.engine", bundle / "stages-3.engine"
+    first = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(first)
+    with pytest.raises(CheckFailed, match=r"stages-2\.engine"):
+        pyrexport.load(bundle)
+    resign(bundle)
+    with pyrexport.load(bundle) as pipeline, pytest.raises(UsageError, match=r"stages-2\.engine is not the engine of"):
+        pipeline.open(stage_key(0))
+    one.unlink()
+    with pytest.raises(CheckFailed, match=r"stages-2\.engine is missing"):
+        pyrexport.load(bundle)
+    document = json.loads((bundle / MANIFEST_FILE).read_text())
+    del document["files"][one.name]
+    resign(bundle, files=document["files"])
+    with pyrexport.load(bundle) as pipeline, pytest.raises(UsageError, match=r"stages-2\.engine is missing"):
+        pipeline.open(stage_key(0))

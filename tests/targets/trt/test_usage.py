@@ -97,6 +97,7 @@ def test_options_of_other_engines_are_refused(engines, refused, tmp_path):
     [
         {"activation_bytes": 10**400},
         {"fused_attention": -1},
+        {"engines": 0},
         {"compute_capabilities": []},
         {"compute_capabilities": ["[/red]"]},
         {"library": "evil"},
@@ -116,7 +117,14 @@ def test_facts_that_are_none_are_refused(engines, refused, tmp_path, facts):
 
 @pytest.mark.parametrize(
     "options",
-    [{"layout": 5}, {"layout": "sideways"}, {"compute_capabilities": "8.9"}, {"compute_capabilities": ["x"]}, {"x": 1}],
+    [
+        {"layout": 5},
+        {"engine_limit": "-1"},
+        {"layout": "sideways"},
+        {"compute_capabilities": "8.9"},
+        {"compute_capabilities": ["x"]},
+        {"x": 1},
+    ],
     ids=str,
 )
 def test_options_that_are_none_are_refused(engines, tiny, refused, tmp_path, options):
@@ -147,7 +155,9 @@ def test_building_says_what_is_wrong(tiny, engines, refused, tmp_path):
     line = refused("build", tiny, *with_one, "--library", "tensorrt")
     assert "tensorrt is not installed: pip install tensorrt cuda-bindings, or leave out --library" in line
     assert "caches in fp32" in refused("build", tiny, *with_one, "--vae-caches", "fp16")
-    assert "no plan of memory before it is built" in refused("build", tiny, "--target", "trt", *with_one[4:], "--plan")
+    plan = ("--target", "trt", *with_one[4:], "--plan")
+    assert "--engine-limit: expected a number of bytes" in refused("build", tiny, *plan, "--engine-limit", "2GB")
+    assert "expected a --engine-limit of at least" in refused("build", tiny, *plan, "--engine-limit", "1000", "--quiet")
     ort = ("--target", "ort", "-o", tmp_path / "out")
     assert "no option 'layout'" in refused("build", tiny, *ort, "--layout", "per-stage")
     assert "no option 'compute_capabilities'" in refused("build", tiny, *ort, "--compute-capability", "8.9")
