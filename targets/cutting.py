@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, pairwise
 
 import onnx_ir as ir
@@ -22,18 +22,6 @@ _Nodes = dict[ir.Node, None]
 """A set that keeps the order."""
 
 
-@dataclass(frozen=True)
-class _Seam:
-    """A place between two nodes."""
-
-    before: int
-    """How many of the nodes lie before it."""
-    weights: int
-    """Bytes of the weights that these take."""
-    crossing: int
-    """Bytes of what the nodes after it take of those before, and of the inputs, in all graphs."""
-
-
 def stored_bytes(form: OnnxForm) -> int:
     """Bytes of a network's weights as they are placed, and of its constants."""
     return sum(_stored(form, value) for value in form.model.graph.initializers.values())
@@ -50,7 +38,8 @@ def cut_network(form: OnnxForm, limit: int, option: str) -> list[OnnxForm]:
         option: what the limit was given by.
 
     Returns:
-        Its parts in the order that they run in, each with its own weights and graphs. A part takes inputs of the
+        Its parts in the order that they run in, each with its own weights and graphs; a weight that is taken in several
+        places may be in several of them. A part takes inputs of the
         network and outputs of the parts before it, by the names that these have in the network.
 
     Raises:
@@ -87,38 +76,42 @@ def _moving(graph: ir.Graph) -> Iterator[ir.Node]:
 
 def _ends(form: OnnxForm, nodes: _Nodes, shapes: Sequence[Shapes], limit: int, option: str) -> Iterator[int]:
     """Where each part but the last one ends: at the narrowest place near an even share of what is left."""
-    seams, done = list(_seams(form, nodes, shapes)), 0
-    while (left := seams[-1].weights - done) > limit:
-        count = math.ceil(left / limit)
-        least, share = left - (count - 1) * limit, left / count
-        within = [seam for seam in seams if 0 < seam.weights - done <= limit]
+    crossing, order, done = list(_crossing(form, nodes, shapes)), list(nodes), 0
+    while (held := list(_held(form, nodes, order[done:])))[-1] > limit:
+        count = math.ceil(held[-1] / limit)
+        least, share = held[-1] - (count - 1) * limit, held[-1] / count
+        within = [(done + index, weights) for index, weights in enumerate(held, 1) if 0 < weights <= limit]
         if not within:
-            most = next(seam.weights for seam in seams if seam.weights > done) - done
             raise UsageError(
                 f"{form.graphs[0].name} cannot be cut into parts of at most {limit:,} bytes of weights: expected a "
-                f"{option} of at least {most:,}, which one of its nodes takes"
+                f"{option} of at least {next(filter(None, held)):,}, which one of its nodes takes"
             )
         # Fewer would leave more than the others may take.
-        near = [seam for seam in within if seam.weights - done >= max(least, share / 2)] or within[-1:]
-        seam = min(near, key=lambda seam: (seam.crossing, abs(seam.weights - done - share)))
-        yield seam.before
-        done = seam.weights
+        near = [(end, weights) for end, weights in within if weights >= max(least, share / 2)] or within[-1:]
+        done, _ = min(near, key=lambda place: (crossing[place[0] - 1], abs(place[1] - share)))
+        yield done
 
 
-def _seams(form: OnnxForm, nodes: _Nodes, shapes: Sequence[Shapes]) -> Iterator[_Seam]:
-    """The place after each node."""
+def _held(form: OnnxForm, nodes: _Nodes, order: Iterable[ir.Node]) -> Iterator[int]:
+    """Bytes of the weights that a part of some nodes holds once each of them is in it."""
+    weights, seen = 0, set[ir.Value]()
+    for node in order:
+        weights += sum(_stored(form, value) for value in _sources(node.inputs, nodes, seen) if not _is_made(value))
+        yield weights
+
+
+def _crossing(form: OnnxForm, nodes: _Nodes, shapes: Sequence[Shapes]) -> Iterator[int]:
+    """Bytes of what the nodes after each one take of those up to it, and of the inputs, in all graphs."""
     taken = [[value for value in _sources(node.inputs, nodes, set()) if _is_made(value)] for node in nodes]
     last = {value: index for index, values in enumerate(taken) for value in values}
-    weights, seen = 0, set[ir.Value]()
     crossing, ended = 0, [0] * len(nodes)
     for index, node in enumerate(nodes):
-        weights += sum(_stored(form, value) for value in _sources(node.inputs, nodes, seen) if not _is_made(value))
         for value in (*node.outputs, *(form.model.graph.inputs if index == 0 else ())):
             if value in last:
                 crossing += _nbytes(value, shapes)
                 ended[last[value]] += _nbytes(value, shapes)
         crossing -= ended[index]
-        yield _Seam(index + 1, weights, crossing)
+        yield crossing
 
 
 def _sources(given: Iterable[ir.Value | None], nodes: _Nodes, seen: set[ir.Value]) -> Iterator[ir.Value]:

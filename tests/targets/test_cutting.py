@@ -107,6 +107,18 @@ def symbolic() -> OnnxForm:
     return OnnxForm("pairs", inferred, placements, Path("weights.bin"), tuple(specs))
 
 
+def test_a_weight_that_two_parts_take_counts_in_both(chain):
+    """As the upsampler's do that a decoder applies to frame after frame."""
+    first = next(value for value in chain.model.graph.initializers.values() if value.name == "a0")
+    for node in chain.model.graph:
+        for index, value in enumerate(node.inputs):
+            if value.name == "a2":
+                node.replace_input_with(index, first)
+    parts = cut_network(chain, 4200, "--limit")
+    assert ["a0" in part.placements for part in parts] == [True, False, True, False]
+    assert all(stored_bytes(part) <= 4200 for part in parts)
+
+
 def test_a_network_of_symbolic_shapes_is_cut_for_all_its_graphs(symbolic):
     """Sizes and rounding are made again in each part: what crosses has no integers, and is shaped for each graph."""
     parts = cut_network(symbolic, 2200, "--limit")

@@ -15,7 +15,7 @@ from support.builders import resign
 pytest.importorskip("onnxruntime_qnn")
 
 CHIP = ("--soc", "sm8750")
-LIMITS = {1: "1000000", 2: "150000", 3: "100000"}
+LIMITS = {1: "1000000", 2: "150000", 3: "120000"}
 """Bytes of weights in a context, of 238 KB in a stage: what cuts it into so many."""
 
 
