@@ -27,7 +27,7 @@ def stored_bytes(form: OnnxForm) -> int:
     return sum(_stored(form, value) for value in form.model.graph.initializers.values())
 
 
-def cut_network(form: OnnxForm, limit: int, option: str) -> list[OnnxForm]:
+def cut_network(form: OnnxForm, limit: int, option: str | None = None) -> list[OnnxForm]:
     """Cut a network where least crosses, which is between the blocks of a transformer.
 
     What depends on no value of an input, such as rotary tables and sizes, is made again in each part that takes it.
@@ -35,15 +35,15 @@ def cut_network(form: OnnxForm, limit: int, option: str) -> list[OnnxForm]:
     Args:
         form: the network.
         limit: most bytes of the weights of a part.
-        option: what the limit was given by.
+        option: what the limit was given by; None: nobody gave it, and a node whose weights are more may exceed it.
 
     Returns:
         Its parts in the order that they run in, each with its own weights and graphs; a weight that is taken in several
-        places may be in several of them. A part takes inputs of the
-        network and outputs of the parts before it, by the names that these have in the network.
+        places may be in several of them. A part takes inputs of the network and outputs of the parts before it, by the
+        names that these have in the network.
 
     Raises:
-        UsageError: the weights of a single node are more.
+        UsageError: the weights of a single node are more than was asked for.
     """
     if stored_bytes(form) <= limit:
         return [form]
@@ -74,20 +74,26 @@ def _moving(graph: ir.Graph) -> Iterator[ir.Node]:
                 yield node
 
 
-def _ends(form: OnnxForm, nodes: _Nodes, shapes: Sequence[Shapes], limit: int, option: str) -> Iterator[int]:
+def _ends(form: OnnxForm, nodes: _Nodes, shapes: Sequence[Shapes], limit: int, option: str | None) -> Iterator[int]:
     """Where each part but the last one ends: at the narrowest place near an even share of what is left."""
     crossing, order, done = list(_crossing(form, nodes, shapes)), list(nodes), 0
     while (held := list(_held(form, nodes, order[done:])))[-1] > limit:
         count = math.ceil(held[-1] / limit)
         least, share = held[-1] - (count - 1) * limit, held[-1] / count
-        within = [(done + index, weights) for index, weights in enumerate(held, 1) if 0 < weights <= limit]
-        if not within:
+        seams = [(done + index, weights) for index, weights in enumerate(held, 1)]
+        within = [seam for seam in seams if 0 < seam[1] <= limit]
+        # Fewer would leave more than the others may take.
+        near = [seam for seam in within if seam[1] >= max(least, share / 2)] or within[-1:]
+        if option is not None and not near:
             raise UsageError(
                 f"{form.graphs[0].name} cannot be cut into parts of at most {limit:,} bytes of weights: expected a "
                 f"{option} of at least {next(filter(None, held)):,}, which one of its nodes takes"
             )
-        # Fewer would leave more than the others may take.
-        near = [(end, weights) for end, weights in within if weights >= max(least, share / 2)] or within[-1:]
+        if option is None and (not near or near[-1][1] < share / 2):
+            over = next(weights for _, weights in seams if weights > limit)
+            near = [seam for seam in seams if seam[1] == over]
+            if near[-1][0] == len(order):
+                return
         done, _ = min(near, key=lambda place: (crossing[place[0] - 1], abs(place[1] - share)))
         yield done
 

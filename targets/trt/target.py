@@ -52,7 +52,7 @@ OPTIONS = (
     Option(
         "engine_limit",
         "--engine-limit",
-        "TensorRT: bytes of weights from which a graph is cut into several engines. Default: no limit.",
+        "TensorRT: bytes of weights from which a graph is cut into several engines. Default: 400000000.",
         metavar="BYTES",
     ),
 )
@@ -207,7 +207,7 @@ class Trt(BuildTarget):
 
 
 def _limit(text: str) -> str:
-    """The most that the weights of an engine may take; empty: there is no limit."""
+    """The most that the weights of an engine may take; empty: nobody gave a limit."""
     return text and check_limit("--engine-limit", text, EXAMPLE)
 
 

@@ -72,6 +72,16 @@ def test_a_matrix_is_not_cut(chain):
         cut_network(chain, 2000, "--limit")
 
 
+def test_a_matrix_exceeds_a_limit_that_nobody_gave(chain):
+    """The first one, of 4 KiB, is a part by itself; the others are cut as if it were not there."""
+    table = ir.tensor(np.zeros((WIDTH, 2 * HIDDEN), np.float32), name="a0")
+    chain.model.graph.initializers["a0"].const_value = table
+    chain.placements["a0"] = Placement(0, table.nbytes, (WIDTH, 2 * HIDDEN), "float32")
+    parts = cut_network(chain, 2100)
+    assert [max(place.nbytes for place in part.placements.values()) for part in parts] == [4096, *[2048] * 7]
+    assert [len(part.placements) for part in parts] == [1] * 8
+
+
 PRODUCTS = 4
 
 
