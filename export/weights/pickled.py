@@ -1,6 +1,7 @@
 """Tensors of a PyTorch file, which is a pickle: opened only where it holds tensors and nothing else."""
 
 import pickletools
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,10 @@ OPCODES = frozenset({"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1
 """Other ways of a pickle to name or make objects, which `torch.save` has no need of."""
 
 
+LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+"""Of a record of a zip archive; the last two are the lengths of a name and of what else follows."""
+
+
 def is_pickle(path: Path) -> bool:
     """Whether a file is one, by its name or by how it begins."""
     if path.suffix.lower() in PICKLES:
@@ -50,9 +55,10 @@ def open_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file of `torch.save`, mapped. Nothing of it is executed before it is known to be tensors alone.
 
     Raises:
-        UsageError: it is no such file, is of the format before PyTorch 1.6, names anything but tensors, or holds
-            something else beside them.
+        UsageError: it is no such file, is of the format before PyTorch 1.6, is damaged, names anything but tensors, or
+            holds something else beside them.
     """
+    _load_places(path)
     return _load(path, mmap=True)
 
 
@@ -64,8 +70,7 @@ def read_any_header(path: Path) -> dict[str, TensorEntry]:
     """
     if not is_pickle(path):
         return read_header(path)
-    with FakeTensorMode():
-        found, size = _load(path), path.stat().st_size
+    found, size = _load_places(path), path.stat().st_size
     names, entries = {dtype: name for name, dtype in TORCH_DTYPES.items()}, dict[str, TensorEntry]()
     for name, value in found.items():
         if not value.is_contiguous():
@@ -79,8 +84,40 @@ def read_any_header(path: Path) -> dict[str, TensorEntry]:
     return entries
 
 
+def _load_places(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors without values, whose storages know where they lie.
+
+    PyTorch reckons that from their sizes, as `torch.save` writes them, and never looks at how long a record is: of an
+    archive that was packed again, or lost one, it would take other values.
+    """
+    with FakeTensorMode():
+        found = _load(path)
+    records = _records(path)
+    for name, value in found.items():
+        storage: Any = value.untyped_storage()
+        if records.get(storage._checkpoint_offset) != storage.nbytes():
+            raise UsageError(
+                f"{path}: the values of tensor '{name}' are not where torch.save puts them: it is damaged, or was "
+                "packed again; fetch it again"
+            )
+    return found
+
+
+def _records(path: Path) -> dict[int, int]:
+    """Bytes of each record of an archive, by where they begin in the file: behind a header of their own."""
+    found = {}
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        for info in archive.infolist():
+            file.seek(info.header_offset)
+            *_, name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
+            found[info.header_offset + LOCAL_HEADER.size + name + extra] = info.file_size
+    return found
+
+
 def _load(path: Path, **options: Any) -> dict[str, torch.Tensor]:
     refuse_pointer(path)
+    if path.suffix == ".safetensors":  # PyTorch goes by the name
+        raise UsageError(f"{path} is a file of torch.save, whatever its name says: rename it to {path.stem}.pth")
     _check_calls(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, **options)
@@ -107,7 +144,10 @@ def _check_calls(path: Path) -> None:
     """Read the pickle's opcodes, and refuse one that calls anything that tensors do not need."""
     try:
         with zipfile.ZipFile(path) as archive:
-            (name,) = (name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl")
+            lists = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
+            if len(lists) != 1:
+                raise ValueError(f"expected one data.pkl, found {len(lists) or 'none'}")
+            (name,) = lists
             if archive.getinfo(name).file_size > LARGEST:
                 raise ValueError("its list of tensors is too long")
             compressed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]

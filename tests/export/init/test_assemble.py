@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pyrexport.export.weights.names import to_diffusers
 from pyrexport.export.weights.pickled import read_any_header
 from pyrexport.runtime.chain.plan import plan
 from pyrexport.runtime.chain.pyramid import Resolution
+from pyrexport.runtime.errors import UsageError
 from pyrexport.runtime.model.checkpoint import Checkpoint, Files, read_checkpoint
 from safetensors.torch import load_file, save_file
 from support.originals import original_residual_vae, original_text, original_transformer, original_vae
@@ -304,6 +306,50 @@ def test_a_pickle_that_holds_more_than_tensors_is_refused_and_not_executed(
     write(file, tmp_path / "executed")
     assert words in refused("init", file, "-o", tmp_path / "made")
     assert list(tmp_path.iterdir()) == [file]
+
+
+def with_two_lists(archive: dict[str, bytes]) -> None:
+    archive["other/data.pkl"] = archive["model/data.pkl"]
+
+
+def cut(archive: dict[str, bytes]) -> None:
+    archive["model/data/0"] = archive["model/data/0"][:4]
+
+
+def without_a_record(archive: dict[str, bytes]) -> None:
+    del archive["model/data/1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (with_two_lists, "expected one data.pkl, found 2"),
+        (cut, "are not where torch.save puts them"),
+        (without_a_record, "are not where torch.save puts them"),
+        (lambda archive: None, "are not where torch.save puts them"),
+    ],
+)
+def test_a_pickle_that_was_packed_again_is_refused(
+    tmp_path: Path, refused: Refused, change: Callable[[dict[str, bytes]], None], words: str
+) -> None:
+    """PyTorch reckons where values lie, and would take others."""
+    file = tmp_path / "model.pth"
+    torch.save({"patch_embedding.weight": torch.ones(3), "patch_embedding.bias": torch.ones(2)}, file)
+    with zipfile.ZipFile(file) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    change(records)
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in records.items():
+            archive.writestr(name, data)
+    assert words in refused("init", file, "-o", tmp_path / "made")
+    with pytest.raises(UsageError, match=words):
+        read_any_header(file)
+
+
+def test_a_pickle_that_is_called_safetensors_is_named(tmp_path: Path, refused: Refused) -> None:
+    file = tmp_path / "model.safetensors"
+    torch.save({"patch_embedding.weight": torch.ones(3)}, file)
+    assert "is a file of torch.save, whatever its name says" in refused("init", file, "-o", tmp_path / "made")
 
 
 @pytest.mark.parametrize("option", ["--vae", "--first-frame-embedding", "--patch-layers"])
