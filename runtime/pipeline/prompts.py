@@ -56,9 +56,9 @@ class PromptCache:
         file = self._file(ids)
         try:
             found = _read(file, shape)
-        except FileNotFoundError:
+        except OSError:  # it is encoded again, and keeping that says what is in the way
             return None
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             self.warnings.append(f"{file} is ignored: {error}")
             return None
         with suppress(OSError):
