@@ -106,9 +106,10 @@ def resolve_options(checkpoint: Checkpoint, target: BuildTarget, request: BuildR
         UsageError: a precision, a method or a tile is not known or does not fit, the target cannot take it, or an
             option is for a component that is not there.
     """
+    decoders = _decoders(checkpoint, request.decoders)
     precision = {each: _first(target.takes(each)) for each in COMPONENTS}
-    precision |= _chosen(checkpoint, request.precision, "precision", FLOAT_SCHEMES)
-    methods = _chosen(checkpoint, request.quantize, "quantisation", METHODS)
+    precision |= _chosen(checkpoint, decoders, request.precision, "precision", FLOAT_SCHEMES)
+    methods = _chosen(checkpoint, decoders, request.quantize, "quantisation", METHODS)
     if request.vae_caches not in CACHE_SCHEMES:
         raise UsageError(
             f"unknown precision '{request.vae_caches}' of the decoder's caches: "
@@ -129,7 +130,7 @@ def resolve_options(checkpoint: Checkpoint, target: BuildTarget, request: BuildR
         quantised={component: target.adapted(SCHEMES[name], own) for component, name in methods.items()},
         vae_tiles=_tiles(checkpoint, request, resolutions),
         vae_caches=request.vae_caches,
-        decoders=_decoders(checkpoint, request.decoders),
+        decoders=decoders,
         target=own,
         calibration=open_recipe(checkpoint, methods, request.recipe),
     )
@@ -153,14 +154,18 @@ def _first(takes: Sequence[str]) -> str:
     return "fp32" if "fp32" in takes else takes[0]
 
 
-def _chosen(checkpoint: Checkpoint, choices: Choices, what: str, known: Sequence[str]) -> dict[str, str]:
-    """A request's values by component, each of which is there and can take its value."""
+def _chosen(
+    checkpoint: Checkpoint, decoders: Sequence[str], choices: Choices, what: str, known: Sequence[str]
+) -> dict[str, str]:
+    """A request's values by component, each of which is there, is built, and can take its value."""
     given = {"transformer": choices} if isinstance(choices, str) else dict(choices or {})
     for component, name in given.items():
         if component not in COMPONENTS:
             raise UsageError(f"unknown component '{component}' of a {what}: expected one of {', '.join(COMPONENTS)}")
         if component not in checkpoint.components:
             raise UsageError(f"{checkpoint.folder} has no {component}: a {what} of it says nothing")
+        if component in checkpoint.model.decoders and component not in decoders:
+            raise UsageError(f"--decoder leaves the {component} out: a {what} of it says nothing")
         takes = [scheme for scheme in known if component in SCHEMES[scheme].components]
         if name not in takes:
             expected = f"expected one of {', '.join(takes)}" if takes else "it takes none"

@@ -177,6 +177,16 @@ def test_what_a_pickle_holds_beside_tensors_is_refused(tiny, refused, tmp_path):
     assert "it is not opened" in line
 
 
+@pytest.mark.parametrize(
+    ("decoder", "options"),
+    [("full", ("--precision", "tiny_decoder=fp16")), ("tiny", ("--quantize", "vae=w8a8"))],
+)
+def test_what_is_asked_of_a_decoder_that_is_left_out_is_refused(tiny, weights, refused, tmp_path, decoder, options):
+    given = ("--vae-decoder", weights, "--decoder", decoder, *options)
+    line = refused("build", tiny, "--target", "ort", "-o", tmp_path / "out", *given, *SMALL)
+    assert f"--decoder leaves the {options[1].partition('=')[0]} out" in line
+
+
 def test_a_decoder_that_is_not_there_is_refused(tiny, bundle, both, make_checkpoint, refused, tmp_path):
     source, out = make_checkpoint("--stages", "1"), tmp_path / "out.npz"
     assert "no tiny decoder to be built" in refused(
@@ -185,6 +195,8 @@ def test_a_decoder_that_is_not_there_is_refused(tiny, bundle, both, make_checkpo
     assert "decodes by full" in refused("sample", bundle, "--prompt", "x", "-o", out, "--decoder", "tiny", "--quiet")
     assert "has no tiny decoder" in refused("sample", tiny, "--prompt", "x", "-o", out, "--decoder", "tiny", "--quiet")
     assert "--vae-decoder" in refused("parity", both, "--reference", source, "--prompt", "x", "--quiet")
+    folder = ("--vae-decoder", tmp_path)
+    assert "is no file: expected one that holds the tiny_decoder" in refused("inspect", tiny, *folder, "--quiet")
     preview = ("--preview", tmp_path / "p.png", "--preview-decoder", "tiny")
     assert "no tiny decoder" in refused("sample", bundle, "--prompt", "x", "-o", out, *preview, "--quiet")
     assert "is for --preview" in refused("sample", bundle, "--prompt", "x", "-o", out, *preview[2:], "--quiet")
