@@ -108,6 +108,8 @@ def _click_option(option: Option) -> Callable[[Callable[..., Any]], Callable[...
             found = option.listing()
             print_table(found.title, found.columns, found.rows)
             context.exit()
+        if "" in (value if option.many else [value]):
+            raise click.BadParameter("expected a value, found an empty one")
         return option.default if value is None else value
 
     return click.option(

@@ -16,7 +16,7 @@ from ...runtime.machine import usable_cores
 from ..plugins import devices_of
 from ..quiet import line_of
 from ..sessions import Session, open_mapped
-from .providers import Provider
+from .providers import PROVIDERS, Provider
 
 __all__ = ["CPU_PROVIDER", "OrtEngine", "check_provider", "find_devices"]
 
@@ -50,6 +50,8 @@ def check_provider(provider: str) -> None:
         UsageError: ONNX Runtime has no such provider here.
     """
     available = ort.get_available_providers()
+    if provider in PROVIDERS:
+        raise UsageError(f"provider '{provider}' is chosen when a bundle is built, which keeps it: leave it out here")
     if provider and provider not in available:
         raise UsageError(f"onnxruntime has no '{provider}' here: expected one of {', '.join(available)}")
 

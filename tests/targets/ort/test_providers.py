@@ -146,9 +146,17 @@ def test_arithmetic_that_the_cpu_does_not_have(built, refused, cli, tmp_path):
     assert f"has no arithmetic in {absent[0]}: take --arithmetic fp32" in refused("sample", built, *how)
 
 
-def test_options_of_providers_are_not_the_cpu_s(bundle, refused, tmp_path):
-    how = ("--prompt", "a", "-o", tmp_path / "a.npy", "--quiet", "--device", "gpu")
-    assert "provider 'cpu' has no option 'device': leave it out" in refused("sample", bundle, *how)
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--device", "gpu", "provider 'cpu' has no option 'device': leave it out"),
+        ("--provider", "openvino", "provider 'openvino' is chosen when a bundle is built"),
+        ("--provider", "", "expected a value, found an empty one"),
+    ],
+)
+def test_options_of_providers_are_not_the_cpu_s(bundle, refused, tmp_path, option, value, message):
+    how = ("--prompt", "a", "-o", tmp_path / "a.npy", "--quiet", option, value)
+    assert message in refused("sample", bundle, *how)
 
 
 def missing(name: str) -> str:
