@@ -35,6 +35,10 @@ TEXT_LENGTH = 512
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
 
 
+SELF_DESCRIBED = ("tiny_decoder",)
+"""Components that have no configuration: the shapes of their tensors say all."""
+
+
 @dataclass(frozen=True)
 class Assembly:
     """What a checkpoint is to be made of."""
@@ -226,6 +230,8 @@ class _Workshop:
         """Write each component's configuration: the source's, or what its tensors say; the length of prompts."""
         text_length = TEXT_LENGTH
         for component, part in self.parts.of.items():
+            if component in SELF_DESCRIBED:
+                continue
             document = None if part.config is None else read_json(part.config)
             if document is not None and component in TRANSFORMERS and document.get("_class_name") == "WanModel":
                 text_length = document.get("text_len", text_length)

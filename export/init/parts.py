@@ -9,6 +9,7 @@ from ...runtime.documents import Fields, read_json
 from ...runtime.errors import UsageError
 from ...runtime.files import is_left_behind
 from ...runtime.model.checkpoint import Files
+from ...runtime.model.families import TinyDecoderConfig
 from ...runtime.model.families.helios import HeliosConfig
 from ...runtime.model.families.wan import WanConfig
 from ...runtime.model.safetensors import read_header, shards_of
@@ -30,6 +31,7 @@ MARKS: Mapping[str, tuple[str, ...]] = {
     "transformer": ("patch_embedding.weight", "patch_embedding.0.weight"),
     "vae": ("post_quant_conv.weight", "decoder.middle.0.residual.0.gamma"),
     "text_encoder": ("token_embedding.weight", "shared.weight", "encoder.embed_tokens.weight"),
+    "tiny_decoder": (f"{TinyDecoderConfig.last_layer}.weight",),
 }
 """By component: tensors, in one naming or the other, that no other component has."""
 
@@ -230,7 +232,7 @@ def _of_files(groups: Iterable[tuple[Path, ...]], beside: Path) -> Parts:
         if component in of:
             raise UsageError(
                 f"{beside} holds two {component}s, {of[component].files[0].name} and {files[0].name}: "
-                f"give one with --{component.replace('_', '-')} FILE, or keep one"
+                "give one by its own option, or keep one"
             )
         of[component] = Part(files, _beside(beside) if component == "transformer" else None)
     return Parts(of, left_out=tuple(left_out))

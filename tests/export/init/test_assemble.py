@@ -24,6 +24,7 @@ from pyrexport.runtime.model.checkpoint import Checkpoint, Files, read_checkpoin
 from safetensors.torch import load_file, save_file
 from support.originals import original_residual_vae, original_text, original_transformer, original_vae
 from support.stopping import weights_of
+from support.tiny_decoders import write_tiny_decoder
 
 Make = Callable[..., Path]
 Run = Callable[..., Result]
@@ -530,6 +531,16 @@ def test_a_file_is_a_pickle_by_its_content_too(single: Path, plain: Path, tmp_pa
     )
     assert set(theirs) == set(ours)
     assert all(torch.equal(read_tensor(theirs[name]), read_tensor(ours[name])) for name in ours)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pth"])
+def test_a_tiny_decoder_beside_a_source_and_in_it(plain: Path, tmp_path: Path, cli: Run, ending: str) -> None:
+    file = write_tiny_decoder(tmp_path / f"taew2_1.{ending}")
+    for source, *given in ((plain, "--vae-decoder", file), (tmp_path / "made0",)):
+        out = tmp_path / f"made{len(given) == 0:d}"
+        assert cli("init", source, *given, "-o", out, "--quiet").exit_code == 0
+        assert set(opened(out).model.decoders) == {"vae", "tiny_decoder"}
+        assert not (out / "tiny_decoder" / "config.json").exists()
 
 
 def test_a_link_to_nothing_is_named(single: Path, tmp_path: Path, cli: Run, refused: Refused) -> None:
