@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pyrexport
 import pytest
 import torch
@@ -14,6 +15,7 @@ from pyrexport.export.families.tiny_decoder import TinyDecoder
 from pyrexport.export.weights.pickled import read_any_header
 from pyrexport.runtime.model.checkpoint import Files, read_checkpoint
 from pyrexport.runtime.model.families import TinyDecoderConfig
+from support.builders import resign
 from support.tiny_decoders import WIDTHS, write_tiny_decoder
 from torch.nn.functional import conv2d, interpolate
 
@@ -66,15 +68,17 @@ def by_the_facts(tensors: dict[str, torch.Tensor], latent: torch.Tensor) -> torc
 
 
 def test_the_reference_computes_what_the_facts_say(weights: Path, tiny: Path) -> None:
-    tensors, latent = torch.load(weights, weights_only=True), torch.randn(3, 16, 4, 6)
+    """In float64, where nothing but another formula makes a difference."""
+    tensors = {name: value.double() for name, value in torch.load(weights, weights_only=True).items()}
+    latent = torch.randn(3, 16, 4, 6, dtype=torch.float64)
     entries = read_checkpoint(tiny, files=Files(tiny_decoder=weights), header=read_any_header).tiny_decoder
-    decoder = TinyDecoder(TinyDecoderConfig(widths=WIDTHS))
+    decoder = TinyDecoder(TinyDecoderConfig(widths=WIDTHS)).double()
     decoder.load_state_dict({name: tensors[name][-entries[name].shape[0] :] for name in entries})
     with torch.no_grad():
         found = decoder(latent)
     expected = by_the_facts(tensors, latent)
     assert found.shape == (9, 3, 32, 48)
-    assert torch.allclose(found, expected, atol=1e-6)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
 
 
 def test_a_bundle_decodes_by_either_and_proves_both(
@@ -102,12 +106,29 @@ def test_a_bundle_decodes_by_either_and_proves_both(
 
 
 def test_a_wrong_weight_of_it_fails_its_own_level(both: Path, make_checkpoint, cli: Cli, tmp_path: Path) -> None:
-    def doubled(tensors: dict[str, torch.Tensor]) -> None:
-        tensors["decoder.16.conv.2.weight"] *= 2
+    def off(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["decoder.16.conv.2.weight"] *= 1.001
 
-    other = write_tiny_decoder(tmp_path / "other.safetensors", doubled)
+    other = write_tiny_decoder(tmp_path / "other.safetensors", off)
     given = ("--reference", make_checkpoint("--stages", "1"), "--vae-decoder", other, "--prompt", "x", "--json")
     result = cli("parity", both, *given, "--quiet", "--no-decode")
+    assert result.exit_code == 1
+    levels = json.loads(result.stdout)["levels"]
+    assert [name for name, level in levels.items() if not level["passed"]] == ["tiny_decoder"]
+
+
+def test_caches_that_are_exchanged_fail_its_own_level(
+    both: Path, make_checkpoint, weights: Path, cli: Cli, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(both, tmp_path / "bundle"))
+    graph = onnx.load(bundle / "tiny_next.onnx", load_external_data=False)
+    exchanged = {"cache_0": "cache_1", "cache_1": "cache_0"}
+    for node in graph.graph.node:
+        node.input[:] = [exchanged.get(name, name) for name in node.input]
+    onnx.save(graph, bundle / "tiny_next.onnx")
+    resign(bundle)
+    given = ("--reference", make_checkpoint("--stages", "1"), "--vae-decoder", weights, "--prompt", "x", "--json")
+    result = cli("parity", bundle, *given, "--quiet", "--no-decode")
     assert result.exit_code == 1
     levels = json.loads(result.stdout)["levels"]
     assert [name for name, level in levels.items() if not level["passed"]] == ["tiny_decoder"]
