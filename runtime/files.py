@@ -64,7 +64,9 @@ _TOKEN = os.urandom(4).hex()  # processes of two machines that share a folder ma
 
 def cache_folder() -> Path:
     """Where pyrexport keeps what it can make again; it may not exist, and may not be writable."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(root):  # to be ignored, by the specification of base directories
+        root = os.path.join(os.path.expanduser("~"), ".cache")
     return Path(root) / "pyrexport"
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pyrexport
 import pytest
 from click.testing import Result
+from pyrexport.runtime.files import cache_folder
 from pyrexport.runtime.pipeline import prompts
 from pyrexport.runtime.pipeline.prompts import PromptCache, encoder_hash
 from support.building import ONE_STAGE
@@ -89,3 +90,10 @@ def test_it_holds_no_more_than_it_may(kept: Path, monkeypatch: pytest.MonkeyPatc
         os.utime(newest, (number, number))
     assert sum(path.stat().st_size for path in kept.iterdir()) <= 20_000
     assert [cache.get([number], value.shape) is not None for number in range(4)] == [False, False, True, True]
+
+
+def test_a_cache_folder_that_is_relative_is_not_made_in_the_working_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    for value in ("relative", ""):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        assert cache_folder() == Path("/home/somebody/.cache/pyrexport")
