@@ -174,7 +174,8 @@ def _tensors(
     """A component's tensors, by diffusers' names."""
     single, folder = getattr(files, component), folders[component]
     if single is not None and not single.is_file():
-        raise UsageError(f"{single} is no file: expected one that holds the {component}")
+        what = "is no file" if single.exists() else "does not exist"
+        raise UsageError(f"{single} {what}: expected a file that holds the {component}")
     found = read_tensors(folder, STEMS[component], files.variant) if single is None else header(single)
     folded = fold_scales(found)
     if rename is None:

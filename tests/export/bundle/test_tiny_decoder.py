@@ -217,7 +217,7 @@ def test_a_decoder_that_is_not_there_is_refused(tiny, bundle, both, make_checkpo
     assert "has no tiny decoder" in refused("sample", tiny, "--prompt", "x", "-o", out, "--decoder", "tiny", "--quiet")
     assert "--vae-decoder" in refused("parity", both, "--reference", source, "--prompt", "x", "--quiet")
     folder = ("--vae-decoder", tmp_path)
-    assert "is no file: expected one that holds the tiny_decoder" in refused("inspect", tiny, *folder, "--quiet")
+    assert "is no file: expected a file that holds the tiny_decoder" in refused("inspect", tiny, *folder, "--quiet")
     preview = ("--preview", tmp_path / "p.png", "--preview-decoder", "tiny")
     assert "no tiny decoder" in refused("sample", bundle, "--prompt", "x", "-o", out, *preview, "--quiet")
     assert "is for --preview" in refused("sample", bundle, "--prompt", "x", "-o", out, *preview[2:], "--quiet")
