@@ -10,13 +10,17 @@ from .runtime.errors import CheckFailed, PyrexportError, UsageError
 
 if TYPE_CHECKING:
     from .export.bundle.build import build
-    from .runtime.pipeline.pipeline import load
+    from .runtime.pipeline.pipeline import Pipeline, load
 
-__all__ = ["CheckFailed", "PyrexportError", "UsageError", "__version__", "build", "load"]
+__all__ = ["CheckFailed", "Pipeline", "PyrexportError", "UsageError", "__version__", "build", "load"]
 
 __version__ = "0.2.0"
 
-_LAZY = {"build": ".export.bundle.build", "load": ".runtime.pipeline.pipeline"}
+_LAZY = {
+    "Pipeline": ".runtime.pipeline.pipeline",
+    "build": ".export.bundle.build",
+    "load": ".runtime.pipeline.pipeline",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -67,6 +66,11 @@ class Pipeline:
         self.graphs = OpenGraphs(bundle, target, options or EngineOptions(), resident=resident)
         self.encoder = TextEncoder(self.graphs, cache)
 
+    @classmethod
+    def from_pretrained(cls, bundle: str | Path, **options: Any) -> "Pipeline":
+        """`load`, under the name that users of diffusers and optimum look for."""
+        return load(bundle, **options)
+
     @property
     def model(self) -> Model:
         """The model: its pyramid, schedules and negative prompt."""
@@ -80,9 +84,7 @@ class Pipeline:
     def __enter__(self) -> "Pipeline":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -114,9 +116,8 @@ class Pipeline:
 
     def velocity(self, step: StepPlan, latent: Array, conditions: Conditions) -> Array:
         """See `chain.sampler.Denoiser`."""
-        key = stage_key(step.stage.index, step.expert)
-        velocity: Array = self.run(key, self.stage_inputs(step, latent, conditions))["velocity"][0]
-        return velocity
+        outputs = self.run(stage_key(step.stage.index, step.expert), self.stage_inputs(step, latent, conditions))
+        return np.asarray(outputs["velocity"][0])
 
     def decode(self, latent: Array) -> Iterator[Array]:
         """See `decoder.decode`; by the decoder that the bundle was opened with, the chunks of a latent one by one."""

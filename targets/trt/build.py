@@ -13,11 +13,9 @@ from ..forms import Lowering, OnnxForm
 from .check import BuildLog, Report, check_engine, join_reports
 from .files import engine_file
 from .library import import_library, listening
+from .target import ENGINE_LIMIT
 
 __all__ = ["plan_engines", "write_engines"]
-
-ENGINE_LIMIT = 400_000_000
-"""Most bytes of an engine's weights where nobody gave a limit: a third of those of 1.3B in the fewest bits."""
 
 
 def plan_engines(form: OnnxForm, options: Mapping[str, Any]) -> dict[str, int]:

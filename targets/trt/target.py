@@ -26,8 +26,8 @@ PER_STAGE = "per-stage"
 SHORT_FLOATS = (8, 9)
 """The first compute capability with products of 8-bit floating-point numbers."""
 
-EXAMPLE = 800_000_000
-"""Bytes of an engine's weights, as a message shows them."""
+ENGINE_LIMIT = 400_000_000
+"""Most bytes of an engine's weights where nobody gave a limit."""
 
 OPTIONS = (
     Option(
@@ -52,7 +52,7 @@ OPTIONS = (
     Option(
         "engine_limit",
         "--engine-limit",
-        "TensorRT: bytes of weights from which a graph is cut into several engines. Default: 400000000.",
+        f"TensorRT: bytes of weights from which a graph is cut into several engines. Default: {ENGINE_LIMIT}.",
         metavar="BYTES",
     ),
 )
@@ -208,7 +208,7 @@ class Trt(BuildTarget):
 
 def _limit(text: str) -> str:
     """The most that the weights of an engine may take; empty: nobody gave a limit."""
-    return text and check_limit("--engine-limit", text, EXAMPLE)
+    return text and check_limit("--engine-limit", text, ENGINE_LIMIT)
 
 
 def _are_capabilities(value: Any) -> bool:

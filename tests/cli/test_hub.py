@@ -130,7 +130,7 @@ def test_a_bundle_is_fetched_by_its_manifest_and_a_repository_that_is_not_there_
 
 def loaded(name: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """`pyrexport.load` of a name; tells the folder that it opened."""
-    code = f"import pyrexport; print(pyrexport.load({name!r}).bundle.folder)"
+    code = f"import pyrexport; print(pyrexport.Pipeline.from_pretrained({name!r}).bundle.folder)"
     return subprocess.run([sys.executable, "-c", code], env=environment(**settings), capture_output=True, text=True)
 
 

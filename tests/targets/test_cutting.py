@@ -1,6 +1,7 @@
 """Networks that are cut into several."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,6 +14,17 @@ from pyrexport.targets.cutting import cut_network, stored_bytes
 from pyrexport.targets.forms import OnnxForm, Placement
 
 ROWS, WIDTH, HIDDEN, BLOCKS = 5, 8, 64, 4
+
+
+def form_of(text: str, weights: dict[str, np.ndarray], constants: dict[str, Any], *specs: GraphSpec) -> OnnxForm:
+    """A network in ONNX's own words, whose weights are placed in a file."""
+    graph = onnx.parser.parse_graph(text)
+    for name, value in (weights | constants).items():
+        graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    placements = {name: Placement(0, value.nbytes, value.shape, "float32") for name, value in weights.items()}
+    inferred = ir.from_proto(onnx.shape_inference.infer_shapes(model))
+    return OnnxForm(graph.name, inferred, placements, Path("weights.bin"), specs)
 
 
 @pytest.fixture
@@ -30,14 +42,8 @@ def chain() -> OnnxForm:
         ]
     shape = f"float[{ROWS},{WIDTH}]"
     text = f"blocks ({shape} x) => ({shape} x{BLOCKS}) {{ {chr(10).join(nodes)} }}"
-    graph = onnx.parser.parse_graph(text)
-    constants = weights | {"axis": draw.standard_normal(WIDTH, np.float32)}
-    graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in constants.items())
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
-    placements = {name: Placement(0, value.nbytes, value.shape, "float32") for name, value in weights.items()}
     spec = GraphSpec(GraphKey("stage"), (TensorSpec("x", (ROWS, WIDTH)),), (TensorSpec("x4", (ROWS, WIDTH)),))
-    inferred = ir.from_proto(onnx.shape_inference.infer_shapes(model))
-    return OnnxForm("blocks", inferred, placements, Path("weights.bin"), (spec,))
+    return form_of(text, weights, {"axis": draw.standard_normal(WIDTH, np.float32)}, spec)
 
 
 @pytest.mark.parametrize(
@@ -101,20 +107,14 @@ def symbolic() -> OnnxForm:
                 f"y{each + 1} = Add(y{each}, m{each})",
             ]
     text = f"pairs (float[N,{WIDTH}] x) => (float[N,{WIDTH}] y{PRODUCTS}) {{ {chr(10).join(nodes)} }}"
-    graph = onnx.parser.parse_graph(text)
     constants = {"scale": np.float32(0.05), "zero": np.int8(0), "inner": np.array([WIDTH, -1]), "last": np.array([-1])}
-    for name, value in (weights | constants).items():
-        graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
-    placements = {name: Placement(0, value.nbytes, value.shape, "float32") for name, value in weights.items()}
     specs = [
         GraphSpec(
             GraphKey("stage", index), (TensorSpec("x", (rows, WIDTH)),), (TensorSpec(f"y{PRODUCTS}", (rows, WIDTH)),)
         )
         for index, rows in enumerate((ROWS, 3))
     ]
-    inferred = ir.from_proto(onnx.shape_inference.infer_shapes(model))
-    return OnnxForm("pairs", inferred, placements, Path("weights.bin"), tuple(specs))
+    return form_of(text, weights, constants, *specs)
 
 
 def test_a_weight_that_two_parts_take_counts_in_both(chain):
