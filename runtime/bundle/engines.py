@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ __all__ = [
     "Engine",
     "EngineOptions",
     "Facts",
+    "Held",
+    "HoldingEngine",
     "Option",
     "Table",
     "Target",
@@ -49,6 +51,30 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free what it holds."""
+        ...
+
+
+class Held(Protocol):
+    """A flat array that stays where an engine computed it, until nobody refers to it.
+
+    A part of it is one too, and is taken by every graph of the engine's target; `np.asarray` fetches it.
+    """
+
+    def __getitem__(self, part: slice, /) -> "Held":
+        """Its values from the slice's start to its stop."""
+        ...
+
+    def __array__(self) -> NDArray[Any]:
+        """Its values."""
+        ...
+
+
+@runtime_checkable
+class HoldingEngine(Engine, Protocol):
+    """An engine with a memory of its own, which can keep an output there for the next run."""
+
+    def run_held(self, inputs: Mapping[str, "NDArray[Any] | Held"]) -> "NDArray[Any] | Held":
+        """Evaluate a graph whose only output is flat; it is held, or fetched where there is no room for it."""
         ...
 
 
@@ -245,8 +271,8 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) if part.isdecimal() and len(part) < 9 else 0 for part in parts)
 
 
-def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, NDArray[Any]]) -> None:
-    """Refuse inputs that are not the graph's.
+def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Any], kinds: tuple[type, ...] = ()) -> None:
+    """Refuse inputs that are not the graph's: NumPy's arrays, or those of other kinds.
 
     Raises:
         UsageError: an input is missing, extra, or of another shape or dtype.
@@ -255,7 +281,8 @@ def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, NDArray[Any]]
         if spec.name not in inputs:
             raise UsageError(f"input '{spec.name}' is missing: expected {spec.dtype} {list(spec.shape)}")
         value = inputs[spec.name]
-        if not isinstance(value, np.ndarray):
+        taken = isinstance(value, (np.ndarray, *kinds))
+        if not taken:
             raise UsageError(f"input '{spec.name}': expected an array, found {type(value).__name__}")
         if value.shape != spec.shape or str(value.dtype) != spec.dtype:
             raise UsageError(

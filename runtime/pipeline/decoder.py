@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle.graphs import FRAMES, LATENT, PACKED, Decoder, cache_names, decoder_key
+from ..bundle.engines import Held
+from ..bundle.graphs import FRAMES, LATENT, Decoder, GraphKey, cache_names, decoder_key
 from ..bundle.manifest import Manifest
 from ..bundle.tiles import decode_tiled
 from ..errors import CheckFailed, UsageError
@@ -54,11 +55,12 @@ def decode_tile(graphs: OpenGraphs, latent: Array, decoder: Decoder) -> Iterator
     manifest, component = graphs.bundle.manifest, decoder.component
     geometry = manifest.model.pyramid.geometry
     size = [geometry.spatial * n for n in latent.shape[2:]]
-    caches: dict[str, NDArray[Any]] = {}
+    run = _run_packed if decoder.packed else _run
+    caches: dict[str, Any] = {}
     for index in range(latent.shape[1]):
-        frame = {LATENT: _taken(manifest, component, latent[:, index])[None]}
-        outputs = graphs.run(decoder_key(component, first=index == 0), frame | caches)
-        frames, caches = _decoded(outputs, [geometry.temporal if index else 1, 3, *size])
+        key, frame = decoder_key(component, first=index == 0), _taken(manifest, component, latent[:, index])[None]
+        shape = [geometry.temporal if index else 1, 3, *size]
+        frames, caches = run(graphs, key, {LATENT: frame} | caches, shape)
         require_finite(frames, "the decoded frames")
         yield frames
 
@@ -73,12 +75,19 @@ def _taken(manifest: Manifest, component: str, frame: Array) -> Array:
     return np.asarray(frame * std + mean)
 
 
-def _decoded(outputs: dict[str, NDArray[Any]], shape: list[int]) -> tuple[Array, dict[str, NDArray[Any]]]:
-    """Frames of a shape, and the caches as the next frame takes them."""
-    (first,) = cache_names(1)
-    if PACKED in outputs:
-        count = math.prod(shape)
-        return outputs[PACKED][:count].reshape(shape), {first: outputs[PACKED][count:]}
+def _run(
+    graphs: OpenGraphs, key: GraphKey, inputs: dict[str, Any], shape: list[int]
+) -> tuple[Array, dict[str, NDArray[Any]]]:
+    """Frames, and the caches as the next frame takes them."""
+    outputs = graphs.run(key, inputs)
     count = len(outputs) - 1
     renamed = zip(cache_names(count), cache_names(count, new=True), strict=True)
     return outputs[FRAMES], {old: outputs[new] for old, new in renamed}
+
+
+def _run_packed(
+    graphs: OpenGraphs, key: GraphKey, inputs: dict[str, Any], shape: list[int]
+) -> tuple[Array, dict[str, NDArray[Any] | Held]]:
+    """Frames of a shape; the caches, which only the engine reads again, may stay where they are."""
+    packed, count, (cache,) = graphs.run_packed(key, inputs), math.prod(shape), cache_names(1)
+    return np.asarray(packed[:count]).reshape(shape), {cache: packed[count:]}

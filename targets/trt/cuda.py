@@ -7,7 +7,11 @@ from numpy.typing import NDArray
 
 from ...runtime.errors import CheckFailed, UsageError
 
-__all__ = ["Cuda"]
+__all__ = ["Cuda", "OutOfMemory"]
+
+
+class OutOfMemory(CheckFailed):
+    """The device has too little memory."""
 
 
 class Cuda:
@@ -49,9 +53,13 @@ class Cuda:
         """Call a function of the runtime.
 
         Raises:
-            CheckFailed: it reports an error.
+            OutOfMemory: the device has too little memory.
+            CheckFailed: it reports another error.
         """
         status, *values = getattr(self.runtime, name)(*arguments)
+        if status.name == "cudaErrorMemoryAllocation":
+            self.runtime.cudaGetLastError()  # else the next kernel's launch would be blamed for it
+            raise OutOfMemory(f"{name} failed: {status.name}")
         if status.name != "cudaSuccess":
             raise CheckFailed(f"{name} failed: {status.name}")
         return values[0] if values else None
@@ -72,6 +80,18 @@ class Cuda:
         """Start a copy to the device; the array has to live until the stream is synchronised."""
         kind = self.runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         self.call("cudaMemcpyAsync", address, values.ctypes.data, values.nbytes, kind, stream)
+
+    def copy(self, address: int, source: int, nbytes: int, stream: Any) -> None:
+        """Start a copy from one place of the device's memory to another."""
+        self.call(
+            "cudaMemcpyAsync", address, source, nbytes, self.runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice, stream
+        )
+
+    def fetch(self, values: NDArray[np.generic], address: int) -> None:
+        """Copy from the device, and wait; from any thread."""
+        self.call("cudaSetDevice", 0)
+        kind = self.runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self.call("cudaMemcpy", values.ctypes.data, address, values.nbytes, kind)
 
     def download(self, values: NDArray[np.generic], address: int, stream: Any) -> None:
         """Start a copy from the device; the values are there when the stream is synchronised."""

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.bundle.engines import Facts, check_inputs
-from ...runtime.bundle.graphs import GraphSpec
+from ...runtime.bundle.engines import Facts, Held, check_inputs
+from ...runtime.bundle.graphs import GraphSpec, TensorSpec
 from ...runtime.dtypes import DTYPES
 from ...runtime.errors import CheckFailed, UsageError
-from .cuda import Cuda
+from .cuda import Cuda, OutOfMemory
 from .engine import DeviceEngine, DeviceTensor, Errors, kernels_file
 from .files import engine_file
 from .library import import_library, listening
+from .memory import DeviceArray, DeviceMemory
 
 __all__ = ["TrtEngine"]
 
@@ -40,19 +41,19 @@ class TrtEngine:
             undo.callback(self.program.release)
             self.profile = self.program.find_profile(self.name, spec)
             self.tensors: dict[str, DeviceTensor] = {}
+            self.memory: dict[str, DeviceMemory] = {}
+            undo.callback(self.memory.clear)
             for tensor in (*spec.inputs, *spec.outputs):
-                self.tensors[tensor.name] = DeviceTensor(
-                    self._claim(_nbytes(tensor.shape, tensor.dtype), undo), tensor.shape
-                )
-            self._claim_crossing(undo)
+                self._claim(tensor)
+            self._claim_crossing()
             self.undo: ExitStack | None = undo.pop_all()
 
-    def _claim(self, nbytes: int, undo: ExitStack) -> int:
-        address = int(self.program.cuda.call("cudaMalloc", nbytes))
-        undo.callback(self.program.cuda.call, "cudaFree", address)
-        return address
+    def _claim(self, tensor: TensorSpec) -> None:
+        """Memory of a tensor, in place of what it had: that is freed unless somebody holds it."""
+        self.memory[tensor.name] = DeviceMemory(self.program.cuda, _nbytes(tensor.shape, tensor.dtype))
+        self.tensors[tensor.name] = DeviceTensor(self.memory[tensor.name].address, tensor.shape)
 
-    def _claim_crossing(self, undo: ExitStack) -> None:
+    def _claim_crossing(self) -> None:
         """Memory of what goes from engine to engine, where it takes over that of what is needed no more."""
         engines, own = self.program.engines, set(self.tensors)
         last = {tensor: index for index, engine in enumerate(engines) for tensor in engine.inputs}
@@ -60,10 +61,12 @@ class TrtEngine:
         sizes: dict[str, int] = {}
         for index, engine in enumerate(engines):
             for tensor in (each for each in engine.outputs if each not in own):
-                shape = engines[last[tensor]].shape_of(tensor, self.profile)
-                sizes[tensor] = nbytes = _nbytes(shape, engine.outputs[tensor])
-                address = free[nbytes].pop() if free[nbytes] else self._claim(nbytes, undo)
-                self.tensors[tensor] = DeviceTensor(address, shape)
+                spec = TensorSpec(tensor, engines[last[tensor]].shape_of(tensor, self.profile), engine.outputs[tensor])
+                sizes[tensor] = nbytes = _nbytes(spec.shape, spec.dtype)
+                if free[nbytes]:
+                    self.tensors[tensor] = DeviceTensor(free[nbytes].pop(), spec.shape)
+                else:
+                    self._claim(spec)
             for tensor in engine.inputs:
                 if last[tensor] == index and tensor not in own:
                     free[sizes[tensor]].append(self.tensors[tensor].address)
@@ -76,13 +79,33 @@ class TrtEngine:
             CheckFailed: CUDA or TensorRT fails in it.
         """
         check_inputs(self.spec.inputs, inputs)
-        arrays = {tensor.name: np.ascontiguousarray(inputs[tensor.name]) for tensor in self.spec.inputs}
         outputs = {tensor.name: np.empty(tensor.shape, tensor.dtype) for tensor in self.spec.outputs}
         with self.program.lock:
-            if self.undo is None:
-                raise CheckFailed(f"{self.name} is closed")
-            self.program.execute(self.name, self.profile, self.tensors, arrays, outputs)
+            self._execute(inputs, outputs)
         return outputs
+
+    def run_held(self, inputs: Mapping[str, NDArray[Any] | Held]) -> NDArray[Any] | Held:
+        """Evaluate a graph of one flat output, which stays on the device; see `HoldingEngine`.
+
+        Raises:
+            UsageError: an input is missing, extra, or of another shape or dtype.
+            CheckFailed: CUDA or TensorRT fails in it.
+        """
+        check_inputs(self.spec.inputs, inputs, (DeviceArray,))
+        (spec,) = self.spec.outputs
+        with self.program.lock:
+            self._execute(inputs, {})
+            held = DeviceArray(self.memory[spec.name], spec.dtype, *spec.shape)
+            try:
+                self._claim(spec)
+            except OutOfMemory:
+                return np.asarray(held)
+        return held
+
+    def _execute(self, inputs: Mapping[str, NDArray[Any] | Held], outputs: Mapping[str, NDArray[Any]]) -> None:
+        if self.undo is None:
+            raise CheckFailed(f"{self.name} is closed")
+        self.program.execute(self.name, self.profile, self.tensors, inputs, outputs)
 
     def close(self) -> None:
         """Free the buffers, and the engines with their last graph."""
@@ -190,14 +213,18 @@ class _Program:
         name: str,
         profile: int,
         tensors: Mapping[str, DeviceTensor],
-        inputs: Mapping[str, NDArray[Any]],
+        inputs: Mapping[str, NDArray[Any] | Held],
         outputs: Mapping[str, NDArray[Any]],
     ) -> None:
         """Copy in, run, copy out, and wait; on an error wait as well, so that no copy outlives its array."""
         self.cuda.call("cudaSetDevice", 0)  # of this thread
+        arrays = {name: v if isinstance(v, DeviceArray) else np.ascontiguousarray(v) for name, v in inputs.items()}
         try:
-            for tensor, array in inputs.items():
-                self.cuda.upload(tensors[tensor].address, array, self.stream)
+            for tensor, array in arrays.items():
+                if isinstance(array, DeviceArray):
+                    self.cuda.copy(tensors[tensor].address, array.address, array.nbytes, self.stream)
+                else:
+                    self.cuda.upload(tensors[tensor].address, array, self.stream)
             for engine in self.engines:
                 engine.enqueue(name, profile, tensors, self.stream)
             for tensor, array in outputs.items():

@@ -33,6 +33,12 @@ class Device:
         self.calls: list[str] = []
         self.fault: tuple[str, int] = ("", 0)
         """A function, and which of its calls fails."""
+        self.freed_early = False
+        """Memory was freed before its stream was synchronised; an error would be lost in a finalizer."""
+        self.room: float = math.inf
+        """Bytes that can be allocated."""
+        self.copied = {"in": 0, "out": 0, "within": 0}
+        """Bytes, by the kind of the copy."""
         self.count_status = ("cudaSuccess", 1)
         self.numbers = itertools.count(0x7F0000000000, 1 << 32)
 
@@ -45,10 +51,17 @@ class Device:
         return self.fault == (name, self.calls.count(name))
 
     def view(self, address: int, nbytes: int) -> memoryview:
-        """Bytes of one allocation, from its start: the session never computes with addresses."""
+        """Bytes of one allocation, from its start: engines never compute with addresses."""
         assert address in self.memory, f"no allocation at {address:#x}"
         assert nbytes == len(self.memory[address]), f"{nbytes} bytes of an allocation of {len(self.memory[address])}"
         return memoryview(self.memory[address])
+
+    def part(self, address: int, nbytes: int) -> memoryview:
+        """Bytes within one allocation, which copies may take."""
+        start = max((each for each in self.memory if each <= address), default=None)
+        assert start is not None, f"no allocation at {address:#x}"
+        assert address + nbytes <= start + len(self.memory[start]), f"{nbytes} bytes at {address:#x} are not its own"
+        return memoryview(self.memory[start])[address - start : address - start + nbytes]
 
 
 def status(name: str = "cudaSuccess") -> SimpleNamespace:
@@ -58,7 +71,9 @@ def status(name: str = "cudaSuccess") -> SimpleNamespace:
 class Runtime:
     """What the session uses of `cuda.bindings.runtime`."""
 
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice="in", cudaMemcpyDeviceToHost="out")  # noqa: N815
+    cudaMemcpyKind = SimpleNamespace(  # noqa: N815
+        cudaMemcpyHostToDevice="in", cudaMemcpyDeviceToHost="out", cudaMemcpyDeviceToDevice="within"
+    )
     cudaDeviceAttr = SimpleNamespace(  # noqa: N815
         cudaDevAttrComputeCapabilityMajor=0, cudaDevAttrComputeCapabilityMinor=1
     )
@@ -106,24 +121,38 @@ class Runtime:
             item()
         return (status(),)
 
+    def cudaGetLastError(self) -> Any:  # noqa: N802
+        return (status("cudaErrorMemoryAllocation"),)
+
     def cudaMalloc(self, nbytes: int) -> Any:  # noqa: N802
+        if nbytes + sum(map(len, self.device.memory.values())) > self.device.room:
+            return status("cudaErrorMemoryAllocation"), None
         address = next(self.device.numbers)
         self.device.memory[address] = bytearray(b"\xff" * nbytes)  # NaN, where a value is read before it is written
         return status(), address
 
     def cudaFree(self, address: int) -> Any:  # noqa: N802
-        assert not any(self.device.streams.values()), "memory is freed before its stream is synchronised"
+        self.device.freed_early |= any(self.device.streams.values())
         del self.device.memory[address]
         return (status(),)
 
     def cudaMemcpyAsync(self, to: int, source: int, nbytes: int, kind: str, stream: int) -> Any:  # noqa: N802
+        self.device.copied[kind] += nbytes
         if kind == "in":
             staged = ctypes.string_at(source, nbytes)
-            self.device.streams[stream].append(lambda: _fill(self.device.view(to, nbytes), staged))
+            work = lambda: _fill(self.device.view(to, nbytes), staged)  # noqa: E731
+        elif kind == "out":
+            work = lambda: ctypes.memmove(to, bytes(self.device.view(source, nbytes)), nbytes) and None  # noqa: E731
         else:
-            self.device.streams[stream].append(
-                lambda: ctypes.memmove(to, bytes(self.device.view(source, nbytes)), nbytes) and None
-            )
+            work = lambda: _fill(self.device.view(to, nbytes), self.device.part(source, nbytes))  # noqa: E731
+        self.device.streams[stream].append(work)
+        return (status(),)
+
+    def cudaMemcpy(self, to: int, source: int, nbytes: int, kind: str) -> Any:  # noqa: N802
+        assert kind == "out"
+        assert not any(self.device.streams.values()), "memory is read before its stream is synchronised"
+        self.device.copied[kind] += nbytes
+        ctypes.memmove(to, bytes(self.device.part(source, nbytes)), nbytes)
         return (status(),)
 
 

@@ -105,6 +105,7 @@ def pretended(bundle: Path, networks: Path, cache: Path) -> Iterator[Device]:
         patch.setenv("XDG_CACHE_HOME", str(cache))
         yield device
     assert device.leaks == 0
+    assert not device.freed_early
     assert not session._Program.opened
 
 

@@ -39,6 +39,37 @@ def test_a_video_comes_out_of_the_session(device, engines, bundle, cli, tmp_path
     assert (tmp_path / "cat.mp4").stat().st_size > 0
 
 
+def finest(pipeline: Pipeline) -> tuple[int, ...]:
+    return pipeline.model.stages(pipeline.bundle.manifest.resolution)[0].latent
+
+
+def test_the_decoders_caches_stay_on_the_device(device, engines):
+    """Latents go up and frames come down; the caches of a frame are copied within the device to the next run."""
+    with pyrexport.load(engines, resident=True) as pipeline:
+        latent = np.random.default_rng(0).standard_normal(finest(pipeline), np.float32)
+        video = np.concatenate(list(pipeline.decode(latent)))
+        spec = pipeline.bundle.manifest.graphs[decoder_key("vae", first=False)].spec
+        cache = spec.inputs[1].shape[0] * 4
+        assert device.copied == {"in": latent.nbytes, "out": video.size * 4, "within": (latent.shape[1] - 1) * cache}
+        assert device.leaks > 0
+    assert device.leaks == 0
+
+
+@pytest.mark.parametrize("spare", [0, 1])
+def test_caches_are_fetched_where_the_device_has_no_room_for_them(device, engines, spare):
+    """Room for the two graphs alone, or for one frame's caches more: the same video, by way of the host."""
+    with pyrexport.load(engines, resident=True) as pipeline:
+        latent = np.random.default_rng(0).standard_normal(finest(pipeline), np.float32)
+        wanted = np.concatenate(list(pipeline.decode(latent)))
+        keys = [decoder_key("vae", first=first) for first in (True, False)]
+        packed = pipeline.bundle.manifest.graphs[keys[1]].spec.outputs[0].shape[0] * 4
+        device.room = sum(map(len, device.memory.values())) + spare * packed
+        device.copied["out"] = 0
+        found = np.concatenate(list(pipeline.decode(latent)))
+    np.testing.assert_array_equal(found, wanted)
+    assert device.copied["out"] > wanted.size * 4
+
+
 def test_parity_on_a_device(device, engines, tiny, cli):
     result = cli("parity", engines, "--reference", tiny, "--quiet", "--json", "--no-decode")
     assert result.exit_code == 0, result.output
