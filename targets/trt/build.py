@@ -13,6 +13,7 @@ from ..forms import Lowering, OnnxForm
 from .check import BuildLog, Report, check_engine, join_reports
 from .files import engine_file
 from .library import import_library, listening
+from .packing import pack_crossings
 from .target import ENGINE_LIMIT
 
 __all__ = ["plan_engines", "write_engines"]
@@ -61,7 +62,8 @@ def write_engines(form: OnnxForm, folder: Path, options: Mapping[str, Any]) -> I
 def _cut(form: OnnxForm, options: Mapping[str, Any]) -> list[OnnxForm]:
     """A network's parts, one where its weights are few."""
     limit = options["engine_limit"]
-    return cut_network(form, int(limit), "--engine-limit") if limit else cut_network(form, ENGINE_LIMIT)
+    parts = cut_network(form, *((int(limit), "--engine-limit") if limit else (ENGINE_LIMIT,)))
+    return pack_crossings(parts, [spec.name for spec in form.graphs[0].outputs])
 
 
 def _write_engine(form: OnnxForm, file: Path, library: str, capabilities: Sequence[str]) -> dict[str, Report]:

@@ -14,6 +14,7 @@ from pyrexport.runtime.bundle.opening import open_bundle
 from pyrexport.runtime.errors import CheckFailed
 from pyrexport.runtime.model.checkpoint import read_checkpoint
 from pyrexport.runtime.reporter import Reporter
+from pyrexport.targets.cutting import stored_bytes
 from pyrexport.targets.facts import find_build_target
 from support.building import LEAN, build_options, small_checkpoint
 
@@ -56,7 +57,7 @@ def test_one_engine_holds_all_stages_with_its_weights_once(make_engines, make_ch
 
 
 def test_the_same_input_gives_the_same_bytes(tiny, tmp_path):
-    """The stages, and the decoder's first graph, twice each in one process, where a heap is never twice the same."""
+    """The stages in three engines and the decoder's first graph: twice in a process, where a heap is never the same."""
     checkpoint, target = small_checkpoint(tiny), find_build_target("trt")
     options = build_options(checkpoint, target, "bf16", compute_capabilities=["8.6", "12.0"])
     blueprint = draw(checkpoint, target, options)
@@ -65,12 +66,14 @@ def test_the_same_input_gives_the_same_bytes(tiny, tmp_path):
     places, weights = blueprint.files[LOWERING_FILE], tmp_path / LOWERING_FILE
     for name in ("stages", "vae_first"):
         forms = make_forms(target.form, name, blueprint.programs[name], blueprint.dialect, places, weights)
+        limit = {"engine_limit": str(stored_bytes(forms[0]) * 2 // 3)} if name == "stages" else {}
         found = []
         for _ in range(2):
             graphs = [spec.name for form in forms for spec in form.graphs]
-            lowered = target.write_program(name, forms, tmp_path, options.target)
+            lowered = list(target.write_program(name, forms, tmp_path, {**options.target, **limit}))
             assert [lowering.line.partition(":")[0] for lowering in lowered] == graphs
-            found.append((tmp_path / blueprint.files_of(name)[0]).read_bytes())
+            found.append([(tmp_path / file).read_bytes() for file in lowered[0].files])
+        assert len(found[0]) == (3 if limit else 1)
         assert found[0] == found[1]
 
 
