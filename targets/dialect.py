@@ -162,6 +162,10 @@ class Dialect:
         """GELU in its tanh form."""
         return nn.functional.gelu(x, approximate="tanh")
 
+    def silu(self, x: Tensor) -> Tensor:
+        """x · sigmoid(x)."""
+        return nn.functional.silu(x)
+
     def attention(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         """Softmax attention without a mask, [1, N, heads·size] each."""
         q, k, v = (by_heads(x, heads) for x in (query, key, value))

@@ -43,7 +43,7 @@ class DoublingConv(nn.Module):
         self.filters = space.dialect.minimal_filtering
 
     def forward(self, frame: torch.Tensor) -> torch.Tensor:
-        """A frame [1, in, H, W] to [1, out, 2H, 2W]."""
+        """Frames [n, in, H, W] to [n, out, 2H, 2W]."""
         if not self.filters:
             enlarged: torch.Tensor = self.conv(self.enlarge(frame))
             return enlarged
@@ -83,8 +83,9 @@ def interleaved(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def pixels(frame: torch.Tensor, patch: int) -> torch.Tensor:
-    """A frame [1, C·p², H, W], columns of a patch before its rows, as [1, C, pH, pW] (diffusers' `unpatchify`)."""
+    """Frames [n, C·p², H, W], columns of a patch before its rows, as [n, C, pH, pW] (diffusers' `unpatchify`)."""
     if patch == 1:
         return frame
     height, width = frame.shape[2:]
-    return interleaved(frame.reshape(-1, patch, patch, height, width).transpose(1, 2), height, width)
+    made = interleaved(frame.reshape(-1, patch, patch, height, width).transpose(1, 2), height, width)
+    return made.reshape(len(frame), -1, patch * height, patch * width)

@@ -14,6 +14,7 @@ from .operators import (
     multi_head_attention,
     quantise,
     quantised_matmul,
+    quick_gelu,
     rotary,
     standard_conv,
     standard_matmul,
@@ -35,6 +36,17 @@ def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
 
 @rotary_embedding.register_fake
 def _(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("pyrexport::silu", mutates_args=())
+def silu(x: Tensor) -> Tensor:
+    """x · sigmoid(x)."""
+    return torch.nn.functional.silu(x)
+
+
+@silu.register_fake
+def _(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -147,6 +159,7 @@ class Fused(Integers):
     operators = {  # noqa: RUF012
         torch.ops.pyrexport.attention.default: multi_head_attention,
         torch.ops.pyrexport.rotary_embedding.default: rotary,
+        torch.ops.pyrexport.silu.default: quick_gelu,
         torch.ops.pyrexport.quantised_product.default: quantised_matmul,
         torch.ops.pyrexport.integer_product.default: integer_matmul,
         torch.ops.pyrexport.rounded_integers.default: quantise,
@@ -164,6 +177,14 @@ class Fused(Integers):
     def rotation(self, heads: int, size: int) -> Callable[..., Tensor]:
         """The rotation as one operator."""
         return lambda x, cos, sin: rotary_embedding(x, cos, sin, heads)
+
+    def silu(self, x: Tensor) -> Tensor:
+        """The SiLU as one operator, which ONNX Runtime would have to find."""
+        return silu(x)
+
+    def channel_mean(self, channels: int) -> Callable[[Tensor], Tensor]:
+        """The mean as a matrix product: of one frame it takes half the time of a reduction."""
+        return lambda x: (x.new_full((1, channels), 1 / channels) @ x.flatten(2)).reshape(len(x), 1, *x.shape[2:])
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         """Attention as one operator that never holds the scores."""

@@ -16,6 +16,7 @@ __all__ = [
     "multi_head_attention",
     "quantise",
     "quantised_matmul",
+    "quick_gelu",
     "rotary",
     "standard_conv",
     "standard_matmul",
@@ -28,15 +29,16 @@ def _schema(
     types: Mapping[str, list[str]],
     attributes: Sequence[str],
     output: str | None = None,
+    kind: OpSchema.AttrType = OpSchema.AttrType.INT,
 ) -> Any:
     schema = OpSchema(
         name,
         "com.microsoft",
         1,
-        inputs=[OpSchema.FormalParameter(f"input_{i}", kind) for i, kind in enumerate(inputs)],
+        inputs=[OpSchema.FormalParameter(f"input_{i}", each) for i, each in enumerate(inputs)],
         outputs=[OpSchema.FormalParameter("output", output or inputs[0])],
-        type_constraints=[(kind, allowed, "") for kind, allowed in types.items()],
-        attributes=[OpSchema.Attribute(attribute, OpSchema.AttrType.INT, required=True) for attribute in attributes],
+        type_constraints=[(each, allowed, "") for each, allowed in types.items()],
+        attributes=[OpSchema.Attribute(attribute, kind, required=True) for attribute in attributes],
     )
     return onnxscript.values.Op(onnxscript.values.Opset("com.microsoft", 1), name, schema)
 
@@ -54,6 +56,7 @@ _ROTARY_EMBEDDING = _schema(
 )
 
 
+_QUICK_GELU = _schema("QuickGelu", ["T"], _FLOAT, ["alpha"], kind=OpSchema.AttrType.FLOAT)
 _MATMUL_INTEGER_TO_FLOAT = _schema(
     "MatMulIntegerToFloat",
     ["A", "B", "T", "T", "A", "B", "T"],
@@ -100,6 +103,11 @@ def integer_conv(
 def multi_head_attention(query: Any, key: Any, value: Any, heads: int) -> Any:
     """Attention that never holds the scores."""
     return _MULTI_HEAD_ATTENTION(query, key, value, num_heads=heads)
+
+
+def quick_gelu(x: Any) -> Any:
+    """x · sigmoid(x), the SiLU."""
+    return _QUICK_GELU(x, alpha=1.0)
 
 
 def rotary(x: Any, cos: Any, sin: Any, heads: int) -> Any:

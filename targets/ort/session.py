@@ -75,7 +75,7 @@ def find_devices(provider: Provider, asked: str) -> list[Any]:
     return [device for device, kind in zip(devices, kinds, strict=True) if asked.upper() in ("", kind)]
 
 
-def _settings(options: EngineOptions, *, decodes: bool) -> ort.SessionOptions:
+def _settings(options: EngineOptions, *, decodes: bool, own: bool) -> ort.SessionOptions:
     settings = ort.SessionOptions()
     settings.log_severity_level = 4  # what it says of an error is in the exception
     settings.intra_op_num_threads = options.threads or usable_cores()
@@ -91,6 +91,9 @@ def _settings(options: EngineOptions, *, decodes: bool) -> ort.SessionOptions:
         # Prepacking copies every weight into private memory, once per graph; so does a convolution's blocked layout.
         settings.add_session_config_entry("session.disable_prepacking", "1")
         unwanted.append("NchwcTransformer")
+        if decodes and own:
+            # Decoders are written in fused operators: the search for others takes as long as all else of opening.
+            settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     settings.add_session_config_entry("optimization.disable_specified_optimizers", ";".join(unwanted))
     return settings
 
@@ -112,7 +115,8 @@ class OrtEngine(Session):
             UsageError: ONNX Runtime refuses it, or the provider finds no device here.
         """
         _give_buffers_back()
-        settings = _settings(options, decodes=bool(spec.key.decoder))
+        chosen = provider.registration or options.own.get("provider")
+        settings = _settings(options, decodes=bool(spec.key.decoder), own=not chosen)
         if provider.registration:
             devices = find_devices(provider, options.own.get("device", ""))
             settings.add_session_config_entry(RECORDS_ASSIGNMENT, "1")

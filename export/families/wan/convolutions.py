@@ -14,10 +14,10 @@ from ....runtime.ranges import output_of
 from ..frames import Conv2d, DoublingConv
 from ..layers import WeightSpace
 
-__all__ = ["Caches", "Frames", "causal_convolution", "convolution", "doubling_convolution"]
+__all__ = ["Caches", "Frames", "apart_if_large", "causal_convolution", "convolution", "doubling_convolution"]
 
 Frames = list[torch.Tensor]
-"""Frames [1, C, H, W], in order of time."""
+"""Frames [1, C, H, W], in order of time; or, where all are small, one tensor [n, C, H, W] of them."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,22 @@ FILTERS = {
 place of twelve. In float32 they differ from the convolution by some 7e-7, three times as much as it does itself."""
 
 
+TOGETHER = 2**21
+"""Most bytes that frames take which are computed on together: fewer operators, each of which counts where they are
+small; where they are large, more memory at once."""
+
+
+def count_of(frames: Frames) -> int:
+    """How many there are, in one tensor or in several."""
+    return sum(len(frame) for frame in frames)
+
+
+def apart_if_large(frames: Frames, growth: float) -> Frames:
+    """In one tensor each, unless all of them, so many times as large, can be computed on together."""
+    together = len(frames) == 1 and count_of(frames) + 2 in FILTERS and 4 * growth * frames[0].numel() <= TOGETHER
+    return frames if together else [one for frame in frames for one in (frame.split(1) if len(frame) > 1 else [frame])]
+
+
 class Caches:
     """Walks through the caches in the order of the layers, reading the old ones and collecting the new."""
 
@@ -74,13 +90,26 @@ class Caches:
     def extend(self, frames: Frames) -> Frames:
         """The two frames before, if there are any, then the given ones; remembers the last two of all."""
         if self.old:
-            before = self.old[len(self.new)].float()
+            before = self._before()
             frames = [before[0:1], before[1:2], *frames]
-            self.new.append(torch.cat(frames[-2:], dim=0).to(self.dtype))
+            self._remember(frames)
         else:
             # Nothing lies before the first frame: its taps into the past are left out, not computed on zeros.
             self.new.append(nn.functional.pad(frames[0], (0, 0, 0, 0, 0, 0, 1, 0)).to(self.dtype))
         return frames
+
+    def together(self, frames: Frames) -> torch.Tensor:
+        """The two frames before, then the given ones, of which there are two or more, [n, C, H, W]."""
+        before = self._before()
+        self._remember(frames)
+        return torch.cat((before, *frames), dim=0)
+
+    def _before(self) -> torch.Tensor:
+        return self.old[len(self.new)].float()
+
+    def _remember(self, frames: Frames) -> None:
+        last = frames[0][-2:] if len(frames) == 1 else torch.cat(frames[-2:], dim=0)
+        self.new.append(last.to(self.dtype))
 
     def skip(self, like: torch.Tensor) -> None:
         """A layer that the first frame bypasses: its cache is zero."""
@@ -100,13 +129,14 @@ class CausalConv(nn.Module):
 
     def forward(self, frames: Frames, caches: Caches) -> Frames:
         """The convolved frames, as many as are given."""
+        if caches.old and self.filters and count_of(frames) + 2 in FILTERS:
+            made = self._filtered(caches.together(frames))
+            return [made] if len(frames) == 1 else list(made.split(1))
         frames = caches.extend(frames)
         old, middle, new = self.taps
         padding = new.shape[-1] // 2
         if not caches.old:
             return [self.convolution(frame, new, self.bias, padding) for frame in frames]
-        if self.filters and len(frames) in FILTERS:
-            return self._filtered(frames, FILTERS[len(frames)])
         return [
             self.convolution(c, new, self.bias, padding)
             + self.convolution(b, middle, None, padding)
@@ -114,17 +144,17 @@ class CausalConv(nn.Module):
             for a, b, c in zip(frames, frames[1:], frames[2:], strict=False)
         ]
 
-    def _filtered(self, frames: Frames, filtering: Filtering) -> Frames:
+    def _filtered(self, frames: torch.Tensor) -> torch.Tensor:
         """The same by one convolution for each frame that goes in, in place of three for each that comes out."""
-        count, (_, channels, *size) = len(frames), frames[0].shape
-        taps = torch.stack([tap.float() for tap in self.taps])
-        mixed = (_matrix(filtering.inputs) @ torch.cat(frames).flatten(1)).reshape(1, count * channels, *size)
-        kernels = (_matrix(filtering.taps) @ taps.flatten(1)).reshape(-1, *taps.shape[2:])
+        count, channels, *size = frames.shape
+        filtering, taps = FILTERS[count], torch.cat([tap.float() for tap in self.taps])
+        mixed = (_matrix(filtering.inputs) @ frames.flatten(1)).reshape(1, count * channels, *size)
+        kernels = (_matrix(filtering.taps) @ taps.reshape(3, -1)).reshape(-1, *taps.shape[1:])
         # The second of them is a part of every frame that comes out, and so is its bias.
         bias = nn.functional.pad(self.bias, (len(self.bias), (count - 2) * len(self.bias)))
         made = nn.functional.conv2d(mixed, kernels, bias, padding=taps.shape[-1] // 2, groups=count)
         out = _matrix(filtering.outputs) @ made.reshape(count, -1)
-        return list(out.reshape(-1, len(self.bias), *size).split(1))
+        return out.reshape(count - 2, len(self.bias), *size)
 
 
 class IntegerConv(nn.Module):
@@ -167,6 +197,9 @@ class IntegerCausalConv(IntegerConv):
 
     def forward(self, frames: Frames, caches: Caches) -> Frames:  # type: ignore[override]
         """The convolved frames, as many as are given."""
+        if len(frames[0]) > 1:
+            x = self.rounded(caches.together(frames))
+            return [self.convolve(torch.cat((x[:-2], x[1:-1], x[2:]), dim=1))]
         frames = [self.rounded(frame) for frame in caches.extend(frames)]
         if not caches.old:
             nothing = self.zero.expand(frames[0].shape)

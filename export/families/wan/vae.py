@@ -1,5 +1,7 @@
 """Wan's VAE decoder as two graphs over single latent frames: `first`, and `next` with the caches of the one before."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -8,7 +10,7 @@ from ....targets.dialect import Dialect
 from ...weights.steps import TORCH_DTYPES
 from ..frames import interleaved, pixels
 from ..layers import WeightSpace
-from .convolutions import Caches, Frames, causal_convolution, convolution, doubling_convolution
+from .convolutions import Caches, Frames, apart_if_large, causal_convolution, convolution, doubling_convolution
 
 __all__ = ["VaeGraph", "decoder_layer"]
 
@@ -45,7 +47,7 @@ class VaeGraph(nn.Module):
             around = enlarges and config.is_residual
             self.shortcuts.append(Shortcut(config, level, space.dialect) if around else None)
         self.layers_of_level, self.patch = config.num_res_blocks + 2, config.patch_size
-        self.norm_out = ChannelNorm(space, "decoder.norm_out")
+        self.norm_out, self.silu = ChannelNorm(space, "decoder.norm_out"), space.dialect.silu
         self.conv_out = causal_convolution(space, "decoder.conv_out")
 
     def forward(self, latent: torch.Tensor, *caches: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -60,8 +62,9 @@ class VaeGraph(nn.Module):
                 frames = layer(frames, walk)
             if shortcut is not None:
                 around = shortcut(before, first=not walk.old)
+                around = [torch.cat(around)] if len(around) > len(frames) else around
                 frames = [a + b for a, b in zip(frames, around, strict=True)]
-        frames = self.conv_out([nn.functional.silu(self.norm_out(frame)) for frame in frames], walk)
+        frames = self.conv_out([self.silu(self.norm_out(frame)) for frame in frames], walk)
         frames = [pixels(frame, self.patch) for frame in frames]
         out = frames[0] if len(frames) == 1 else torch.cat(frames, dim=0)
         return out.clamp(-1.0, 1.0), *walk.new
@@ -105,13 +108,13 @@ class Residual(nn.Module):
         super().__init__()
         self.norm1, self.conv1 = ChannelNorm(space, f"{name}.norm1"), causal_convolution(space, f"{name}.conv1")
         self.norm2, self.conv2 = ChannelNorm(space, f"{name}.norm2"), causal_convolution(space, f"{name}.conv2")
-        shortcut = f"{name}.conv_shortcut"
+        self.silu, shortcut = space.dialect.silu, f"{name}.conv_shortcut"
         self.shortcut = convolution(space, shortcut) if f"{shortcut}.weight" in space.tensors else None
 
     def forward(self, frames: Frames, caches: Caches) -> Frames:
         """The frames after the block, as many as are given."""
-        x = self.conv1([nn.functional.silu(self.norm1(frame)) for frame in frames], caches)
-        x = self.conv2([nn.functional.silu(self.norm2(frame)) for frame in x], caches)
+        x = self.conv1([self.silu(self.norm1(frame)) for frame in frames], caches)
+        x = self.conv2([self.silu(self.norm2(frame)) for frame in x], caches)
         around = frames if self.shortcut is None else [self.shortcut(frame) for frame in frames]
         return [a + b for a, b in zip(x, around, strict=True)]
 
@@ -144,6 +147,8 @@ class Upsample(nn.Module):
         """The weights of NAME."""
         super().__init__()
         self.conv = doubling_convolution(space, f"{name}.resample.1")
+        out, into, *_ = space.tensors[f"{name}.resample.1.weight"].shape
+        self.together, self.growth = space.dialect.minimal_filtering, 4 * out / into
         time = f"{name}.time_conv"
         self.time_conv = causal_convolution(space, time) if f"{time}.weight" in space.tensors else None
 
@@ -153,10 +158,15 @@ class Upsample(nn.Module):
             if not caches.old:
                 caches.skip(frames[0])
             else:
-                both = self.time_conv(frames, caches)
-                half = both[0].shape[1] // 2
-                frames = [part for frame in both for part in (frame[:, :half], frame[:, half:])]
-        return [self.conv(frame) for frame in frames]
+                frames = self._doubled(self.time_conv(frames, caches))
+        return [self.conv(frame) for frame in apart_if_large(frames, self.growth)]
+
+    def _doubled(self, both: Frames) -> Frames:
+        """Frames [n, 2C, H, W], each of which is two, as twice as many."""
+        half, *size = both[0].shape[1] // 2, *both[0].shape[2:]
+        if self.together:
+            return [frame.reshape(2 * len(frame), half, *size) for frame in both]
+        return [part for frame in both for part in (frame[:, :half], frame[:, half:])]
 
 
 class Shortcut:
@@ -172,6 +182,7 @@ class Shortcut:
 
     def __call__(self, frames: Frames, *, first: bool) -> Frames:
         """Larger frames, and where time doubles twice as many; of the first latent frame the later one alone."""
+        frames = apart_if_large(frames, math.inf)
         return [part for frame in frames for part in (self._parts(frame)[-1:] if first else self._parts(frame))]
 
     def _parts(self, frame: torch.Tensor) -> Frames:
