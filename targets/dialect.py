@@ -51,12 +51,13 @@ class Dialect:
     """Most that the feed-forward's hidden activation takes, which is made in pieces of tokens: in one, stage 0 of
     Wan2.1-1.3B at 81x448x832 would take 1.1 GB. None: in one."""
     most_inputs: int | None = None
-    """Most input channels of a product in floating-point numbers, which is a sum of several where there are more. Of
-    matrices that are not `transposed`."""
+    """Most input channels of a product in floats, a sum of several where there are more; not of `transposed` ones."""
     minimal_filtering: bool = False
     """Sums of frames and kernels save convolutions; their rounding is a few times as large: for engines in float32."""
     most_pieces: int = 1
     """Most pieces that it is made in, however large they become."""
+    silu: Callable[[Tensor], Tensor] = staticmethod(nn.functional.silu)
+    """x · sigmoid(x)."""
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Product of x […, in] and a matrix, which is stored as `transposed` says."""
@@ -162,16 +163,10 @@ class Dialect:
         """GELU in its tanh form."""
         return nn.functional.gelu(x, approximate="tanh")
 
-    def silu(self, x: Tensor) -> Tensor:
-        """x · sigmoid(x)."""
-        return nn.functional.silu(x)
-
     def attention(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         """Softmax attention without a mask, [1, N, heads·size] each."""
         q, k, v = (by_heads(x, heads) for x in (query, key, value))
-        scores = torch.softmax(torch.bmm(q * q.shape[2] ** -0.5, k.transpose(1, 2)), dim=-1)
-        out: Tensor = torch.bmm(scores, v).transpose(0, 1).reshape(query.shape)
-        return out
+        return _attend(q * q.shape[2] ** -0.5, k.transpose(1, 2), v).transpose(0, 1).reshape(query.shape)
 
     def doubling(self) -> Callable[[Tensor], Tensor]:
         """Nearest-neighbour resize of [n, C, H, W] to [n, C, 2H, 2W]."""

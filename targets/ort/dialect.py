@@ -168,6 +168,7 @@ class Fused(Integers):
     feed_forward_bytes = 64 * 1024 * 1024
     most_pieces = 1024
     minimal_filtering = True
+    silu = staticmethod(silu)  # one operator, which ONNX Runtime would have to find
 
     def block_product(self, x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None, scheme: Scheme) -> Tensor:
         """The product as one operator."""
@@ -177,10 +178,6 @@ class Fused(Integers):
     def rotation(self, heads: int, size: int) -> Callable[..., Tensor]:
         """The rotation as one operator."""
         return lambda x, cos, sin: rotary_embedding(x, cos, sin, heads)
-
-    def silu(self, x: Tensor) -> Tensor:
-        """The SiLU as one operator, which ONNX Runtime would have to find."""
-        return silu(x)
 
     def channel_mean(self, channels: int) -> Callable[[Tensor], Tensor]:
         """The mean as a matrix product: of one frame it takes half the time of a reduction."""
