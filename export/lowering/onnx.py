@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
@@ -13,9 +14,10 @@ import torch
 from ...runtime.bundle.graphs import TensorSpec
 from ...targets.dialect import Dialect
 from ..weights.source import Source, sources_of
+from .decompositions import decompose
 from .graphs import GraphModule
 from .passes import anonymise, simplify
-from .program import export_program
+from .program import export_program, stack_traces_left_out
 from .repeat import add_function, as_calls, calls, export_layer, kinds_of
 
 __all__ = ["OnnxExport", "export_onnx"]
@@ -71,10 +73,10 @@ def _export(graph: GraphModule, dialect: Dialect) -> ir.Model:
     kinds = kinds_of(graph.layers)
     with as_calls(kinds):
         program = export_program(graph.module, graph.spec.inputs, graph.symbols)
+    layers = [export_layer(first, program) for first, *_ in kinds]
     outputs = [spec.name for spec in graph.spec.outputs]
     model = _translate(program, graph.spec.inputs, outputs, dialect, {**dialect.operators, **calls(len(kinds))})
-    for kind, (first, *_) in enumerate(kinds):
-        layer, specs = export_layer(first, program)
+    for kind, ((first, *_), (layer, specs)) in enumerate(zip(kinds, layers, strict=True)):
         add_function(model, kind, _translate(layer, specs, ["output"], dialect, dialect.operators), first)
     return model
 
@@ -86,7 +88,10 @@ def _translate(
     dialect: Dialect,
     operators: Mapping[Any, Callable[..., Any]],
 ) -> ir.Model:
-    exported: Any = torch.onnx.export(
+    """The model of a program, whose graph is no longer its own afterwards."""
+    decompose(program)
+    export = partial(
+        torch.onnx.export,
         program,
         optimize=False,
         opset_version=dialect.opset,
@@ -95,5 +100,11 @@ def _translate(
         input_names=[spec.name for spec in inputs],
         output_names=list(outputs),
     )
+    with stack_traces_left_out():
+        try:
+            exported: Any = export()
+        except torch.onnx.OnnxExporterError:  # an operator that is in none of its tables
+            del vars(program)["run_decompositions"]
+            exported = export()
     model: ir.Model = exported.model
     return model
