@@ -109,7 +109,7 @@ class Preset:
 SMALL = Preset(
     TINY,
     Resolution(17, 64, 64),
-    {"base_dim": 8, "num_res_blocks": 1},
+    {"base_dim": 16, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 0},
     TINY_TEXT,
     text_dtype="float32",
     text_length=64,

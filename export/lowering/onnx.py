@@ -13,11 +13,12 @@ import torch
 
 from ...runtime.bundle.graphs import TensorSpec
 from ...targets.dialect import Dialect
+from ...targets.tracing import lean_tracing
 from ..weights.source import Source, sources_of
 from .decompositions import decompose
 from .graphs import GraphModule
 from .passes import anonymise, simplify
-from .program import export_program, stack_traces_left_out
+from .program import export_program
 from .repeat import add_function, as_calls, calls, export_layer, kinds_of
 
 __all__ = ["OnnxExport", "export_onnx"]
@@ -100,7 +101,7 @@ def _translate(
         input_names=[spec.name for spec in inputs],
         output_names=list(outputs),
     )
-    with stack_traces_left_out():
+    with lean_tracing():
         try:
             exported: Any = export()
         except torch.onnx.OnnxExporterError:  # an operator that is in none of its tables

@@ -7,17 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 
 from ...runtime.bundle.graphs import TensorSpec
 from ...runtime.dtypes import DTYPES
 from ...targets.forms import Placement
+from ...targets.tracing import lean_tracing
 from ..weights.source import Source
 from ..weights.steps import TORCH_DTYPES
 
-__all__ = ["export_program", "map_weights", "stack_traces_left_out"]
+__all__ = ["export_program", "map_weights"]
 
 
 def export_program(
@@ -30,21 +31,10 @@ def export_program(
         inputs: what it takes: the fixed shapes, or the largest ones.
         symbols: `torch.export.Dim` of the axes that vary, by input.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), _fake_parameters(module), stack_traces_left_out():
+    with FakeTensorMode(allow_non_fake_inputs=True), _fake_parameters(module), lean_tracing():
         arguments = tuple(torch.empty(spec.shape, dtype=TORCH_DTYPES[spec.dtype]) for spec in inputs)
         axes = tuple((symbols or {}).get(spec.name) for spec in inputs)
         return torch.export.export(module.eval(), arguments, dynamic_shapes=axes if symbols else None, strict=False)
-
-
-@contextmanager
-def stack_traces_left_out() -> Iterator[None]:
-    """While it lasts, a node that is traced isn't told which lines of Python it came from: a fifth of the time."""
-    before = getattr(fx.config, "do_not_emit_stack_traces", False)
-    fx.config.do_not_emit_stack_traces = True  # without effect before PyTorch knew it
-    try:
-        yield
-    finally:
-        fx.config.do_not_emit_stack_traces = before
 
 
 @contextmanager

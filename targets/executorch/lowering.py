@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_unflatten
 
 from ...runtime.files import file_digest
 from ..forms import Placement
+from ..tracing import lean_tracing
 from .dialect import FOLDED
 from .folding import fold
 
@@ -101,6 +102,7 @@ def weights_stay_in_file(
         undo.enter_context(_replaced(NodeSource, "__deepcopy__", lambda source, memo: source))
         # What is lowered stays as it is, but its graph would be copied with each program that holds it.
         undo.enter_context(_replaced(LoweredBackendModule, "__deepcopy__", lambda module, memo: module))
+        undo.enter_context(lean_tracing())
         yield found
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import build
+from conftest import DATA, build
 from pyrexport.calibration.run import CalibrationRequest, calibrate
 from pyrexport.export.families.wan.vae import decoder_layer
 from pyrexport.export.proof.ranges import range_errors
 from pyrexport.export.reference.reference import Reference
+from pyrexport.export.weights.source import sources_of
 from pyrexport.runtime.bundle.opening import open_bundle
 from pyrexport.runtime.chain.plan import plan
 from pyrexport.runtime.chain.sampler import sample
@@ -22,14 +23,16 @@ from pyrexport.runtime.proof.tolerances import tolerances_of
 from pyrexport.runtime.quantisation import SCHEMES
 from pyrexport.runtime.ranges import output_of
 from pyrexport.runtime.recipe import read_calibration
+from pyrexport.targets.ort import TARGET as ORT
 from support.building import small_checkpoint
+from support.graphs import blueprint, graph_of
 from support.parity import change_weight
 from support.stopping import Stop
 
 PROMPTS = ("a cat", "a dog")
 SPARE = ("--no-text-encoder",)
 METHODS = {"transformer": "w8a8", "vae": "w8a8"}
-LAYER = "decoder.up_blocks.1.resnets.1.conv2"
+LAYER = "decoder.up_blocks.1.resnets.0.conv2"
 
 
 @pytest.fixture
@@ -133,6 +136,23 @@ def test_a_scale_that_is_off_by_two_is_named(rounded, tmp_path, field, place, fa
     found = range_errors(open_bundle(tmp_path / "bundle"))
     assert found["worst"]["layer"] == LAYER + field
     assert found["relative_error"] > SCHEMES["w8a8"].tolerances["ranges"]
+
+
+@pytest.mark.parametrize("checkpoint", ["tiny", "moving-shapes"])
+def test_layers_are_where_their_weights_are(checkpoint, make_checkpoint):
+    """With as many residual blocks in a level as Wan's own decoders have, and with fewer."""
+    drawn = blueprint(make_checkpoint() if checkpoint == "tiny" else DATA / checkpoint, ORT)
+    config = drawn.checkpoint.model.decoders["vae"]
+    assert config.num_res_blocks == {"tiny": 0, "moving-shapes": 2}[checkpoint]
+    sources = sources_of(graph_of(drawn, "vae_next").module)
+    kernels = {
+        path: source.tensor.removesuffix(".weight")
+        for path, source in sources.items()
+        if source.tensor.startswith(("decoder.mid_block", "decoder.up_blocks")) and source.tensor.endswith(".weight")
+    }
+    assert len(set(kernels.values())) > 20
+    for path, name in kernels.items():
+        assert path.startswith(f"{decoder_layer(config, name)}."), (path, name)
 
 
 def test_what_a_recipe_does_not_say_is_refused(recipe, make_checkpoint, refused, tmp_path):
