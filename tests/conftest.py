@@ -26,20 +26,30 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="pyrexport-tests-")
 
 Make = Callable[..., Path]
 LONGEST = (
-    "test_build.py",
-    "test_session.py",
-    "test_networks.py",
-    "test_parity.py",
-    "test_interruption.py",
-    "test_onnx.py",
-    "test_memory.py",
-    "test_readme.py",
+    "targets/trt/test_networks.py",
+    "export/bundle/test_build.py",
+    "targets/executorch/test_memory.py",
+    "package/test_readme.py",
+    "demonstration/test_moving_shapes.py",
+    "demonstration/test_demonstration.py",
+    "export/bundle/test_holdings.py",
+    "targets/executorch/test_build.py",
+    "export/bundle/test_resolutions.py",
+    "runtime/proof/test_parity.py",
+    "targets/ort/test_providers.py",
+    "targets/qnn/test_bundle.py",
+    "export/bundle/test_interruption.py",
+    "targets/trt/test_build.py",
+    "runtime/bundle/test_tiles.py",
+    "targets/test_foreign_target.py",
 )
+"""Files that take longest. The first two share no bundle: one process would wait until the other one has built it."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that no process is left alone with one at the end."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session", autouse=True)
