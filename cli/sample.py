@@ -129,7 +129,7 @@ def _begin(jobs: list[Job], run: Run, words: list[str] | None, negative: str | N
 
     Of many prompts, `words`, the folder is this run's from now on. What was said is returned, by output.
     """
-    _check_components(run.finish.model, run.finish.sampler, jobs)
+    _check_components(run.finish.model, run.finish.sampler, run.finish.decoder, jobs)
     if words is not None:
         claim_folder(jobs[0].output.parent, run.settings(words))
     for job in jobs:
@@ -147,11 +147,13 @@ def _warn(jobs: list[Job], sampler: Sampler, schedule: Schedule, negative: str |
     return lines
 
 
-def _check_components(model: Path, sampler: Sampler, jobs: list[Job]) -> None:
+def _check_components(model: Path, sampler: Sampler, decoder: str | None, jobs: list[Job]) -> None:
     if not sampler.has_text_encoder:
         raise UsageError(f"{model} has no text encoder: sample it from Python, with prompt_embeds")
     if not sampler.has_decoder and not all(job.latent_only for job in jobs):
         raise UsageError(f"{model} has no VAE: only latents can be written; give an output that ends in .npy")
+    if decoder is not None and all(job.latent_only for job in jobs):
+        raise UsageError(f"'{jobs[0].output.name}' holds latents, which nothing decodes: leave out --decoder")
 
 
 def _said(result: dict[str, Any], schedule: Schedule, out: TextIO | None) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def resolve_options(checkpoint: Checkpoint, target: BuildTarget, request: BuildR
         resolutions=resolutions,
         precision=precision,
         quantised={component: target.adapted(SCHEMES[name], own) for component, name in methods.items()},
-        vae_tiles=_tiles(checkpoint, request, resolutions),
+        vae_tiles=_tiles(checkpoint, decoders, request, resolutions),
         vae_caches=request.vae_caches,
         decoders=decoders,
         target=own,
@@ -191,11 +191,16 @@ def _resolutions(checkpoint: Checkpoint, request: BuildRequest) -> tuple[Resolut
     return found
 
 
-def _tiles(checkpoint: Checkpoint, request: BuildRequest, resolutions: Sequence[Resolution]) -> tuple[Tile, ...]:
+def _tiles(
+    checkpoint: Checkpoint, decoders: Sequence[str], request: BuildRequest, resolutions: Sequence[Resolution]
+) -> tuple[Tile, ...]:
+    """The tile of each resolution; None: the whole frame, or none of what is built decodes in tiles."""
     frames = [frame_of(checkpoint, resolution) for resolution in resolutions]
-    if not any(config.cut for config in checkpoint.model.decoders.values()):
+    cut = [name for name, config in checkpoint.model.decoders.items() if config.cut]
+    if not set(cut) & set(decoders):
         if request.vae_tile not in ("auto", "none") or request.vae_caches != "fp32":
-            raise UsageError(f"{checkpoint.folder} has no VAE: a tile or caches of it say nothing")
+            why = "--decoder leaves the VAE out" if cut else f"{checkpoint.folder} has no VAE"
+            raise UsageError(f"{why}: a tile or caches of it say nothing")
         return (None,) * len(frames)
     if request.vae_tile == "none":
         return (None,) * len(frames)

@@ -140,6 +140,15 @@ def _load(path: Path, **options: Any) -> dict[str, torch.Tensor]:
     return {name: value.detach() for name, value in found.items()}
 
 
+def _instead(path: Path) -> str:
+    """What to do with a file that is none of `torch.save`."""
+    try:
+        read_header(path)
+    except UsageError:
+        return "expected one, or safetensors"
+    return f"it holds safetensors; rename it to {path.stem}.safetensors"
+
+
 def _check_calls(path: Path) -> None:
     """Read the pickle's opcodes, and refuse one that calls anything that tensors do not need."""
     try:
@@ -159,7 +168,7 @@ def _check_calls(path: Path) -> None:
             opcodes = [(opcode.name, argument) for opcode, argument, _ in pickletools.genops(archive.read(name))]
     except zipfile.BadZipFile:
         raise UsageError(
-            f"{path} is no file of torch.save as it has been since PyTorch 1.6: expected one, or safetensors"
+            f"{path} is no file of torch.save as it has been since PyTorch 1.6: {_instead(path)}"
         ) from None
     except Exception as error:  # a pickle is anybody's: whatever its opcodes cannot be read for
         raise UsageError(f"{path}: its list of tensors cannot be read ({error}); fetch it again") from None

@@ -199,13 +199,20 @@ def test_what_a_pickle_holds_beside_tensors_is_refused(tiny, refused, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("decoder", "options"),
-    [("full", ("--precision", "tiny_decoder=fp16")), ("tiny", ("--quantize", "vae=w8a8"))],
+    ("decoder", "options", "line"),
+    [
+        ("full", ("--precision", "tiny_decoder=fp16"), "the tiny_decoder out"),
+        ("tiny", ("--quantize", "vae=w8a8"), "the vae out"),
+        ("tiny", ("--vae-tile", "8x8"), "the VAE out: a tile or caches of it say nothing"),
+        ("tiny", ("--vae-caches", "fp16"), "the VAE out: a tile or caches of it say nothing"),
+    ],
 )
-def test_what_is_asked_of_a_decoder_that_is_left_out_is_refused(tiny, weights, refused, tmp_path, decoder, options):
+def test_what_is_asked_of_a_decoder_that_is_left_out_is_refused(
+    tiny, weights, refused, tmp_path, decoder, options, line
+):
     given = ("--vae-decoder", weights, "--decoder", decoder, *options)
-    line = refused("build", tiny, "--target", "ort", "-o", tmp_path / "out", *given, *SMALL)
-    assert f"--decoder leaves the {options[1].partition('=')[0]} out" in line
+    found = refused("build", tiny, "--target", "ort", "-o", tmp_path / "out", *given, *SMALL)
+    assert f"--decoder leaves {line}" in found
 
 
 def test_a_decoder_that_is_not_there_is_refused(tiny, bundle, both, make_checkpoint, refused, tmp_path):
@@ -220,4 +227,6 @@ def test_a_decoder_that_is_not_there_is_refused(tiny, bundle, both, make_checkpo
     assert "is no file: expected a file that holds the tiny_decoder" in refused("inspect", tiny, *folder, "--quiet")
     preview = ("--preview", tmp_path / "p.png", "--preview-decoder", "tiny")
     assert "no tiny decoder" in refused("sample", bundle, "--prompt", "x", "-o", out, *preview, "--quiet")
+    latents = ("sample", both, "--prompt", "x", "-o", tmp_path / "x.npy", "--decoder", "tiny", "--quiet")
+    assert "'x.npy' holds latents, which nothing decodes: leave out --decoder" in refused(*latents)
     assert "is for --preview" in refused("sample", bundle, "--prompt", "x", "-o", out, *preview[2:], "--quiet")

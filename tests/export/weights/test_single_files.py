@@ -95,4 +95,6 @@ def test_refused(full: Path, tmp_path: Path, refused: Callable[..., str]) -> Non
     assert "is no file of torch.save" in refused(*command, "--transformer", tmp_path / "model.pth")
     other = repackaged(full, "vae", str, tmp_path / "vae.safetensors")
     assert "is missing" in refused(*command, "--transformer", other)
+    renamed = other.rename(tmp_path / "vae.pth")
+    assert "it holds safetensors; rename it to vae.safetensors" in refused(*command, "--vae", renamed)
     assert not (tmp_path / "out").exists()
