@@ -209,11 +209,21 @@ def attention_in_pieces(
         least = min(-(-tokens * row // room), most or tokens)
         count = next((count for count in range(least, 2 * least) if tokens % count == 0), least)
         step = -(-tokens // count)
-        starts = range(0, tokens, step)
-        one = [(q[h : h + 1], k[h : h + 1], v[h : h + 1]) for h in range(heads)]
-        parts = [[_attend(q[:, start : start + step], k, v) for start in starts] for q, k, v in one]
-        out = torch.cat([torch.cat(part, dim=1) if len(part) > 1 else part[0] for part in parts], dim=0)
+        one = zip(_cut(q, 1, 0), _cut(k, 1, 0), _cut(v, 1, 0), strict=True)
+        out = _joined([_joined([_attend(piece, k, v) for piece in _cut(q, step, 1)], 1) for q, k, v in one], 0)
     return out.transpose(0, 1).reshape(query.shape)
+
+
+def _cut(x: Tensor, size: int, axis: int) -> list[Tensor]:
+    """Pieces of a size along one of the first two axes; what is one piece is itself: a cut of all would be a copy."""
+    if x.shape[axis] <= size:
+        return [x]
+    starts = range(0, x.shape[axis], size)
+    return [x[start : start + size] if axis == 0 else x[:, start : start + size] for start in starts]
+
+
+def _joined(pieces: list[Tensor], axis: int) -> Tensor:
+    return torch.cat(pieces, dim=axis) if len(pieces) > 1 else pieces[0]
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -1,9 +1,13 @@
 """How graphs are written for XNNPACK."""
 
+import operator
+
 import pytest
 import torch
+from executorch.exir.delegate import executorch_call_delegate
 from pyrexport.targets.executorch import dialect
 from pyrexport.targets.executorch.dialect import PORTABLE
+from pyrexport.targets.executorch.lowering import lower
 from pyrexport.targets.ort.dialect import FUSED
 
 
@@ -38,3 +42,17 @@ def test_attention_in_pieces_is_the_same(monkeypatch, tokens):
     for nbytes in (31 * 4 * 24, 31 * 4 * 5, 1):
         monkeypatch.setattr(dialect, "SCORES_BYTES", nbytes)
         torch.testing.assert_close(PORTABLE.attention(q, k, v, 4), wanted, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize(("heads", "nbytes"), [(4, 31 * 4 * 24), (1, 31 * 4 * 5)])
+def test_what_is_one_piece_is_not_cut(monkeypatch, heads, nbytes):
+    """A cut that leaves all would be a copy between two delegates: blocks whose heads fit one by one had twelve."""
+    monkeypatch.setattr(dialect, "SCORES_BYTES", nbytes)
+
+    class Attention(torch.nn.Module):
+        def forward(self, q, k, v):
+            return PORTABLE.attention(q + q, k, v, heads)
+
+    program = torch.export.export(Attention(), (torch.randn(1, 24, 48), torch.randn(1, 31, 48), torch.randn(1, 31, 48)))
+    calls = [node for node in lower("attention", program).graph.nodes if node.op == "call_function"]
+    assert [node.target for node in calls] == [executorch_call_delegate, operator.getitem]
