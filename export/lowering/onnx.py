@@ -101,11 +101,11 @@ def _translate(
         input_names=[spec.name for spec in inputs],
         output_names=list(outputs),
     )
-    with lean_tracing():
-        try:
+    try:
+        with lean_tracing():
             exported: Any = export()
-        except torch.onnx.OnnxExporterError:  # an operator that is in none of its tables
-            del vars(program)["run_decompositions"]
-            exported = export()
+    except torch.onnx.OnnxExporterError:  # an operator that is in none of its tables
+        del vars(program)["run_decompositions"]
+        exported = export()  # traced again, for which guards of sizes need their Python
     model: ir.Model = exported.model
     return model
