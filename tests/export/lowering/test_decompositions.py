@@ -73,6 +73,16 @@ def test_a_program_is_not_traced_again(name: str, traced: list[ExportedProgram])
 
 
 @pytest.mark.parametrize("name", TRACED)
+def test_sizes_go_on_varying_where_a_program_is_traced_again(name: str, traced: list[ExportedProgram]) -> None:
+    """Its guards of sizes are Python, which is called then."""
+    count = Dim("count", min=2, max=64)
+    model = exported(TRACED[name], {"x": {2: count}, "y": {2: count}})
+    assert traced
+    for times in (1, 3):
+        assert_computes(model, TRACED[name], X.repeat(1, 1, times), Y.repeat(1, 1, times))
+
+
+@pytest.mark.parametrize("name", TRACED)
 def test_a_program_is_traced_again_where_its_graph_does_not_do(name: str, traced: list[ExportedProgram]) -> None:
     model = exported(TRACED[name], {})
     assert traced
