@@ -100,6 +100,8 @@ def pack_crossings(parts: Sequence[OnnxForm], kept: Collection[str]) -> list[Onn
     Returns:
         The parts, as their networks are now.
     """
+    if len(parts) == 1:
+        return list(parts)
     apart = [*chain.from_iterable(_apart(part, kept) for part in parts[:-1]), parts[-1]]
     packs: list[_Pack] = []
     found = []
