@@ -62,7 +62,7 @@ def write_engines(form: OnnxForm, folder: Path, options: Mapping[str, Any]) -> I
 def _cut(form: OnnxForm, options: Mapping[str, Any]) -> list[OnnxForm]:
     """A network's parts, one where its weights are few."""
     limit = options["engine_limit"]
-    parts = cut_network(form, *((int(limit), "--engine-limit") if limit else (ENGINE_LIMIT,)))
+    parts = cut_network(form, int(limit), "--engine-limit") if limit else cut_network(form, ENGINE_LIMIT)
     return pack_crossings(parts, [spec.name for spec in form.graphs[0].outputs])
 
 
